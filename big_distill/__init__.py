@@ -1,0 +1,13 @@
+"""big_distill: a big image classifier into a small one that is just as good."""
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # lazily: importing big_distill alone imports nothing heavy
+        from big_distill.inference import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,37 @@
+"""The errors a user can cause or meet: each prints as one line and ends the program with its own exit status."""
+
+
+class BigDistillError(Exception):
+    """Something the user can mend; its message is one line that says what and how."""
+
+    exit_status = 1
+
+
+class ConfigError(BigDistillError):
+    """A config or a flag that cannot be: names the field, the value and what was expected."""
+
+    exit_status = 2
+
+
+class DataError(BigDistillError):
+    """A data set that is missing, damaged or not what the config says."""
+
+    exit_status = 3
+
+
+class RunError(BigDistillError):
+    """A run directory, checkpoint or weight file that cannot be used as asked."""
+
+    exit_status = 4
+
+
+class NonFiniteError(BigDistillError):
+    """The loss or a gradient stopped being finite; the update was not applied."""
+
+    exit_status = 5
+
+
+class Preempted(BigDistillError):
+    """A signal asked the run to stop; its state was saved and the same command goes on."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again

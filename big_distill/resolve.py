@@ -1,0 +1,253 @@
+"""Checks a config as a whole and fills in what follows from it, before any data is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from big_distill.config import Config, ModelConfig, ViewConfig, freeze, nearest
+from big_distill.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of models: which fields of `ModelConfig` it reads, and the smallest image it can take, in pixels."""
+
+    fields: tuple[str, ...]
+    min_image_size: int
+
+
+MODELS = {
+    "mlp": Family(("features",), 1),
+    "lenet5": Family((), 16),
+    "cnn": Family(("features",), 4),
+    "six_layer_cnn": Family((), 4),
+    "bit": Family(("depth", "blocks", "width", "root_pool"), 4),  # doubled by every stage after the first
+}
+BIT_BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+OBJECTIVES = ("function_matching", "hinton", "logit_regression", "cross_entropy")
+REGIMES = ("fixed", "independent", "consistent", "function_matching")
+SCHEDULES = ("cosine", "constant", "staircase", "bit_hyperrule")
+
+
+def resolve(config: ConfigDict, num_devices: int, platform: str) -> Config:
+    """Checks a config and fills in what follows from it; touches no data.
+
+    Args:
+      config: what a config file returned, with the command line's overrides.
+      num_devices: over all processes.
+      platform: 'cpu', 'gpu' or 'tpu'.
+
+    Returns:
+      The frozen Config: durations in steps, dtype, warm-up, mixup and intervals set.
+
+    Raises:
+      ConfigError: one line with the field, its value and what was expected.
+    """
+    return _resolve(freeze(Config, config, "config"), num_devices, platform, "config")
+
+
+def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Config:
+    _check_numbers(config, num_devices, prefix)
+    view = _resolve_view(config, prefix)
+    _check_model(config.student, view, f"{prefix}.student")
+    if config.teacher.model.name is not None:
+        _check_model(config.teacher.model, view, f"{prefix}.teacher.model")
+    _check_objective(config, prefix)
+    total_steps, warmup_steps, boundaries = _durations(config, prefix)
+    _choice(f"{prefix}.optimizer.name", config.optimizer.name, ("adam", "sgd"))
+    _choice(f"{prefix}.optimizer.mu_dtype", config.optimizer.mu_dtype, ("float32", "bfloat16"))
+    _choice(f"{prefix}.dtype", config.dtype, ("auto", "float32", "bfloat16"))
+    teacher = config.teacher
+    if teacher.config is not None:
+        source = teacher.config.source
+        source = dataclasses.replace(source, data_dir=source.data_dir or config.source.data_dir)
+        nested = dataclasses.replace(teacher.config, source=source)
+        teacher = dataclasses.replace(
+            teacher, config=_resolve(nested, num_devices, platform, f"{prefix}.teacher.config")
+        )
+    eval_every_steps = config.eval_every_steps or max(1, total_steps // 10)
+    return dataclasses.replace(
+        config,
+        total_steps=total_steps,
+        teacher=teacher,
+        view=view,
+        optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup_steps, boundaries=boundaries),
+        dtype={"cpu": "float32"}.get(platform, "bfloat16") if config.dtype == "auto" else config.dtype,
+        eval_every_steps=eval_every_steps,
+        checkpoint_every_steps=config.checkpoint_every_steps or eval_every_steps,
+    )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _choice(path: str, value: str | None, choices: Sequence[str], *, or_own: bool = False) -> None:
+    """Requires one of the choices, or the user's own `module:function` where that is allowed."""
+    if value not in choices and not (or_own and value and ":" in value):
+        raise ConfigError(f"{path}={value!r} is not known{nearest(str(value), choices)}")
+
+
+def _at_least(path: str, value: float, least: float) -> None:
+    _require(value >= least, f"{path}={value}: expected at least {least}")
+
+
+def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
+    source, optimizer = config.source, config.optimizer
+    _at_least(f"{prefix}.num_classes", config.num_classes, 2)
+    for name in ("batch_size", "accumulate_steps", "log_every_steps", "keep_latest"):
+        _at_least(f"{prefix}.{name}", getattr(config, name), 1)
+    for name in ("seed", "total_steps", "total_epochs", "eval_every_steps", "checkpoint_every_steps", "keep_best"):
+        _at_least(f"{prefix}.{name}", getattr(config, name), 0)
+    _at_least(f"{prefix}.profile_at_step", config.profile_at_step, 0)
+    for name in ("num_train_examples", "num_threads", "prefetch"):
+        _at_least(f"{prefix}.source.{name}", getattr(source, name), 1)
+    for name in ("lr", "weight_decay", "clip_norm"):
+        _at_least(f"{prefix}.optimizer.{name}", getattr(optimizer, name), 0)
+    for name in ("momentum", "b1", "b2"):
+        value = getattr(optimizer, name)
+        _require(0 <= value < 1, f"{prefix}.optimizer.{name}={value}: expected a number in [0, 1)")
+    bad = source.max_bad_fraction
+    _require(0 <= bad <= 1, f"{prefix}.source.max_bad_fraction={bad}: expected a number in [0, 1]")
+    _require(
+        config.batch_size % (config.accumulate_steps * num_devices) == 0,
+        f"{prefix}.batch_size={config.batch_size} is not divisible by {num_devices} devices x "
+        f"accumulate_steps={config.accumulate_steps}",
+    )
+
+
+def _check_objective(config: Config, prefix: str) -> None:
+    objective, teacher, nested = config.objective, config.teacher, config.teacher.config
+    _choice(f"{prefix}.objective.name", objective.name, OBJECTIVES, or_own=True)
+    temperature, alpha = objective.temperature, objective.alpha
+    _require(temperature > 0, f"{prefix}.objective.temperature={temperature}: expected a number above 0")
+    _require(0 <= alpha <= 1, f"{prefix}.objective.alpha={alpha}: expected a number in [0, 1]")
+    _require(
+        not (teacher.path and nested), f"{prefix}.teacher.path and {prefix}.teacher.config are both set: unset one"
+    )
+    _choice(f"{prefix}.teacher.mean", teacher.mean, ("logits", "probabilities"))
+    if objective.name == "cross_entropy":
+        _require(
+            not _distilled(config), f"{prefix}.objective.name='cross_entropy' reads no teacher: unset {prefix}.teacher"
+        )
+    elif objective.name in OBJECTIVES:
+        _require(
+            _distilled(config),
+            f"{prefix}.objective.name={objective.name!r} needs a teacher: set {prefix}.teacher.path or "
+            f"{prefix}.teacher.config, or train on labels with 'cross_entropy'",
+        )
+    if nested is None:
+        return
+    for name, theirs, ours in (
+        ("num_classes", nested.num_classes, config.num_classes),
+        ("view.channels", nested.view.channels, config.view.channels),
+    ):
+        _require(
+            theirs == ours, f"{prefix}.teacher.config.{name}={theirs} differs from the student's {prefix}.{name}={ours}"
+        )
+    theirs, ours = nested.view.image_size, config.view.image_size
+    _require(
+        theirs <= ours,
+        f"{prefix}.view.image_size={ours} is smaller than {prefix}.teacher.config.view.image_size={theirs}: "
+        "a view is as large as the largest network needs",
+    )
+
+
+def _distilled(config: Config) -> bool:
+    return bool(config.teacher.path or config.teacher.config)
+
+
+def _resolve_view(config: Config, prefix: str) -> ViewConfig:
+    view, path = config.view, f"{prefix}.view"
+    _at_least(f"{path}.image_size", view.image_size, 1)
+    _choice(f"{path}.regime", view.regime, REGIMES)
+    _choice(f"{path}.crop", view.crop, ("inception", "central"))
+    _require(view.channels in (1, 3), f"{path}.channels={view.channels}: expected 1 or 3")
+    _require(
+        0 < view.area_min <= view.area_max <= 1,
+        f"{path}.area_min={view.area_min}, area_max={view.area_max}: expected 0 < area_min <= area_max <= 1",
+    )
+    mixup = float(view.regime == "function_matching") if view.mixup is None else view.mixup
+    _at_least(f"{path}.mixup", mixup, 0)
+    if _distilled(config):
+        _require(
+            (mixup > 0) == (view.regime == "function_matching"),
+            f"{path}.mixup={mixup} with {path}.regime={view.regime!r}: function_matching mixes, the others do not",
+        )
+    else:
+        _require(view.regime not in ("fixed", "independent"), f"{path}.regime={view.regime!r} needs a teacher")
+    resize = view.resize or view.image_size
+    _require(resize >= view.image_size, f"{path}.resize={resize} is smaller than {path}.image_size={view.image_size}")
+    return dataclasses.replace(view, mixup=mixup, resize=resize)
+
+
+def _check_model(model: ModelConfig, view: ViewConfig, path: str) -> None:
+    _choice(f"{path}.name", model.name, list(MODELS), or_own=True)
+    family = MODELS.get(str(model.name))
+    if family is None:
+        return
+    for field in dataclasses.fields(ModelConfig):
+        value = getattr(model, field.name)
+        if field.name not in ("name", *family.fields) and value != field.default:
+            reads = ", ".join(family.fields) or "no field"
+            raise ConfigError(
+                f"{path}.{field.name}={value!r}: the model {model.name!r} does not read it (it reads {reads})"
+            )
+    _require(min((*model.features, *model.blocks, 1)) == 1, f"{path}: features and blocks must be positive")
+    _require(
+        model.name != "cnn" or len(model.features) == 2, f"{path}.features={model.features}: a cnn has two, as (16,32)"
+    )
+    least = family.min_image_size
+    if model.name == "bit":
+        _require(bool(model.depth) != bool(model.blocks), f"{path}: set one of depth and blocks")
+        if model.depth:
+            depths = ", ".join(map(str, BIT_BLOCKS))
+            _require(model.depth in BIT_BLOCKS, f"{path}.depth={model.depth}: expected one of {depths}, or blocks")
+        _require(model.width > 0, f"{path}.width={model.width}: expected a number above 0")
+        _choice(f"{path}.root_pool", model.root_pool, ("zero", "-inf"))
+        least *= 2 ** (len(model.blocks or BIT_BLOCKS[model.depth]) - 1)
+    size = view.image_size
+    _require(size >= least, f"{path}: an image of {size} px is smaller than the {least} px that a {model.name!r} needs")
+
+
+def bit_hyperrule(num_train_examples: int) -> tuple[int, ...]:
+    """Steps of the BiT-HyperRule: end of warm-up, three falls to a tenth, end of the run.
+
+    Kolesnikov et al. 2020, "Big Transfer" (arXiv 1912.11370), section 3.3.
+    """
+    if num_train_examples < 20_000:
+        return (100, 200, 300, 400, 500)
+    if num_train_examples < 500_000:
+        return (500, 3_000, 6_000, 9_000, 10_000)
+    return (500, 6_000, 12_000, 18_000, 20_000)
+
+
+def _durations(config: Config, prefix: str) -> tuple[int, int, tuple[int, ...]]:
+    """(total steps, warm-up steps, boundaries). Under the BiT-HyperRule another total stretches the whole rule."""
+    optimizer, source = config.optimizer, config.source
+    _choice(f"{prefix}.optimizer.schedule", optimizer.schedule, SCHEDULES)
+    rule = bit_hyperrule(source.num_train_examples) if optimizer.schedule == "bit_hyperrule" else ()
+    total = config.total_steps
+    if not total and config.total_epochs:
+        total = max(1, int(config.total_epochs * source.num_train_examples / config.batch_size))
+    elif not total and rule:
+        total = rule[-1]
+    _require(total > 0, f"{prefix}.total_epochs (or total_steps) must be set: the length of the run")
+    warmup, boundaries = optimizer.warmup_steps, optimizer.boundaries
+    if rule:
+        warmup = warmup or rule[0] * total // rule[-1]
+        boundaries = tuple(step * total // rule[-1] for step in rule[1:-1])
+    _require(
+        0 <= warmup < total, f"{prefix}.optimizer.warmup_steps={warmup}: expected fewer than the run's {total} steps"
+    )
+    if optimizer.schedule == "staircase":
+        rising = (
+            list(boundaries) == sorted(set(boundaries))
+            and 0 < min(boundaries, default=0) < max(boundaries) + 1 <= total
+        )
+        _require(rising, f"{prefix}.optimizer.boundaries={boundaries}: expected rising steps within the run's {total}")
+    return total, warmup, boundaries

@@ -1,0 +1,41 @@
+"""Shared by all tests: eight fake CPU devices, and a compile cache in the checkout's `.pytest_cache`."""
+
+import os
+import pathlib
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from absl import flags
+
+from big_distill.config import template
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def tiny():
+    """An unresolved config that trains a small CNN on the digits for a few steps, supervised."""
+    config = template()
+    config.num_classes = 10
+    config.batch_size = 40
+    config.total_steps = 6
+    config.log_every_steps = 1
+    config.eval_every_steps = 3
+    config.student.name = "cnn"
+    config.student.features = (4, 8)
+    config.objective.name = "cross_entropy"
+    config.source.name = "digits"
+    config.source.num_train_examples = 1200
+    config.source.validation = "validation"
+    config.source.test = "validation"  # 200 examples: half as many to evaluate
+    config.view.image_size = 8
+    config.view.channels = 1
+    config.view.area_min = 0.5
+    return config
