@@ -1,0 +1,147 @@
+"""Everything random of a training run's input, as a pure function of (seed, step).
+
+The draws are of the *global* batch and every process makes all of them: they do not depend on the number of devices or
+processes, and a resumed run goes on exactly where it stopped, because `state.step` is the whole position. Philox is
+counter-based, so any step is reached at once: the key is (seed, purpose), the counter's top word the step or epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+NUM_ATTEMPTS = 10
+ASPECTS = (3 / 4, 4 / 3)  # width / height of an inception crop
+
+# Purposes. A new one is appended: renumbering would change every run's stream.
+_ORDER, _STUDENT, _TEACHER, _MIXUP = range(4)
+_BRANCHES = {"student": _STUDENT, "teacher": _TEACHER}
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """The random numbers of one step, or of a part of its batch.
+
+    ids: int64 [B], examples of the training split.
+    attempts: float64 [B, 10, 2], uniform in [0, 1): an inception crop's (size, aspect), attempt by attempt.
+    offset: float64 [B, 2], uniform in [0, 1): where the crop lies, (down, right).
+    flip: bool [B], mirror left to right.
+    lam: float32, mixup's lambda in [0.5, 1], one for the global batch.
+    """
+
+    ids: np.ndarray
+    attempts: np.ndarray
+    offset: np.ndarray
+    flip: np.ndarray
+    lam: np.float32
+
+    def part(self, start: int, stop: int) -> Draws:
+        """The draws of examples `start` to `stop` of the batch, e.g. of one process."""
+        part = slice(start, stop)
+        return Draws(self.ids[part], self.attempts[part], self.offset[part], self.flip[part], self.lam)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """The order and the augmentations of a run.
+
+    Every epoch is one permutation of the split and batches run on across the end of an epoch: example `i` of step `s`
+    is number `p = s * batch_size + i` of the stream and lies in epoch `p // num_examples`.
+
+    seed: of the run.
+    num_examples: size of the training split.
+    batch_size: global.
+    mixup: lambda ~ Beta(mixup, mixup), folded to max(lambda, 1 - lambda); 0: lambda is always 1.
+    """
+
+    seed: int
+    num_examples: int
+    batch_size: int
+    mixup: float
+
+    def ids(self, step: int) -> np.ndarray:
+        """Examples of a step, int64 [B]."""
+        position = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
+        epoch, index = np.divmod(position, self.num_examples)
+        ids = np.empty(self.batch_size, np.int64)
+        for number in np.unique(epoch):
+            here = epoch == number
+            ids[here] = permutation(self.seed, self.num_examples, int(number))[index[here]]
+        return ids
+
+    def draws(self, step: int, branch: str = "student") -> Draws:
+        """All draws of a step.
+
+        Args:
+          step: from 0.
+          branch: 'teacher' gives a second, independent crop and flip of the same examples under the same lambda.
+        """
+        random = _generator(self.seed, _BRANCHES[branch], step)
+        attempts = random.random((self.batch_size, NUM_ATTEMPTS, 2))
+        offset = random.random((self.batch_size, 2))
+        flip = random.random(self.batch_size) < 0.5
+        lam = 1.0
+        if self.mixup:
+            lam = _generator(self.seed, _MIXUP, step).beta(self.mixup, self.mixup)
+        return Draws(self.ids(step), attempts, offset, flip, np.float32(max(lam, 1 - lam)))
+
+
+def _generator(seed: int, purpose: int, index: int) -> np.random.Generator:
+    key = np.array([seed % 2**64, purpose], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, index], np.uint64)))
+
+
+@functools.lru_cache(maxsize=8)
+def permutation(seed: int, num_examples: int, epoch: int) -> np.ndarray:
+    """The order of one epoch: int64 [num_examples], read-only.
+
+    Sorted uniforms rather than `Generator.permutation`, whose stream NumPy does not promise to keep between versions.
+    """
+    order = np.argsort(_generator(seed, _ORDER, epoch).random(num_examples), kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def inception_boxes(
+    draws: Draws, heights: np.ndarray, widths: np.ndarray, area: tuple[float, float] = (0.05, 1.0)
+) -> np.ndarray:
+    """Random crops in whole pixels (Szegedy et al. 2015, "Going deeper with convolutions", section 6).
+
+    As TensorFlow's `sample_distorted_bounding_box`, which the papers' code calls: an aspect uniform in [3/4, 4/3], then
+    a *height* uniform among those for which the area is allowed and the box fits, so the area itself is not uniform.
+    The first attempt that fits wins; when none does (in a ribbon of an image), the largest central box of such an
+    aspect.
+
+    Args:
+      draws: of B examples.
+      heights: int [B], pixels.
+      widths: int [B], pixels.
+      area: least and greatest share of the image's area.
+
+    Returns:
+      int64 [B, 4]: top, left, height, width.
+    """
+    image_height, image_width = heights[:, None].astype(np.float64), widths[:, None].astype(np.float64)
+    least, most = (share * image_height * image_width for share in area)
+    size = draws.attempts[..., 0]
+    aspect = ASPECTS[0] + draws.attempts[..., 1] * (ASPECTS[1] - ASPECTS[0])
+    widest = np.floor((image_width + 0.5 - 1e-7) / aspect)  # greatest height whose width, rounded, still fits
+    high = np.minimum(np.minimum(np.rint(np.sqrt(most / aspect)), image_height), widest)
+    low = np.minimum(np.rint(np.sqrt(least / aspect)), high)
+    height = low + np.floor(size * (high - low + 1))
+    # Rounding can leave the area just outside: one pixel more or less may bring it back.
+    height += height * np.rint(height * aspect) < least
+    height -= height * np.rint(height * aspect) > most
+    width = np.rint(height * aspect)
+    fits = (height >= 1) & (width >= 1) & (height <= image_height) & (width <= image_width)
+    fits &= (height * width >= least) & (height * width <= most)
+
+    first = np.arange(len(fits)), np.argmax(fits, axis=1)
+    found = fits.any(axis=1)
+    image = np.stack([heights, widths], axis=1)
+    largest = np.maximum(1, np.minimum(image, np.floor(image[:, ::-1] * ASPECTS[1])))
+    box = np.where(found[:, None], np.stack([height[first], width[first]], axis=1), largest)
+    corner = np.where(found[:, None], np.floor(draws.offset * (image - box + 1)), (image - box) // 2)
+    return np.concatenate([corner, box], axis=1).astype(np.int64)

@@ -1,0 +1,286 @@
+"""From a source and a config to batches: every process makes its contiguous part of the global batch.
+
+One grain element is one batch. A split whose decoded images fit `cache_bytes` is decoded once and then only gathered
+from; a larger one is read and decoded batch by batch. Both ways give the same pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from big_distill.config import Config, SourceConfig, ViewConfig
+from big_distill.data import Source
+from big_distill.data.draws import Draws, Stream, inception_boxes
+from big_distill.data.transforms import BadImage, Ragged, central_view, crop_resize, decode, pack_groups
+from big_distill.errors import DataError
+
+HostBatch = dict[str, np.ndarray]
+
+_CHUNK = 256  # examples a thread reads at a time when a whole split is decoded
+_SAMPLE = 64  # images from which the decoded size of a split is estimated
+
+
+def check(config: Config, source: Source) -> None:
+    """Raises DataError unless the training split is what the config says it is."""
+    expected = config.source.num_train_examples
+    if source.num_examples != expected:
+        raise DataError(f"config.source.num_train_examples={expected}, but {source.name} has {source.num_examples}")
+    if source.num_classes not in (None, config.num_classes):
+        raise DataError(f"config.num_classes={config.num_classes}, but {source.name} has {source.num_classes}")
+    objective = config.objective
+    supervised = objective.name == "cross_entropy" or (objective.name == "hinton" and objective.alpha < 1)
+    if supervised and source.num_classes is None:
+        raise DataError(f"config.objective.name={objective.name!r} needs labels, but {source.name} has none")
+
+
+class TrainPipeline:
+    """Training batches, from any step on; `stream` is what they draw."""
+
+    def __init__(self, config: Config, source: Source, process_index: int = 0, process_count: int = 1):
+        """Decodes the split if it fits. `config` is a resolved one."""
+        assert config.total_steps is not None and config.view.mixup is not None
+        self.stream = Stream(config.seed, source.num_examples, config.batch_size, config.view.mixup)
+        self._total_steps, self._view, self._options = config.total_steps, config.view, config.source
+        self._source = source
+        self._part = _part(config.batch_size, process_index, process_count)
+        self._reader = _Reader(source, config.view.channels, config.source.max_bad_fraction)
+        self._cache = _load(self._reader, config.source)
+        self._central: np.ndarray | None = None  # all central views [N, S, S, C], if any are wanted and they fit too
+        if self._cache and (config.view.crop == "central" or config.view.regime == "fixed"):
+            bytes_ = self._cache.images.pixels.nbytes + source.num_examples * math.prod(_view_shape(config.view))
+            if bytes_ <= config.source.cache_bytes:
+                self._central = _central_view(self._cache.images, np.arange(source.num_examples), config.view)
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """Names of the images found unreadable so far; each was replaced by the next one, with that one's label."""
+        return self._reader.bad
+
+    def example_names(self, step: int) -> list[str]:
+        """Names of the examples of a step's global batch."""
+        return [self._source.example_name(int(i)) for i in self.stream.ids(step)]
+
+    def batches(self, start_step: int) -> Iterator[HostBatch]:
+        """This process's part of every batch from `start_step` to the end of the run, with `state.Batch`'s keys."""
+        return _prefetched(range(start_step, self._total_steps), self._batch, self._options)
+
+    def _batch(self, step: int) -> HostBatch:
+        draws = self.stream.draws(step).part(*self._part)
+        branches: dict[str, Draws | None] = {"pixels": draws}
+        if self._view.regime == "fixed":
+            branches["teacher_pixels"] = None
+        elif self._view.regime == "independent":
+            branches["teacher_pixels"] = self.stream.draws(step, "teacher").part(*self._part)
+        if self._cache:
+            label = self._cache.labels[draws.ids]
+            views = {key: self._views(self._cache.images, draws.ids, d) for key, d in branches.items()}
+        else:
+            label, views = self._read(draws.ids, branches)
+        batch = {"step": np.asarray(step, np.int32), "lam": np.asarray(draws.lam), **views}
+        return batch if self._source.num_classes is None else batch | {"label": label}
+
+    def _read(self, ids: np.ndarray, branches: dict[str, Draws | None]) -> tuple[np.ndarray, HostBatch]:
+        """(labels, views) of a batch that is not in memory."""
+        label = np.empty(len(ids), np.int32)
+        views = {key: np.empty((len(ids), *_view_shape(self._view)), np.uint8) for key in branches}
+        start = 0
+        for images, labels in pack_groups(self._reader.replacing(ids)):
+            stop = start + len(labels)
+            label[start:stop] = labels
+            for key, draws in branches.items():
+                part = draws and draws.part(start, stop)
+                views[key][start:stop] = self._views(images, np.arange(len(labels)), part)
+            start = stop
+        return label, views
+
+    def _views(self, images: Ragged, rows: np.ndarray, draws: Draws | None) -> np.ndarray:
+        """Views [B, S, S, C] under these draws, or the constant central ones."""
+        view = self._view
+        if draws and view.crop == "inception":
+            area = (view.area_min, view.area_max)
+            boxes = inception_boxes(draws, images.heights[rows], images.widths[rows], area)
+            return crop_resize(images, rows, boxes, view.image_size, draws.flip if view.flip else None)
+        views = self._central[rows] if self._central is not None else _central_view(images, rows, view)
+        if draws and view.flip:
+            views[draws.flip] = views[draws.flip, :, ::-1]
+        return views
+
+
+class EvalPipeline:
+    """The central views of a split, every example once; iterate as often as you like.
+
+    A batch has `pixels`, `mask` and, from a labelled source, `label`. `mask` is False for the padding of the last batch
+    and for images that cannot be read. Every process yields `num_batches` batches of one shape; they are kept after the
+    first pass if they fit `cache_bytes`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        view: ViewConfig,
+        options: SourceConfig,
+        batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """`batch_size` is global; of `options` only the cosmetic fields are read."""
+        self.num_batches = -(-source.num_examples // batch_size)
+        self._source, self._view, self._options, self._batch_size = source, view, options, batch_size
+        self._part = _part(batch_size, process_index, process_count)
+        self._reader = _Reader(source, view.channels, options.max_bad_fraction)
+        self._kept: list[HostBatch] = []
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """Names of the images found unreadable so far; they are masked out."""
+        return self._reader.bad
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        if self._kept:
+            yield from self._kept
+            return
+        start, stop = self._part
+        keep = self.num_batches * (stop - start) * math.prod(_view_shape(self._view)) <= self._options.cache_bytes
+        batches = []
+        for batch in _prefetched(range(self.num_batches), self._batch, self._options):
+            if keep:
+                batches.append(batch)
+            yield batch
+        self._kept = batches
+
+    def _batch(self, index: int) -> HostBatch:
+        start, stop = self._part
+        ids = np.arange(start, stop) + index * self._batch_size
+        ids = ids[ids < self._source.num_examples]
+        pixels = np.zeros((stop - start, *_view_shape(self._view)), np.uint8)
+        label, mask = np.zeros(stop - start, np.int32), np.zeros(stop - start, bool)
+
+        def readable() -> Iterator[tuple[np.ndarray, int]]:
+            for row, (image, label_of_row) in enumerate(self._reader.decoded(ids)):
+                label[row] = label_of_row
+                if image is not None:
+                    yield image, row
+
+        for images, rows in pack_groups(readable()):
+            pixels[rows] = _central_view(images, np.arange(len(rows)), self._view)
+            mask[rows] = True
+        batch = {"pixels": pixels, "mask": mask}
+        return batch if self._source.num_classes is None else batch | {"label": label}
+
+
+class _Reader:
+    """Decodes the examples of a source and keeps count of those that cannot be."""
+
+    def __init__(self, source: Source, channels: int, max_bad_fraction: float):
+        self.source = source
+        self.channels = channels
+        self._max_bad_fraction = max_bad_fraction
+        self._bad: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        return tuple(self._bad.values())
+
+    def decoded(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray | None, int]]:
+        """(image, label) of each id; None for an image that cannot be read."""
+        for id_, (data, label) in zip(ids.tolist(), self.source.read(ids), strict=True):
+            try:
+                image = decode(data, self.channels)
+            except BadImage as error:
+                self._count(id_, error)
+                image = None
+            yield image, label
+
+    def replacing(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        """(image, label) of each id, or of the next one that can be read."""
+        for id_, (image, label) in zip(ids.tolist(), self.decoded(ids), strict=True):
+            while image is None:
+                id_ = (id_ + 1) % self.source.num_examples
+                image, label = next(self.decoded(np.array([id_])))
+            yield image, label
+
+    def _count(self, id_: int, error: BadImage) -> None:
+        with self._lock:
+            if id_ not in self._bad:
+                self._bad[id_] = self.source.example_name(id_)
+                logging.warning("cannot read %s: %s", self._bad[id_], error)
+            count, total = len(self._bad), self.source.num_examples
+            if count > self._max_bad_fraction * total or count == total:
+                raise DataError(
+                    f"{count} of {total} images of {self.source.name} cannot be read, more than "
+                    f"config.source.max_bad_fraction={self._max_bad_fraction}: {', '.join(self.bad[:3])}"
+                )
+
+
+class _Cache(NamedTuple):
+    """A split in memory; the entries of a bad image are those of the next readable one."""
+
+    images: Ragged
+    labels: np.ndarray  # int32 [N]
+
+
+def _load(reader: _Reader, options: SourceConfig) -> _Cache | None:
+    """Decodes a whole split, or returns None if that takes more than `options.cache_bytes`."""
+    source = reader.source
+    everything = np.arange(source.num_examples)
+    sample = everything[:: -(-len(everything) // _SAMPLE)]
+    sizes = [image.nbytes for image, _ in reader.decoded(sample) if image is not None]
+    estimate = float(np.mean(sizes or [0])) * len(everything)
+    if estimate > options.cache_bytes:
+        return None
+    capacity = min(options.cache_bytes, int(1.5 * estimate) + (1 << 24))
+    pixels = np.empty((capacity // reader.channels, reader.channels), np.uint8)  # costs nothing until written to
+    offsets, heights, widths, labels = np.zeros((4, len(everything)), np.int64)
+    used = 0
+    chunks = [everything[i : i + _CHUNK] for i in range(0, len(everything), _CHUNK)]
+    pool = futures.ThreadPoolExecutor(options.num_threads)
+    try:
+        with tqdm(total=len(everything), desc=f"decoding {source.name}", unit=" images", delay=2, disable=None) as bar:
+            for ids, decoded in zip(chunks, pool.map(lambda ids: list(reader.decoded(ids)), chunks), strict=True):
+                for id_, (image, label) in zip(ids, decoded, strict=True):
+                    labels[id_] = label
+                    if image is None:
+                        continue
+                    heights[id_], widths[id_], offsets[id_] = *image.shape[:2], used
+                    used += heights[id_] * widths[id_]
+                    if used > len(pixels):
+                        return None
+                    pixels[offsets[id_] : used] = image.reshape(-1, reader.channels)
+                bar.update(len(ids))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    good = np.flatnonzero(heights)
+    entry = good[np.searchsorted(good, everything) % len(good)]  # its own, or that of the next readable image
+    images = Ragged(pixels[:used], offsets[entry], heights[entry], widths[entry])
+    return _Cache(images, labels[entry].astype(np.int32))
+
+
+def _central_view(images: Ragged, rows: np.ndarray, view: ViewConfig) -> np.ndarray:
+    return central_view(images, rows, view.resize or view.image_size, view.image_size)
+
+
+def _view_shape(view: ViewConfig) -> tuple[int, int, int]:
+    return view.image_size, view.image_size, view.channels
+
+
+def _part(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
+    """Start and stop of a process's examples within a global batch."""
+    size, rest = divmod(batch_size, process_count)
+    if rest:
+        raise ValueError(f"batch_size={batch_size} is not divisible by process_count={process_count}")
+    return process_index * size, (process_index + 1) * size
+
+
+def _prefetched(indices: range, batch_fn: Callable[[int], HostBatch], options: SourceConfig) -> Iterator[HostBatch]:
+    read_options = grain.ReadOptions(num_threads=options.num_threads, prefetch_buffer_size=options.prefetch)
+    return iter(grain.MapDataset.range(indices.start, indices.stop).map(batch_fn).to_iter_dataset(read_options))

@@ -1,0 +1,269 @@
+"""Where images and labels come from: `open_source` returns one split of a set, read by id."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib.util
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from big_distill import plugins
+from big_distill.config import SourceConfig
+from big_distill.data import Example, Source, array_source
+from big_distill.data.draws import permutation
+from big_distill.errors import ConfigError, DataError
+
+BUILT_IN = ("digits", "random", "folder")
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def open_source(source: SourceConfig, split: str, *, num_classes: int, image_size: int, channels: int) -> Source:
+    """Opens a split.
+
+    Args:
+      source: which set, and where.
+      split: in TFDS syntax: 'train', 'train[:90%]', 'train+validation', 'test[10:20]'.
+      num_classes, image_size, channels: the run's; for the source `random` alone, which makes such images.
+
+    Raises:
+      ConfigError: the name is not that of a source, or a function of your own failed.
+      DataError: the set is not there, is damaged or has no such split.
+    """
+    if ":" in source.name:
+        return _own_source(source, split)
+    if source.name == "digits":
+        return _digits_source(split)
+    if source.name == "random":
+        return _random_source(split, num_classes, (image_size, image_size, channels))
+    if source.name == "folder":
+        return _folder_source(source.path, split)
+    return _tfds_source(source, split)
+
+
+def split_ids(name: str, split: str, lengths: Mapping[str, int]) -> np.ndarray:
+    """Which examples a split holds, in order.
+
+    Args:
+      name: of the set, for messages.
+      split: in TFDS syntax.
+      lengths: number of examples of every base split.
+
+    Returns:
+      int64 [N], indices into the base splits laid end to end.
+
+    Raises:
+      DataError: no such split, no such slice, or no examples.
+    """
+    parts = re.split(r"\s*\+\s*", split)
+    if all(part in lengths for part in parts):
+        ranges = [(part, 0, lengths[part]) for part in parts]
+    else:
+        import tensorflow_datasets as tfds  # here, because plain splits need not wait for it
+
+        infos = {n: tfds.core.SplitInfo(name=n, shard_lengths=[length], num_bytes=0) for n, length in lengths.items()}
+        try:
+            absolute = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        except (ValueError, NotImplementedError) as error:
+            reason = str(error).splitlines()[-1].split(". ")[0]
+            raise DataError(f"{name}: {reason}; its splits are {', '.join(lengths)}") from error
+        ranges = [(a.splitname, a.from_ or 0, lengths[a.splitname] if a.to is None else a.to) for a in absolute]
+    starts = dict(zip(lengths, np.cumsum([0, *lengths.values()]), strict=False))
+    ids = np.concatenate([starts[part] + np.arange(begin, end, dtype=np.int64) for part, begin, end in ranges])
+    if not len(ids):
+        raise DataError(f"{name}: split {split!r} holds no examples")
+    return ids
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's handwritten digits, in a fixed random order every stretch of which holds the classes evenly."""
+    from sklearn.datasets import load_digits  # slow to import
+
+    grey, labels = load_digits(return_X_y=True)
+    order = permutation(0, len(labels), 0)
+    rank = np.empty(len(labels))  # of an example within its class, in (0, 1)
+    for label in range(10):
+        members = np.flatnonzero(labels[order] == label)
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = order[np.argsort(rank, kind="stable")]
+    pixels = np.rint(grey[order] * (255 / 16)).astype(np.uint8)  # values are 0 to 16
+    return pixels.reshape(-1, 8, 8), labels[order]
+
+
+def _digits_source(split: str) -> Source:
+    """1,797 grey images of 8 x 8 px: the first 1,200 of the stratified order train, 200 validate, 397 test."""
+    ids = split_ids("digits", split, {"train": 1200, "validation": 200, "test": 397})
+    images, labels = _digits()
+    return array_source(f"digits {split}", images[ids], labels[ids], [str(digit) for digit in range(10)])
+
+
+def _random_source(split: str, num_classes: int, shape: tuple[int, int, int]) -> Source:
+    """Noise of the run's size and classes, other noise in every split; labels go round. For `:smoke` and tests."""
+    lengths = {"train": 64, "validation": 32, "test": 32}
+    ids = split_ids("random", split, lengths)
+    images = np.random.Generator(np.random.Philox(0)).integers(0, 256, (sum(lengths.values()), *shape), np.uint8)
+    labels = np.arange(len(ids)) % num_classes
+    return array_source(f"random {split}", images[ids], labels, [str(label) for label in range(num_classes)])
+
+
+def _folder_source(path: str | None, split: str) -> Source:
+    """Image files: `<path>/<split>/<class>/*`, or `<path>/<class>/*` or, without labels, `<path>/*`.
+
+    The latter two are one split, 'train'. A split is in the fixed order of a hash of its file names, so that slices
+    mix the classes. Hidden files and other suffixes are ignored; an empty folder still counts as a class.
+    """
+    if not path:
+        raise ConfigError("config.source.path must be set: the directory of the source 'folder'")
+    root = pathlib.Path(path).expanduser()
+    try:
+        splits = _image_tree(root)
+        lengths = {split: sum(map(len, tree.values())) for split, tree in splits.items()}
+        classes = sorted({label for tree in splits.values() for label in tree} - {""})
+        examples = [
+            (file, classes.index(label) if label else -1)
+            for tree in splits.values()
+            for _, file, label in sorted((_hash(file), file, label) for label in tree for file in tree[label])
+        ]
+        if not examples:
+            raise DataError(f"{root} holds no {', '.join(_SUFFIXES)} files")
+        examples = [examples[i] for i in split_ids(str(root), split, lengths)]
+        sizes = [(root / file).stat().st_size for file, _ in examples]
+    except OSError as error:
+        raise DataError(f"{root} cannot be read: {error}") from error
+
+    return Source(
+        name=f"{root} {split}",
+        num_examples=len(examples),
+        num_classes=len(classes) or None,
+        class_names=tuple(classes),
+        fingerprint=_hash(repr((examples, sizes))),
+        read=lambda ids: [(_read_file(root / examples[i][0]), examples[i][1]) for i in ids],
+        example_name=lambda i: str(root / examples[i][0]),
+    )
+
+
+def _image_tree(root: pathlib.Path) -> dict[str, dict[str, list[str]]]:
+    """split -> class -> image files, relative to `root`; the class is '' where there are no labels."""
+    folders, images = _scan(root)
+    below = {folder: _scan(root / folder) for folder in folders}
+    splits = {
+        split: {label: [f"{split}/{label}/{file}" for file in _scan(root / split / label)[1]] for label in labels}
+        for split, (labels, _) in below.items()
+    }
+    if any(files for tree in splits.values() for files in tree.values()):
+        return splits
+    tree = {label: [f"{label}/{file}" for file in files] for label, (_, files) in below.items()}
+    return {"train": tree if any(tree.values()) else {"": images}}
+
+
+def _scan(folder: pathlib.Path) -> tuple[list[str], list[str]]:
+    """Names of the sub-folders and of the image files, sorted, without hidden ones."""
+    with os.scandir(folder) as entries:
+        seen = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    files = [name for name, is_dir in seen if not is_dir and name.lower().endswith(_SUFFIXES)]
+    return [name for name, is_dir in seen if is_dir], files
+
+
+def _read_file(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""  # which is no image: counted and replaced like a damaged one
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
+
+
+def _tfds_source(source: SourceConfig, split: str) -> Source:
+    """A TFDS set that was prepared as array_record, read without TensorFlow."""
+    import tensorflow_datasets as tfds  # slow to import
+
+    from big_distill.data import archives
+
+    builder = _tfds_builder(source.name, source.data_dir)
+    info, features = builder.info, builder.info.features
+    num_examples = len(split_ids(source.name, split, {name: s.num_examples for name, s in info.splits.items()}))
+    images, labels = (
+        sorted(key for key, feature in features.items() if isinstance(feature, kind))
+        for kind in (tfds.features.Image, tfds.features.ClassLabel)
+    )
+    if not images:
+        raise DataError(f"{source.name} has no images: its features are {', '.join(features)}")
+    image = "image" if "image" in images else images[0]  # a segmentation mask is an Image too
+    label = "label" if "label" in labels else next(iter(labels), None)
+    decoders = {key: tfds.decode.SkipDecoding() for key in images}
+    try:
+        data = builder.as_data_source(split, decoders=decoders)
+    except NotImplementedError as error:
+        stored = info.file_format.value
+        raise DataError(f"{builder.data_dir} is stored as {stored}: prepare it again as array_record") from error
+    contents = sorted((name, list(s.shard_lengths), int(s.num_bytes)) for name, s in info.splits.items())
+    checksums = sorted(archives.checksums(builder).items())
+
+    def read(ids: np.ndarray) -> list[Example]:
+        try:
+            examples = data.__getitems__(ids.tolist())
+        except Exception as error:  # of TFDS or array_record: a file that is missing or damaged
+            raise DataError(f"{builder.data_dir} cannot be read: {_one_line(error)}") from error
+        return [(example[image], int(example[label]) if label else -1) for example in examples]
+
+    return Source(
+        name=f"{source.name} {split}",
+        num_examples=num_examples,
+        num_classes=features[label].num_classes if label else None,
+        class_names=tuple(features[label].names) if label else (),
+        fingerprint=_hash(repr((info.full_name, split, contents, checksums))),
+        read=read,
+        example_name=lambda i: f"{source.name} {split} #{i}",
+    )
+
+
+def _tfds_builder(name: str, data_dir: str | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    from big_distill.data import archives
+
+    root = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    try:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=root)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        missing = error
+    except Exception as error:  # of TFDS: a description that is missing or damaged
+        raise DataError(f"{name} in {root} cannot be read: {_one_line(error)}") from error
+    command = f"tfds build {name} --file_format=array_record --data_dir={root}"
+    known = [*BUILT_IN, *tfds.list_builders(with_community_datasets=False)]
+    if name in archives.DATASETS:
+        command = f"python -m big_distill.prepare --dataset={name} --archives=DIR --data_dir={root}"
+    elif name.split("/")[0] not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(BUILT_IN)}, a TFDS set, module:function"
+        raise ConfigError(f"config.source.name={name!r} is not known; {hint}") from missing
+    elif importlib.util.find_spec("tensorflow") is None:
+        command = f"pip install 'big_distill[tf]' && {command}"
+    else:
+        try:
+            builder = tfds.builder(name, data_dir=root, file_format="array_record")
+            builder.download_and_prepare()
+            return builder
+        except Exception as error:  # of the network, of a missing manual download, of any of its builders
+            raise DataError(f"TFDS cannot prepare {name} in {root}: {_one_line(error)}; see: {command}") from error
+    raise DataError(f"{name} is not in {root}; make it with: {command}") from missing
+
+
+def _own_source(source: SourceConfig, split: str) -> Source:
+    made = plugins.load(source.name, "config.source.name")(source, split)
+    if not isinstance(made, Source):
+        raise ConfigError(f"config.source.name={source.name!r} returned {type(made).__name__}, expected a Source")
+    return made
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]

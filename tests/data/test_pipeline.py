@@ -1,0 +1,259 @@
+import dataclasses
+import io
+import itertools
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from big_distill.config import Config, ObjectiveConfig, SourceConfig, ViewConfig
+from big_distill.data import Source, array_source, transforms
+from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check
+from big_distill.errors import DataError
+
+NUM = 30
+REGIMES = ("consistent", "function_matching", "fixed", "independent")
+
+
+def mixed_source(bad=(), num_classes=5, num_examples=NUM):
+    """PNGs of mixed sizes; the label of example i is i % 5."""
+    random = np.random.default_rng(0)
+    data = []
+    for i in range(num_examples):
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (*random.integers(9, 25, 2), 3), np.uint8)).save(file, "PNG")
+        data.append(file.getvalue()[: 40 if i in bad else None])
+    return Source(
+        name="mixed",
+        num_examples=num_examples,
+        num_classes=num_classes,
+        class_names=(),
+        fingerprint="",
+        read=lambda ids: [(data[i], -1 if num_classes is None else int(i) % 5) for i in ids],
+        example_name=lambda i: f"image {i}",
+    )
+
+
+def make_config(regime="consistent", crop="inception", flip=True, total_steps=9, **options):
+    view = ViewConfig(
+        image_size=8, regime=regime, crop=crop, flip=flip, mixup=float(regime == "function_matching"), resize=10
+    )
+    source = SourceConfig(num_train_examples=NUM, **{"max_bad_fraction": 0.2, **options})
+    return Config(num_classes=5, batch_size=8, total_steps=total_steps, view=view, source=source)
+
+
+def batches(config, source, start_step=0, process_index=0, process_count=1):
+    return list(TrainPipeline(config, source, process_index, process_count).batches(start_step))
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
+
+
+def test_keys_and_types():
+    (batch, *_) = batches(make_config(), mixed_source())
+    assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
+        "step": ("int32", ()),
+        "lam": ("float32", ()),
+        "pixels": ("uint8", (8, 8, 8, 3)),
+        "label": ("int32", (8,)),
+    }
+    assert batch["lam"] == 1
+    (batch, *_) = batches(make_config("independent"), mixed_source(num_classes=None))
+    assert batch.keys() == {"step", "lam", "pixels", "teacher_pixels"}
+    (batch, *_) = batches(make_config("function_matching"), mixed_source())
+    assert 0.5 <= batch["lam"] < 1
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_processes_share_the_global_batch(regime, cache_bytes):
+    config, source = make_config(regime, cache_bytes=cache_bytes), mixed_source(bad={4, 29})
+    whole = batches(config, source)
+    for count in (2, 4):
+        parts = [batches(config, source, 0, index, count) for index in range(count)]
+        for step, local in enumerate(zip(*parts, strict=True)):
+            assert local[0]["pixels"].shape[0] == 8 // count
+            joined = {
+                key: np.concatenate([part[key] for part in local]) if local[0][key].ndim else local[0][key]
+                for key in local[0]
+            }
+            assert_same([joined], [whole[step]])
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_any_start_is_the_tail_of_the_whole_run(num_threads):
+    config = make_config("function_matching", num_threads=num_threads)
+    whole = batches(config, mixed_source())
+    assert [int(batch["step"]) for batch in whole] == list(range(9))
+    for start in (1, 4, 9):
+        assert_same(batches(config, mixed_source(), start), whole[start:])
+
+
+@pytest.mark.parametrize("bad", [(), (0, 4, 5, 29)])
+@pytest.mark.parametrize(("regime", "crop"), [*itertools.product(REGIMES, ("inception", "central"))])
+def test_in_memory_and_read_batch_by_batch_are_the_same(regime, crop, bad, monkeypatch):
+    in_memory = TrainPipeline(make_config(regime, crop), mixed_source(bad))
+    expected = list(in_memory.batches(0))
+    monkeypatch.setattr(transforms, "_GROUP_BYTES", 2000)  # a few images
+    streamed = TrainPipeline(make_config(regime, crop, cache_bytes=0), mixed_source(bad))
+    assert in_memory._cache and not streamed._cache
+    assert_same(list(streamed.batches(0)), expected)
+    decoded = in_memory._cache.images.pixels.nbytes * NUM // (NUM - len(bad)) + 3
+    tight = TrainPipeline(make_config(regime, crop, cache_bytes=decoded), mixed_source(bad))
+    assert tight._cache and tight._central is None  # no room for the central views
+    assert_same(list(tight.batches(0)), expected)
+
+
+def test_a_split_that_turns_out_too_large_is_not_kept():
+    """The sample of 64 that its size is estimated from is every second image here: the small ones."""
+    images = [np.full((8 if i % 2 == 0 else 2000, 2, 3), i % 256, np.uint8) for i in range(128)]
+    source = dataclasses.replace(
+        mixed_source(), num_examples=128, read=lambda ids: [(images[i], int(i) % 5) for i in ids]
+    )
+    pipeline = TrainPipeline(make_config(cache_bytes=100_000, max_bad_fraction=0.0), source)
+    assert pipeline._cache is None
+    assert_same(list(pipeline.batches(0)), batches(make_config(), source))
+
+
+def test_fixed_teacher_sees_the_evaluation_view_unflipped():
+    source, config = mixed_source(), make_config("fixed")
+    views = np.concatenate([batch["pixels"] for batch in EvalPipeline(source, config.view, config.source, 10)])
+    pipeline = TrainPipeline(config, source)
+    for step, batch in enumerate(pipeline.batches(0)):
+        np.testing.assert_array_equal(batch["teacher_pixels"], views[pipeline.stream.ids(step)])
+        assert not np.array_equal(batch["pixels"], batch["teacher_pixels"])
+
+
+def test_independent_views_differ_and_consistent_has_one():
+    for batch in batches(make_config("independent"), mixed_source()):
+        assert (batch["pixels"] != batch["teacher_pixels"]).any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("crop", ["inception", "central"])
+def test_flips_are_those_drawn(crop):
+    flipped, plain = (TrainPipeline(make_config(crop=crop, flip=flip), mixed_source()) for flip in (True, False))
+    for step, (batch, other) in enumerate(zip(flipped.batches(0), plain.batches(0), strict=True)):
+        mirrored = np.where(
+            flipped.stream.draws(step).flip[:, None, None, None], other["pixels"][:, :, ::-1], other["pixels"]
+        )
+        np.testing.assert_array_equal(batch["pixels"], mirrored)
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+def test_a_bad_image_is_replaced_by_the_next_with_its_label(cache_bytes, caplog):
+    config = make_config(crop="central", flip=False, total_steps=20, cache_bytes=cache_bytes)
+    good = mixed_source()
+    view = np.concatenate([batch["pixels"] for batch in EvalPipeline(good, config.view, config.source, 10)])
+    pipeline = TrainPipeline(config, mixed_source(bad={4, 5, 29}))
+    with caplog.at_level(logging.WARNING):
+        for step, batch in enumerate(pipeline.batches(0)):
+            used = np.array([{4: 6, 5: 6, 29: 0}.get(i, i) for i in pipeline.stream.ids(step)])
+            np.testing.assert_array_equal(batch["pixels"], view[used])
+            np.testing.assert_array_equal(batch["label"], used % 5)
+    assert sorted(pipeline.bad) == ["image 29", "image 4", "image 5"]
+    if cache_bytes == 0:
+        assert sum("cannot read image 4:" in message for message in caplog.messages) == 1
+    assert pipeline.example_names(0) == [f"image {i}" for i in pipeline.stream.ids(0)]
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+def test_too_many_bad_images_stop_the_run(cache_bytes):
+    message = r"^3 of 30 images of mixed cannot be read, more than config.source.max_bad_fraction=0.07: image \d+, "
+    config = make_config(cache_bytes=cache_bytes, max_bad_fraction=0.07, total_steps=20)
+    with pytest.raises(DataError, match=message):
+        batches(config, mixed_source(bad={3, 7, 8, 20}))
+    config = make_config(cache_bytes=cache_bytes, max_bad_fraction=1.0, num_threads=4)
+    with pytest.raises(DataError, match=r"^30 of 30"):
+        batches(config, mixed_source(bad=range(NUM)))
+
+
+def evaluate(batch_size=8, count=1, source=None, **options):
+    config = make_config(**options)
+    pipelines = [
+        EvalPipeline(source or mixed_source(), config.view, config.source, batch_size, i, count) for i in range(count)
+    ]
+    assert len({pipeline.num_batches for pipeline in pipelines}) == 1
+    return pipelines
+
+
+@pytest.mark.parametrize("batch_size", [4, 8, 30, 64])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_evaluation_sees_every_example_once(batch_size, count):
+    if batch_size % count:
+        with pytest.raises(ValueError, match="not divisible"):
+            evaluate(batch_size, count)
+        return
+    source = array_source("numbers", np.arange(NUM, dtype=np.uint8).repeat(64).reshape(NUM, 8, 8), np.arange(NUM) % 5)
+    pipelines = evaluate(batch_size, count, source)
+    parts = [list(pipeline) for pipeline in pipelines]
+    assert {len(part) for part in parts} == {pipelines[0].num_batches} == {-(-NUM // batch_size)}
+    numbers, labels = [], []
+    for local in zip(*parts, strict=True):
+        for batch in local:
+            assert batch["pixels"].shape == (batch_size // count, 8, 8, 3)
+            numbers += batch["pixels"][batch["mask"], 0, 0, 0].tolist()
+            labels += batch["label"][batch["mask"]].tolist()
+            assert not batch["pixels"][~batch["mask"]].any()
+    assert numbers == list(range(NUM))
+    assert labels == [number % 5 for number in numbers]
+
+
+def test_evaluation_masks_what_cannot_be_read():
+    (pipeline,) = evaluate(source=mixed_source(bad={0, 11}))
+    mask = np.concatenate([batch["mask"] for batch in pipeline])
+    assert np.flatnonzero(~mask).tolist() == [0, 11, 30, 31]
+    assert sorted(pipeline.bad) == ["image 0", "image 11"]
+    (pipeline,) = evaluate(source=mixed_source(bad={0, 11}), max_bad_fraction=0.04)
+    with pytest.raises(DataError, match="2 of 30 images"):
+        list(pipeline)
+
+
+@pytest.mark.parametrize(("cache_bytes", "passes_read"), [(32 * 8 * 8 * 3, 1), (32 * 8 * 8 * 3 - 1, 3)])
+def test_evaluation_keeps_views_that_fit(cache_bytes, passes_read):
+    source, read = mixed_source(), []
+    counting = dataclasses.replace(source, read=lambda ids: read.extend(ids) or source.read(ids))
+    (pipeline,) = evaluate(source=counting, cache_bytes=cache_bytes)
+    first = list(pipeline)
+    assert_same(list(pipeline), first)
+    assert_same(list(pipeline), first)
+    assert len(read) == passes_read * NUM
+
+
+def test_an_evaluation_that_is_given_up_keeps_nothing():
+    (pipeline,) = evaluate()
+    next(iter(pipeline))
+    assert len(list(pipeline)) == pipeline.num_batches == 4
+
+
+def test_unlabelled_evaluation():
+    (pipeline,) = evaluate(source=mixed_source(num_classes=None))
+    assert next(iter(pipeline)).keys() == {"pixels", "mask"}
+
+
+def test_check():
+    config = make_config()
+    check(config, mixed_source())
+    check(config, mixed_source(num_classes=None))
+    with pytest.raises(DataError, match=r"^config\.source\.num_train_examples=30, but mixed has 29$"):
+        check(config, mixed_source(num_examples=29))
+    with pytest.raises(DataError, match=r"^config\.num_classes=5, but mixed has 7$"):
+        check(config, mixed_source(num_classes=7))
+    for objective, needs_labels in (
+        (ObjectiveConfig("cross_entropy"), True),
+        (ObjectiveConfig("hinton", alpha=0.9), True),
+        (ObjectiveConfig("hinton", alpha=1.0), False),
+        (ObjectiveConfig("logit_regression"), False),
+    ):
+        changed = dataclasses.replace(config, objective=objective)
+        check(changed, mixed_source())
+        if needs_labels:
+            with pytest.raises(DataError, match=f"config.objective.name='{objective.name}' needs labels"):
+                check(changed, mixed_source(num_classes=None))
+        else:
+            check(changed, mixed_source(num_classes=None))

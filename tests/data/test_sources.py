@@ -1,0 +1,332 @@
+import io
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from big_distill.config import SourceConfig
+from big_distill.data import Source, array_source
+from big_distill.data.sources import open_source, split_ids
+from big_distill.data.transforms import decode
+from big_distill.errors import ConfigError, DataError
+
+
+def open_(name, split="train", num_classes=10, image_size=8, channels=3, **options):
+    config = SourceConfig(name=name, **options)
+    return open_source(config, split, num_classes=num_classes, image_size=image_size, channels=channels)
+
+
+def read(source):
+    """(pixels, labels) of all examples."""
+    examples = source.read(np.arange(source.num_examples))
+    return [decode(data, 1) for data, _ in examples], [label for _, label in examples]
+
+
+# Splits
+
+
+LENGTHS = {"train": 37, "test": 11}
+SPLITS = ["train", "test", "train+test", "test+train", "all", "train[:90%]", "train[90%:]", "test[2:5]", "train[-3:]"]
+SPLITS += ["train[:50%]+test[50%:]", "train[33%:66%]", "train[:0%]+test", "train + test[:1]"]
+
+
+@pytest.mark.parametrize(
+    ("split", "reason"),
+    [
+        ("nope", "Unknown split 'nope'"),
+        ("train+nope", "Unknown split 'nope'"),
+        ("train[", "Unrecognized split format: 'train\\['"),
+        ("train[100:]", "Requested slice"),
+        (" train", "Unrecognized split format"),
+        ("", "Unrecognized split format"),
+    ],
+)
+def test_a_split_that_is_not_there(split, reason):
+    with pytest.raises(DataError, match=f"^birds: {reason}.*; its splits are train, test$"):
+        split_ids("birds", split, LENGTHS)
+
+
+@pytest.mark.parametrize("split", ["train[:0]", "train[5:3]", "train[:1%]"])
+def test_an_empty_split(split):
+    with pytest.raises(DataError, match="holds no examples"):
+        split_ids("birds", split, LENGTHS)
+
+
+# Arrays, digits, random
+
+
+def test_fingerprints_of_arrays_follow_their_bytes():
+    images, labels = np.zeros((4, 2, 2), np.uint8), np.array([0, 1, 0, 1])
+    fingerprints = {array_source("a", images, labels, "xy").fingerprint}
+    assert fingerprints == {array_source("b", images.copy(), labels.astype(np.int32), "xy").fingerprint}
+    for other in (
+        array_source("a", images + 1, labels, "xy"),
+        array_source("a", images.reshape(4, 4, 1), labels, "xy"),
+        array_source("a", images, 1 - labels, "xy"),
+        array_source("a", images),
+    ):
+        fingerprints.add(other.fingerprint)
+    assert len(fingerprints) == 5
+
+
+def test_digits():
+    splits = {split: open_("digits", split) for split in ("train", "validation", "test")}
+    assert [s.num_examples for s in splits.values()] == [1200, 200, 397]
+    assert len({s.fingerprint for s in splits.values()}) == 3
+    seen = []
+    for source in splits.values():
+        assert source.num_classes == 10 and source.class_names == tuple("0123456789")
+        images, labels = read(source)
+        counts = np.bincount(labels, minlength=10)
+        assert np.abs(counts / source.num_examples - 0.1).max() < 0.01  # stratified
+        seen += [image.tobytes() for image in images]
+    assert images[0].shape == (8, 8, 1) and images[0].max() > 200
+    assert len(set(seen)) == 1797  # the splits are disjoint and complete
+    images, _ = read(open_("digits", "all"))
+    assert set(np.unique(images)) == {round(value * 255 / 16) for value in range(17)}
+
+
+def test_digits_are_the_same_everywhere():
+    assert open_("digits").fingerprint[:16] == "b59b7409323b0df9"
+
+
+def test_random():
+    splits = {split: open_("random", split, num_classes=5) for split in ("train", "validation", "test")}
+    assert [s.num_examples for s in splits.values()] == [64, 32, 32]
+    for source in splits.values():
+        (pixels, label), *_ = source.read(np.array([7]))
+        assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8 and label == 7 % 5
+    assert len({s.fingerprint for s in splits.values()}) == 3
+    assert open_("random", num_classes=5).fingerprint == splits["train"].fingerprint
+
+
+# Folders
+
+
+def make_files(root, names):
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number).save(path)
+
+
+def folder(root, split="train"):
+    return open_("folder", split, path=str(root))
+
+
+def test_folder_of_splits(tmp_path):
+    make_files(
+        tmp_path, ["train/cat/a.png", "train/dog/b.PNG", "train/dog/c.jpeg", "test/dog/d.jpg", "test/emu/.e.png"]
+    )
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    train, test = folder(tmp_path), folder(tmp_path, "test")
+    assert train.class_names == test.class_names == ("cat", "dog", "emu")  # of all splits, empty ones too
+    assert (train.num_examples, test.num_examples, test.num_classes) == (3, 1, 3)
+    images, labels = read(train)
+    assert sorted((int(image[0, 0, 0]), label) for image, label in zip(images, labels, strict=True)) == [
+        (0, 0),
+        (1, 1),
+        (2, 1),
+    ]
+    assert test.example_name(0) == str(tmp_path / "test" / "dog" / "d.jpg")
+    with pytest.raises(DataError, match="Unknown split 'validation'; its splits are test, train"):
+        folder(tmp_path, "validation")
+
+
+def test_folder_of_classes_is_one_shuffled_split(tmp_path):
+    make_files(tmp_path, [f"{label}/{i}.png" for label in "ab" for i in range(50)])
+    labels = read(folder(tmp_path))[1]
+    assert len(labels) == 100
+    _, first = read(folder(tmp_path, "train[:50%]"))
+    _, second = read(folder(tmp_path, "train[50%:]"))
+    assert first + second == labels
+    assert 10 < sum(first) < 40  # both classes
+    with pytest.raises(DataError, match="its splits are train"):
+        folder(tmp_path, "test")
+
+
+def test_flat_folder_has_no_labels(tmp_path):
+    make_files(tmp_path, ["a.jpg", "b.png", ".hidden.png", "empty/.keep.png"])
+    source = folder(tmp_path)
+    assert (source.num_examples, source.num_classes, source.class_names) == (2, None, ())
+    assert [label for _, label in source.read(np.arange(2))] == [-1, -1]
+
+
+def test_folder_fingerprint_follows_names_and_sizes(tmp_path):
+    make_files(tmp_path, ["a/1.png", "b/2.png"])
+    before = folder(tmp_path).fingerprint
+    assert folder(tmp_path).fingerprint == before
+    (tmp_path / "a" / "1.png").write_bytes(b"another size")
+    assert folder(tmp_path).fingerprint != before
+
+
+def test_folder_without_images(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        folder(tmp_path / "missing")
+    with pytest.raises(DataError, match=r"holds no .jpg, .jpeg, .png files"):
+        folder(tmp_path)
+    with pytest.raises(ConfigError, match=r"config\.source\.path must be set"):
+        open_("folder")
+
+
+def test_a_file_that_went_away_is_read_as_no_bytes(tmp_path):
+    make_files(tmp_path, ["a.png", "b.png"])
+    source = folder(tmp_path)
+    (tmp_path / "a.png").unlink()
+    assert sorted(len(data) > 0 for data, _ in source.read(np.arange(2))) == [False, True]
+
+
+# TFDS
+
+
+class Birds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """37 + 11 images, 4 x 4 px; the grey value is the example's number. A mask and a second label come first."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "attribute": tfds.features.ClassLabel(num_classes=3),
+            "a_mask": tfds.features.Image(shape=(None, None, 1)),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=["wren", "kite"]),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, _):
+        return {"train": self._generate_examples(0, 37), "test": self._generate_examples(37, 48)}
+
+    def _generate_examples(self, start, stop):
+        for number in range(start, stop):
+            files = {}
+            for key, mode in (("image", "RGB"), ("a_mask", "L")):
+                files[key] = io.BytesIO()
+                Image.new(mode, (4, 4), (number,) * 3 if mode == "RGB" else 0).save(files[key], "PNG")
+                files[key].seek(0)
+            yield number, {**files, "attribute": 2, "label": number % 2}
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("tfds")
+    tfds.disable_progress_bar()
+    Birds(data_dir=data_dir, file_format="array_record").download_and_prepare()
+    return str(data_dir)
+
+
+def test_tfds(birds, monkeypatch):
+    source = open_("birds", data_dir=birds)
+    assert (source.num_examples, source.num_classes, source.class_names) == (37, 2, ("wren", "kite"))
+    images, labels = read(source)
+    numbers = [int(image[0, 0, 0]) for image in images]
+    assert sorted(numbers) == list(range(37)) and labels == [number % 2 for number in numbers]
+    assert isinstance(source.read(np.array([3]))[0][0], bytes)
+    assert source.example_name(3) == "birds train #3"
+    monkeypatch.setenv("TFDS_DATA_DIR", birds)
+    assert open_("birds").fingerprint == source.fingerprint
+    assert open_("birds", "train[:20]").fingerprint != source.fingerprint
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_splits_are_those_of_tfds(birds, split):
+    builder = tfds.builder_from_directory(f"{birds}/birds/1.0.0")
+    assert {name: info.num_examples for name, info in builder.info.splits.items()} == {"test": 11, "train": 37}
+    lengths = {name: info.num_examples for name, info in builder.info.splits.items()}
+
+    def numbers(split):
+        return [int(example["image"][0, 0, 0]) for example in builder.as_data_source(split)]
+
+    everything = [number for name in lengths for number in numbers(name)]
+    assert [everything[i] for i in split_ids("birds", split, lengths)] == numbers(split)
+    images, _ = read(open_("birds", split, data_dir=birds))
+    assert [int(image[0, 0, 0]) for image in images] == numbers(split)
+
+
+def test_tfds_set_that_is_not_prepared(tmp_path):
+    command = rf"python -m big_distill\.prepare --dataset=mnist --archives=DIR --data_dir={tmp_path}$"
+    with pytest.raises(DataError, match=command):
+        open_("mnist", data_dir=str(tmp_path))
+
+
+def test_tfds_set_that_needs_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"big_distill\[tf\].*tfds build food101 --file_format=array_record"):
+        open_("food101", data_dir=str(tmp_path))
+
+
+def test_tfds_set_that_cannot_be_made(tmp_path, monkeypatch):
+    def builder(*args, **kwargs):
+        raise OSError("no network\nat all")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(tfds, "builder", builder)
+    with pytest.raises(DataError, match=r"^TFDS cannot prepare food101 in .*: OSError: no network; see: .*$"):
+        open_("food101", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "near"), [("cifar_10", "cifar10"), ("digit", "digits"), ("food11", "food101")])
+def test_a_misspelt_name(tmp_path, name, near):
+    with pytest.raises(ConfigError, match=f"config.source.name='{name}' is not known; did you mean '{near}'?"):
+        open_(name, data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["birds-train.array_record-00000-of-00001", "dataset_info.json", "features.json"])
+def test_tfds_set_that_is_damaged(birds, tmp_path, name):
+    shutil.copytree(birds, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "birds" / "1.0.0" / name).write_bytes(b"{")
+    with pytest.raises(DataError, match=r"cannot be read: \w+"):
+        read(open_("birds", data_dir=str(tmp_path)))
+
+
+def test_tfds_set_of_another_format(birds, tmp_path):
+    shutil.copytree(birds, tmp_path, dirs_exist_ok=True)
+    info = tmp_path / "birds" / "1.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(DataError, match=r"is stored as tfrecord: prepare it again as array_record$"):
+        open_("birds", data_dir=str(tmp_path))
+
+
+def test_tfds_unknown_split(birds):
+    with pytest.raises(DataError, match="birds: Unknown split 'validation'; its splits are train, test"):
+        open_("birds", "validation", data_dir=birds)
+
+
+# Your own
+
+
+def own_source(config, split):
+    return array_source(f"own {split}", np.zeros((3, 2, 2), np.uint8))
+
+
+def not_a_source(config, split):
+    return 3
+
+
+def test_own_source():
+    source = open_(f"{__name__}:own_source", "test")
+    assert isinstance(source, Source) and source.name == "own test"
+
+
+def test_own_source_of_another_type():
+    with pytest.raises(ConfigError, match=r"returned int, expected a Source$"):
+        open_(f"{__name__}:not_a_source")
+
+
+def test_what_is_imported():
+    """Start-up time is a feature: TFDS only for its sets and for slices, TensorFlow never."""
+    code = """
+import sys
+from big_distill.config import SourceConfig
+from big_distill.data import pipeline, sources
+for name in ('digits', 'random'):
+    sources.open_source(SourceConfig(name=name), 'train', num_classes=2, image_size=4, channels=1)
+print([module for module in ('tensorflow', 'tensorflow_datasets') if module in sys.modules])
+sources.open_source(SourceConfig(name='digits'), 'train[:10%]', num_classes=2, image_size=4, channels=1)
+print([module for module in ('tensorflow', 'tensorflow_datasets') if module in sys.modules])
+"""
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output.splitlines() == ["[]", "['tensorflow_datasets']"]

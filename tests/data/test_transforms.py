@@ -1,0 +1,220 @@
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from big_distill.data import transforms
+from big_distill.data.transforms import BadImage, Ragged, central_view, crop_resize, decode, pack_groups
+
+SIZES = [(7, 5), (40, 31), (3, 90), (1, 1), (64, 64), (200, 133)]
+
+
+def random_images(channels, sizes=SIZES):
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (*size, channels), np.uint8) for size in sizes]
+
+
+def reference_resize(image, height, width):
+    """Bilinear in float64, pixel by pixel: the definition, half-pixel centres, edges repeated."""
+    result = np.zeros((height, width, image.shape[2]))
+    for i in range(height):
+        for j in range(width):
+            y, x = (i + 0.5) * image.shape[0] / height - 0.5, (j + 0.5) * image.shape[1] / width - 0.5
+            for row, wy in ((int(np.floor(y)), 1 - y % 1), (int(np.floor(y)) + 1, y % 1)):
+                for col, wx in ((int(np.floor(x)), 1 - x % 1), (int(np.floor(x)) + 1, x % 1)):
+                    row, col = np.clip(row, 0, image.shape[0] - 1), np.clip(col, 0, image.shape[1] - 1)
+                    result[i, j] += wy * wx * image[row, col]
+    return result
+
+
+def assert_rounded(views, reference):
+    assert views.dtype == np.uint8
+    assert np.abs(views - reference).max() <= 0.5 + 1e-4  # float32 may round a half either way
+
+
+TF_VALUES = {
+    3: [[0, 10, 50], [100, 20, 152.5], [200, 30, 255]],
+    4: [
+        [0, 6.25, 25, 50],
+        [50, 28.125, 47.34375, 101.25],
+        [150, 71.875, 92.03125, 203.75],
+        [200, 93.75, 114.375, 255],
+    ],
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [1, 9, 33])
+def test_crop_resize_against_the_definition(channels, size):
+    images = random_images(channels)
+    random = np.random.default_rng(1)
+    ids = np.concatenate([np.arange(len(images)), random.integers(0, len(images), 6)])
+    boxes = []
+    for i in ids:
+        height, width = (random.integers(1, n + 1) for n in images[i].shape[:2])
+        top, left = (random.integers(0, n - m + 1) for n, m in zip(images[i].shape, (height, width), strict=False))
+        boxes.append((top, left, height, width))
+    flip = random.random(len(ids)) < 0.5
+    views = crop_resize(Ragged.pack(images), ids, np.array(boxes), size, flip)
+    for view, i, (top, left, height, width), mirrored in zip(views, ids, boxes, flip, strict=True):
+        expected = reference_resize(images[i][top : top + height, left : left + width], size, size)
+        assert_rounded(view, expected[:, ::-1] if mirrored else expected)
+
+
+def test_crop_resize_gives_tensorflows_numbers():
+    """`tf.image.resize(image, (4, 4))` and `(3, 3)`, TensorFlow 2."""
+    image = np.array([[0, 10, 50], [200, 30, 255]], np.uint8)[..., None]
+    for size, expected in TF_VALUES.items():
+        (view,) = crop_resize(Ragged.pack([image]), np.array([0]), np.array([[0, 0, 2, 3]]), size)
+        np.testing.assert_array_equal(view[..., 0], np.floor(np.array(expected) + 0.5))
+
+
+def test_one_image_at_a_time_gives_the_same(monkeypatch):
+    images = random_images(3)
+    ids = np.array([5, 1, 1, 4, 0, 2, 3])
+    boxes = np.array([[0, 0, *images[i].shape[:2]] for i in ids])
+    together = crop_resize(Ragged.pack(images), ids, boxes, 16)
+    for view, i, box in zip(together, ids, boxes, strict=True):
+        alone = crop_resize(Ragged.pack([images[i]]), np.array([0]), box[None], 16)
+        np.testing.assert_array_equal(alone[0], view)
+    monkeypatch.setattr(transforms, "_CHUNK_VALUES", 1)
+    np.testing.assert_array_equal(crop_resize(Ragged.pack(images), ids, boxes, 16), together)
+
+
+@pytest.mark.parametrize(("resize", "size"), [(16, 16), (20, 13), (9, 4)])
+def test_central_view_is_a_resize_then_a_central_crop(resize, size):
+    images = random_images(3)
+    views = central_view(Ragged.pack(images), np.arange(len(images)), resize, size)
+    for view, image in zip(views, images, strict=True):
+        shorter = min(image.shape[:2])
+        height, width = (round(n * resize / shorter) for n in image.shape[:2])
+        top, left = (height - size) // 2, (width - size) // 2
+        assert_rounded(view, reference_resize(image, height, width)[top : top + size, left : left + size])
+
+
+def test_a_view_of_an_images_own_size_is_the_image():
+    images = random_images(3, [(12, 12), (12, 12)])
+    packed, ids = Ragged.pack(images), np.array([1, 0])
+    np.testing.assert_array_equal(central_view(packed, ids, 12, 12), [images[1], images[0]])
+    np.testing.assert_array_equal(crop_resize(packed, ids, np.array([[0, 0, 12, 12]] * 2), 12), [images[1], images[0]])
+
+
+def test_nothing_outside_of_the_box_enters():
+    image = np.full((10, 10, 1), 255, np.uint8)
+    image[2:5, 3:7] = 7
+    assert (crop_resize(Ragged.pack([image]), np.array([0]), np.array([[2, 3, 3, 4]]), 20) == 7).all()
+
+
+def test_groups_hold_all_images_in_order(monkeypatch):
+    images = random_images(1, [(4, 4)] * 7)
+    monkeypatch.setattr(transforms, "_GROUP_BYTES", 40)
+    groups = list(pack_groups(zip(images, range(7), strict=True)))
+    assert [numbers for _, numbers in groups] == [[0, 1, 2], [3, 4, 5], [6]]
+    np.testing.assert_array_equal(np.concatenate([packed.pixels for packed, _ in groups]).reshape(7, 4, 4, 1), images)
+
+
+def encoded(image, format_="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format_, **options)
+    return file.getvalue()
+
+
+COLOUR = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+
+
+def test_colour_and_grey():
+    data = encoded(Image.fromarray(COLOUR))
+    np.testing.assert_array_equal(decode(data, 3), COLOUR)
+    np.testing.assert_allclose(decode(data, 1)[..., 0], COLOUR @ [0.299, 0.587, 0.114], atol=0.51)
+    grey = encoded(Image.fromarray(COLOUR[..., 0]))
+    np.testing.assert_array_equal(decode(grey, 1), COLOUR[..., :1])
+    np.testing.assert_array_equal(decode(grey, 3), np.repeat(COLOUR[..., :1], 3, axis=2))
+
+
+def test_cmyk_jpeg():
+    image = decode(encoded(Image.new("CMYK", (16, 8), (0, 255, 255, 0)), "JPEG", quality=100), 3)
+    assert image.shape == (8, 16, 3)
+    np.testing.assert_allclose(image, np.broadcast_to([255, 0, 0], image.shape), atol=4)
+
+
+def test_transparent_pixels_are_over_white():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 0, 0])
+    palette.putpixel((1, 0), 1)
+    assert decode(encoded(palette), 3).tolist() == [[[10, 20, 30], [200, 0, 0]]]
+    assert decode(encoded(palette, transparency=1), 3).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    assert decode(encoded(palette, transparency=bytes([0, 255])), 3).tolist() == [[[255, 255, 255], [200, 0, 0]]]
+    half = Image.fromarray(np.array([[[0, 0, 0, 128], [9, 9, 9, 0], [9, 9, 9, 255]]], np.uint8))
+    assert decode(encoded(half), 1)[0, :, 0].tolist() == [127, 255, 9]
+    assert decode(encoded(half.convert("LA")), 3)[0, :, 0].tolist() == [127, 255, 9]
+    assert decode(np.asarray(half), 1)[0, :, 0].tolist() == [127, 255, 9]
+
+
+def test_sixteen_bits_and_one():
+    wide = Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16))
+    assert decode(encoded(wide), 1)[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert decode(encoded(wide, "TIFF"), 3)[0, :, 2].tolist() == [0, 1, 128, 255]
+    assert decode(encoded(Image.fromarray(np.array([[True, False]]))), 1)[0, :, 0].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG"])
+def test_exif_orientation_is_applied(format_):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown a quarter turn clockwise
+    image = np.zeros((16, 32, 3), np.uint8)
+    image[:8, :16] = 255
+    expected = np.rot90(image, -1)
+    np.testing.assert_allclose(decode(encoded(Image.fromarray(image), format_, exif=exif), 3), expected, atol=8)
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("L", (3, 3), value) for value in (0, 255)]
+    assert (decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), 1) == 0).all()
+
+
+def test_arrays():
+    np.testing.assert_array_equal(decode(COLOUR, 3), COLOUR)
+    np.testing.assert_array_equal(decode(COLOUR[..., 0], 1), COLOUR[..., :1])
+    np.testing.assert_array_equal(decode(COLOUR[..., :1], 3), np.repeat(COLOUR[..., :1], 3, axis=2))
+    np.testing.assert_array_equal(decode(COLOUR, 1), decode(encoded(Image.fromarray(COLOUR)), 1))
+    for array in (COLOUR.astype(np.float32), COLOUR[None], COLOUR[..., :2], COLOUR[:0]):
+        with pytest.raises(BadImage, match="expected uint8"):
+            decode(array, 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"a text file called .jpg",
+        encoded(Image.fromarray(random_images(3)[4]), "JPEG")[:-400],
+        encoded(Image.fromarray(random_images(3)[4]))[:-400],
+        encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"),
+    ],
+    ids=["empty", "text", "truncated JPEG", "truncated PNG", "floating point"],
+)
+def test_what_cannot_be_read(data):
+    with pytest.raises(BadImage, match=r"\w"):
+        decode(data, 3)
+
+
+@pytest.mark.parametrize("limit", [20, 10])  # of Pillow, which warns above it and raises above its double
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs(monkeypatch, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(BadImage, match=r"pixels|px"):
+        decode(encoded(Image.fromarray(COLOUR)), 3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "GIF", "TIFF", "WEBP"])
+def test_damage_never_raises_anything_else(format_):
+    random = np.random.default_rng(0)
+    intact = np.frombuffer(encoded(Image.fromarray(random_images(3)[1]), format_), np.uint8)
+    for _ in range(60):
+        damaged = intact.copy()
+        damaged[random.integers(0, len(damaged), 12)] = random.integers(0, 256, 12)
+        with contextlib.suppress(BadImage):
+            assert decode(damaged.tobytes(), 3).dtype == np.uint8
