@@ -1,0 +1,82 @@
+"""Networks, each as a `Model` of two pure functions. Flax is not seen outside of this folder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from big_distill import plugins
+from big_distill.config import ModelConfig
+from big_distill.errors import ConfigError
+from big_distill.models import bit, cnn
+from big_distill.resolve import BIT_BLOCKS
+from big_distill.state import Model
+
+
+@functools.cache
+def build(model: ModelConfig, num_classes: int, dtype: str) -> Model:
+    """Makes the network that a config describes.
+
+    The same arguments give the same object, so that a step which has the Model as a static argument is compiled once.
+
+    Args:
+      model: as `resolve` checked it. A name with a colon is the user's own `module:function`, called as this is.
+      num_classes: K, the number of logits.
+      dtype: of activations, 'float32' or 'bfloat16'; parameters and logits are float32.
+
+    Returns:
+      The Model; its image is float32 [B, H, W, C], already normalised.
+
+    Raises:
+      ConfigError: the user's own function cannot be imported, or does not return a Model.
+    """
+    match model.name:
+        case "mlp":
+            return from_linen(cnn.MLP(model.features, num_classes, dtype))
+        case "lenet5":
+            return from_linen(cnn.LeNet5(num_classes, dtype))
+        case "cnn":
+            return from_linen(cnn.CNN(model.features, num_classes, dtype))
+        case "six_layer_cnn":
+            return from_linen(cnn.SixLayerCNN(num_classes, dtype))
+        case "bit":
+            blocks = model.blocks or BIT_BLOCKS[cast(int, model.depth)]
+            return from_linen(bit.BiT(blocks, model.width or 1.0, model.root_pool or "-inf", num_classes, dtype))
+        case _:
+            return _own(model, num_classes, dtype)
+
+
+def from_linen(network: nn.Module) -> Model:
+    """The Model of a Flax module with `__call__(self, image [B, H, W, C], *, train) -> logits [B, K]`.
+
+    The module may have BatchNorm (its collection `batch_stats`) and dropout (fed by `apply`'s `rng`).
+    """
+
+    def init(rng: jax.Array, image: jax.Array) -> dict[str, Any]:
+        return dict(network.init(rng, image, train=False))
+
+    def apply(
+        variables: Mapping[str, Any], image: jax.Array, *, train: bool, rng: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        rngs = {} if rng is None else {"dropout": rng}
+        batch_stats = variables.get("batch_stats", {})
+        if train and batch_stats:
+            logits, updated = network.apply(variables, image, train=True, rngs=rngs, mutable=["batch_stats"])
+            batch_stats = updated["batch_stats"]
+        else:
+            logits = network.apply(variables, image, train=train, rngs=rngs)
+        return logits.astype(jnp.float32), batch_stats
+
+    return Model(init, apply)
+
+
+def _own(model: ModelConfig, num_classes: int, dtype: str) -> Model:
+    own = plugins.load(str(model.name), "model.name")(model, num_classes, dtype)
+    if not isinstance(own, Model):
+        raise ConfigError(f"model.name={model.name!r} returned {type(own).__name__}, not a big_distill.state.Model")
+    return own

@@ -1,0 +1,102 @@
+"""BiT: ResNet-v2 with GroupNorm and weight standardisation (Kolesnikov et al. 2020, "Big Transfer", arXiv 1912.11370).
+
+Parameters are named as in the weight files of Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and
+consistent", arXiv 2106.05237: `block1/unit01/conv1/kernel`. Scales and biases have shape [C], not [1, 1, 1, C].
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from big_distill.models.layers import GroupNorm, StdConv, max_pool
+
+
+class Root(nn.Module):
+    """A 7 x 7 convolution and a 3 x 3 max-pool, each of stride 2.
+
+    No activation precedes the pool, so its padding shows: 'zero' in the models of Big Transfer, '-inf' in those of the
+    distillation release.
+    """
+
+    features: int
+    pool: str
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / 4), ceil(W / 4), features]."""
+        x = StdConv(self.features, 7, self.dtype, stride=2, name="conv_root")(x)
+        if self.pool == "zero":
+            return max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
+        return max_pool(x, 3, 2, padding=1)
+
+
+class Unit(nn.Module):
+    """A pre-activation bottleneck (He et al. 2016, "Identity mappings in deep residual networks", arXiv 1603.05027).
+
+    The 3 x 3 convolution has the stride. Where the shape changes, a projection of the *activated* input replaces the
+    identity.
+    """
+
+    features: int
+    stride: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), 4 * features]."""
+        y = nn.relu(GroupNorm(self.dtype, name="gn1")(x))
+        if self.stride != 1 or x.shape[-1] != 4 * self.features:
+            x = StdConv(4 * self.features, 1, self.dtype, self.stride, name="conv_proj")(y)
+        y = StdConv(self.features, 1, self.dtype, name="conv1")(y)
+        y = nn.relu(GroupNorm(self.dtype, name="gn2")(y))
+        y = StdConv(self.features, 3, self.dtype, self.stride, name="conv2")(y)
+        y = nn.relu(GroupNorm(self.dtype, name="gn3")(y))
+        y = StdConv(4 * self.features, 1, self.dtype, name="conv3")(y)
+        return x + y
+
+
+class Stage(nn.Module):
+    """Units at one resolution; the first has the stride."""
+
+    num_units: int
+    features: int
+    stride: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), 4 * features]."""
+        for i in range(self.num_units):
+            x = Unit(self.features, self.stride if i == 0 else 1, self.dtype, name=f"unit{i + 1:02d}")(x)
+        return x
+
+
+class BiT(nn.Module):
+    """The whole network: R50x1 has blocks (3, 4, 6, 3) and width 1.
+
+    blocks: units of each stage; the resolution halves and the channels double from stage to stage.
+    width: factor on the channels, rounded down to whole channels in the root: 0.3 makes 19 of 64.
+    root_pool: 'zero' or '-inf', see `Root`.
+
+    From the last normalisation on everything is in float32, so that logits are not rounded to bfloat16.
+    """
+
+    blocks: tuple[int, ...]
+    width: float
+    root_pool: str
+    num_classes: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        """[B, H, W, C] -> logits [B, K]."""
+        features = max(1, int(64 * self.width))
+        x = Root(features, self.root_pool, self.dtype, name="root_block")(image)
+        for i, num_units in enumerate(self.blocks):
+            x = Stage(num_units, features * 2**i, 1 if i == 0 else 2, self.dtype, name=f"block{i + 1}")(x)
+        x = nn.relu(GroupNorm("float32", name="norm-pre-head")(x))
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")
+        return head(x.mean((1, 2)))

@@ -1,0 +1,141 @@
+"""Convolution, pooling and normalisation: what the networks are made of.
+
+On the CPU, XLA convolves onto maps of one or two pixels, which every ResNet reaches on small images, up to 90 times
+slower than a matrix product would, and the gradient of its max-pool is about 10 times slower than that of shifted
+slices. So `conv` and `max_pool` have a second form, equal up to rounding. `lax.platform_dependent` chooses between them
+when a program is lowered: one for TPU or GPU holds the plain operation alone, even when it is compiled on a CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+Padding = str | int
+"""'SAME', 'VALID' or a number of pixels on every side."""
+
+
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
+    """Cross-correlates `x` [B, H, W, C] with `kernel` [k, k, C, F]: [B, H', W', F]."""
+    size = kernel.shape[0]
+    pads = _pads(x, size, stride, padding)
+
+    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        patches = jnp.concatenate(_shifts(x, size, stride, pads, fill=0), axis=-1)
+        return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+    height = (x.shape[1] + sum(pads[0]) - size) // stride + 1
+    if size == 1 or height <= 2:  # on larger maps patches cost more than they save
+        return lax.platform_dependent(x, kernel, cpu=matmul, default=convolution)
+    return convolution(x, kernel)
+
+
+def max_pool(x: jax.Array, size: int, stride: int, padding: Padding = "VALID") -> jax.Array:
+    """Maximum over windows of `x` [B, H, W, C], padded with -inf: [B, H', W', C]."""
+    pads = _pads(x, size, stride, padding)
+
+    def reduce_window(x: jax.Array) -> jax.Array:
+        return nn.max_pool(x, (size, size), (stride, stride), pads)
+
+    def tournament(x: jax.Array) -> jax.Array:
+        return functools.reduce(_first_max, _shifts(x, size, stride, pads, fill=-jnp.inf))
+
+    return lax.platform_dependent(x, cpu=tournament, default=reduce_window)
+
+
+def _first_max(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The maximum; NaN if either is. In a tie `a` gets the gradient, as in XLA's max-pool (`jnp.maximum` halves it)."""
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
+
+
+def _pads(x: jax.Array, size: int, stride: int, padding: Padding) -> Sequence[tuple[int, int]]:
+    """((top, bottom), (left, right)) in pixels."""
+    if isinstance(padding, int):
+        return ((padding, padding), (padding, padding))
+    return lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), padding)
+
+
+def _shifts(x: jax.Array, size: int, stride: int, pads: Sequence[tuple[int, int]], fill: float) -> list[jax.Array]:
+    """For each of the size * size positions in a window, row by row, what every window has there: [B, H', W', C]."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
+    height, width = ((n - size) // stride * stride + 1 for n in x.shape[1:3])
+    return [x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
+
+
+class Conv(nn.Module):
+    """A square convolution with a bias."""
+
+    features: int
+    size: int
+    dtype: str
+    stride: int = 1
+    padding: Padding = "SAME"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', features]."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+        return x + bias.astype(self.dtype)
+
+
+class StdConv(nn.Module):
+    """A square convolution with a standardised kernel, size // 2 pixels of zeros on every side and no bias.
+
+    Each filter is brought to mean 0 and variance 1 over (h, w, in), in float32 (Qiao et al. 2019, "Weight
+    Standardization", arXiv 1903.10520).
+    """
+
+    features: int
+    size: int
+    dtype: str
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel -= kernel.mean((0, 1, 2))
+        kernel *= lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + 1e-10)
+        return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.size // 2)
+
+
+class GroupNorm(nn.Module):
+    """Normalises each group of channels over the image, then scales and shifts (Wu & He 2018, arXiv 1803.08494).
+
+    There are gcd(32, C) groups: the usual 32, and fewer where 32 does not divide a narrow network's channels. Mean and
+    mean square are taken in float32 and in one pass, over the image first and then over the group; flax's GroupNorm,
+    which views the whole map as [B, H, W, groups, C / groups], takes up to ten times as long on the CPU.
+    """
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C]."""
+        channels = x.shape[-1]
+        groups = math.gcd(32, channels)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def group_mean(x: jax.Array) -> jax.Array:
+            means = x.mean((1, 2)).reshape(-1, groups, channels // groups).mean(-1)
+            return jnp.repeat(means, channels // groups, axis=-1)[:, None, None]
+
+        x = x.astype(jnp.float32)
+        mean = group_mean(x)
+        variance = jnp.maximum(group_mean(jnp.square(x)) - jnp.square(mean), 0)
+        x = (x - mean) * (lax.rsqrt(variance + 1e-5) * scale) + bias
+        return x.astype(self.dtype)
