@@ -1,0 +1,80 @@
+"""The types that flow through a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import struct
+
+Params = Any  # a nested dict of float32 arrays
+Batch = Mapping[str, jax.Array]
+"""What travels to the device:
+
+* `step` int32 []: the step these draws belong to.
+* `pixels` uint8 [B, H, W, C]: the student's crop.
+* `teacher_pixels` uint8 [B, H, W, C]: the teacher's own crop, only under the regimes `fixed` and `independent`.
+* `label` int32 [B], only from a labelled source.
+* `lam` float32 []: mixup's lambda, in [0.5, 1]; training only.
+* `mask` bool [B]: False for padding; evaluation only.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network as two pure functions; nothing outside `models/` knows more of it.
+
+    init: `(rng, image [B, H, W, C] float32) -> {'params': ..., 'batch_stats': ...}` (batch_stats only if the network
+      has any).
+    apply: `(variables, image, *, train, rng=None) -> (logits [B, K] float32, batch_stats)`.
+    """
+
+    init: Callable[..., dict[str, Any]]
+    apply: Callable[..., tuple[jax.Array, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a network's weights expect of their input.
+
+    image_size: side of the square input in pixels.
+    mean, std: per channel, on pixels scaled to [0, 1]; the default makes the value range [-1, 1].
+    class_names: in the order of the logits; may be empty.
+    """
+
+    image_size: int
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    class_names: tuple[str, ...] = ()
+
+
+@struct.dataclass
+class Teacher:
+    """One or several frozen networks: an argument of the step, never donated, never in a checkpoint.
+
+    mean, temperature: how several become one, see `objectives.mean_teacher`.
+    """
+
+    variables: tuple[Any, ...]
+    models: tuple[Model, ...] = struct.field(pytree_node=False)
+    cards: tuple[Card, ...] = struct.field(pytree_node=False)
+    mean: str = struct.field(pytree_node=False, default="logits")
+    temperature: float = struct.field(pytree_node=False, default=1.0)
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes.
+
+    step: int32 [], the number of updates applied.
+    params: the trainable floats.
+    batch_stats: running statistics of normalisation layers, {} without any.
+    opt_state: optax's.
+    """
+
+    step: jax.Array
+    params: Params
+    batch_stats: Any
+    opt_state: Any

@@ -1,0 +1,130 @@
+"""The train step and the evaluation step: pure functions of their arguments, to be jitted by the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from big_distill import scoring
+from big_distill.objectives import Objective, kl_divergence, mean_teacher
+from big_distill.state import Batch, Card, Model, Teacher, TrainState
+from big_distill.views import for_network, make_views, to_unit
+
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    model: Model,
+    card: Card,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    num_classes: int,
+    seed: int,
+    accumulate_steps: int = 1,
+) -> Callable[[TrainState, Teacher | None, Batch], tuple[TrainState, Metrics]]:
+    """The one train step: supervised without a teacher, distillation with one.
+
+    Args:
+      model: the student.
+      card: what the student expects of its input.
+      objective: the loss.
+      tx: the update rule.
+      num_classes: K.
+      seed: of the network's own randomness (dropout), folded with the step.
+      accumulate_steps: parts of the global batch whose gradients are added up before the update; mixup comes before
+        the split.
+
+    Returns:
+      `train_step(state, teacher, batch) -> (state, metrics)`. The update is applied only if loss and gradient are
+      finite and `batch['step']` is `state.step`: after a step that was not, the state stays as it was, however many
+      steps are already on their way. Metrics: `loss`, `grad_norm`, `applied` and, with a teacher, `kl` and `agreement`
+      on the training view.
+    """
+
+    def loss_fn(params: Any, batch_stats: Any, views: Any, target: jax.Array | None, rng: jax.Array) -> Any:
+        view, _, targets = views
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, batch_stats = model.apply(variables, for_network(view, card), train=True, rng=rng)
+        metrics = {"loss": jnp.mean(objective(logits, target, targets))}
+        if target is not None:
+            metrics["kl"] = jnp.mean(kl_divergence(target, logits))
+            metrics["agreement"] = jnp.mean(jnp.argmax(target, -1) == jnp.argmax(logits, -1), dtype=jnp.float32)
+        return metrics["loss"], (metrics, batch_stats)
+
+    def gradients(params: Any, batch_stats: Any, teacher: Teacher | None, views: Any, rng: jax.Array) -> Any:
+        target = teacher_logits(teacher, views[1])
+        grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(params, batch_stats, views, target, rng)
+        return (grads, metrics), batch_stats
+
+    def train_step(state: TrainState, teacher: Teacher | None, batch: Batch) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        views = make_views(batch, num_classes)
+        if accumulate_steps == 1:
+            (grads, metrics), batch_stats = gradients(state.params, state.batch_stats, teacher, views, rng)
+        else:
+            parts = _split(views, accumulate_steps), jax.random.split(rng, accumulate_steps)
+
+            def add_part(carry: Any, part: Any) -> Any:
+                sums, batch_stats = carry
+                new, batch_stats = gradients(state.params, batch_stats, teacher, *part)
+                return (jax.tree.map(jnp.add, sums, new), batch_stats), None
+
+            first = jax.tree.map(lambda x: x[0], parts)
+            shapes, _ = jax.eval_shape(gradients, state.params, state.batch_stats, teacher, *first)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            (sums, batch_stats), _ = jax.lax.scan(add_part, (zeros, state.batch_stats), parts)
+            grads, metrics = jax.tree.map(lambda x: x / accumulate_steps, sums)
+
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        metrics["applied"] = finite & (batch["step"] == state.step)
+        state = jax.tree.map(lambda new, old: jnp.where(metrics["applied"], new, old), new_state, state)
+        return state, metrics
+
+    return train_step
+
+
+def make_eval_step(model: Model, card: Card) -> Callable[[Any, Teacher | None, Batch], scoring.Sums]:
+    """`eval_step(variables, teacher, batch) -> sums` of one batch, for `scoring.summarize`.
+
+    Teacher and student see the same view.
+    """
+
+    def eval_step(variables: Any, teacher: Teacher | None, batch: Batch) -> scoring.Sums:
+        view = to_unit(batch["pixels"])
+        logits, _ = model.apply(variables, for_network(view, card), train=False)
+        return scoring.score(logits, teacher_logits(teacher, view), batch.get("label"), batch["mask"])
+
+    return eval_step
+
+
+def teacher_logits(teacher: Teacher | None, view: jax.Array) -> jax.Array | None:
+    """The (mean) teacher's logits [B, K] on a view, or None without a teacher; no gradient flows back."""
+    if teacher is None:
+        return None
+    logits = [
+        model.apply(variables, for_network(view, card), train=False)[0]
+        for model, variables, card in zip(teacher.models, teacher.variables, teacher.cards, strict=True)
+    ]
+    return jax.lax.stop_gradient(mean_teacher(logits, teacher.mean, teacher.temperature))
+
+
+def _split(views: Any, num_parts: int) -> Any:
+    """[B, ...] -> [num_parts, B / num_parts, ...]: row i to part i mod num_parts, so that no row changes its device."""
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.swapaxes(x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, views)

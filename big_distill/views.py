@@ -1,0 +1,55 @@
+"""What the models see: mixup on the device, targets mixed alike, and each network's own size and normalisation.
+
+A view is float32 [B, S, S, C] in [0, 1]. The four regimes of Beyer et al. 2022 (section 3.2) differ in which pixels
+the host sends (fixed and independent send the teacher its own) and in mixup (function matching alone); on the device
+that is one code path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from big_distill.state import Batch, Card
+
+
+def make_views(batch: Batch, num_classes: int) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The views of a global batch.
+
+    Mixup blends an example with its partner, the batch rolled by one, at one lambda for the whole batch; pixels and
+    labels alike.
+
+    Returns:
+      (student view [B, S, S, C], teacher view of the same shape, targets float32 [B, K] or None without labels). Under
+      `consistent` and `function_matching` the two views are the same array.
+    """
+    lam = batch["lam"]
+    view = mixup(to_unit(batch["pixels"]), lam)
+    teacher_view = to_unit(batch["teacher_pixels"]) if "teacher_pixels" in batch else view
+    targets = mixup(jax.nn.one_hot(batch["label"], num_classes), lam) if "label" in batch else None
+    return view, teacher_view, targets
+
+
+def mixup(x: jax.Array, lam: jax.Array) -> jax.Array:
+    """lam x + (1 - lam) roll(x, 1) along the first axis (Zhang et al. 2018, arXiv 1710.09412); exactly x at lam = 1."""
+    return x + (1 - lam) * (jnp.roll(x, 1, axis=0) - x)
+
+
+def for_network(view: jax.Array, card: Card) -> jax.Array:
+    """Resizes a view down to a network's own size and normalises it as its card says: (x - mean) / std."""
+    size = card.image_size
+    if view.shape[1] != size:
+        shape = (view.shape[0], size, size, view.shape[3])
+        view = jax.image.resize(view, shape, "linear")
+    return (view - _per_channel(card.mean)) / _per_channel(card.std)
+
+
+def _per_channel(values: Sequence[float]) -> jax.Array:
+    return jnp.asarray(values, jnp.float32)
+
+
+def to_unit(pixels: jax.Array) -> jax.Array:
+    """uint8 [0, 255] to float32 [0, 1]."""
+    return pixels.astype(jnp.float32) / 255
