@@ -1,0 +1,129 @@
+"""Checkpoints of {state, meta} through Orbax, and signals that ask for one."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from big_distill.config import Config
+from big_distill.state import TrainState
+from big_distill.workdir import CHECKPOINTS_DIR
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest few, and the best on the validation split.
+
+    Saving is asynchronous: `save` returns once the state is copied off the device; `close` waits for what is under
+    way. A step that is half written when the process dies is invisible to `restore`.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep_latest: int, keep_best: int):
+        policies: list[Any] = [checkpoint_managers.LatestN(keep_latest)]
+        if keep_best:
+            policies.append(
+                checkpoint_managers.BestN(get_metric_fn=_accuracy, n=keep_best, keep_checkpoints_without_metrics=False)
+            )
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_accuracy if keep_best else None,
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    @classmethod
+    def of(cls, config: Config, workdir: pathlib.Path) -> Checkpoints:
+        """Those of a run; without a validation split none is the best."""
+        return cls(workdir / CHECKPOINTS_DIR, config.keep_latest, config.keep_best if config.source.validation else 0)
+
+    def save(
+        self, step: int, state: TrainState, meta: Mapping[str, Any], validation: Mapping[str, float] | None
+    ) -> None:
+        """Saves a step, unless it is already there.
+
+        Args:
+          step: number of updates applied to `state`.
+          state: what a resume continues from.
+          meta: JSON-ready facts that a resume checks.
+          validation: metrics on the validation split, if it was just evaluated; `accuracy` decides what is best.
+        """
+        if step in self.all_steps():
+            return
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta)))
+        metrics = {"accuracy": validation["accuracy"]} if validation else None
+        self._manager.save(step, args=args, metrics=metrics, force=True)
+
+    def all_steps(self) -> list[int]:
+        """Every saved step, rising."""
+        return sorted(self._manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        """The newest saved step, or None."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The saved step with the best validation accuracy, or None without any."""
+        scored = [step for step in self.all_steps() if self._manager.metrics(step)]
+        return max(scored, key=lambda step: (_accuracy(self._manager.metrics(step)), step), default=None)
+
+    def restore(self, step: int, abstract_state: TrainState) -> TrainState:
+        """The state of a step, placed as the shardings of `abstract_state` (a tree of ShapeDtypeStruct) say."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        return self._manager.restore(step, args=args).state
+
+    def restore_variables(self, step: int) -> dict[str, Any]:
+        """The student of a step alone, as NumPy arrays: {'params': ..., 'batch_stats': ...}."""
+        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+        return {name: jax.tree.map(np.asarray, state[name] or {}) for name in ("params", "batch_stats")}
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The meta of a step: read before the restore target is built."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+    def close(self) -> None:
+        """Waits until everything is on disk; raises what an asynchronous save raised."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _accuracy(metrics: Mapping[str, float]) -> float:
+    return metrics["accuracy"]
+
+
+class Preemption:
+    """Remembers SIGTERM and SIGINT, for the loop to save and leave at the next step boundary.
+
+    With several processes JAX's preemption service catches SIGTERM and agrees on a step at which all of them save.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Preemption:
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _: Any) -> None:
+        self._signal = number
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and leave after this step; every process gets the same answer."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._signal is not None

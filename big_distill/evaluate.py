@@ -1,0 +1,54 @@
+"""Evaluates a run on any split: accuracy, NLL and calibration, and fidelity to its teacher.
+
+  python -m big_distill.evaluate --workdir=runs/digits_fm-0123456789ab --split=test
+  python -m big_distill.evaluate --workdir=... --split='train[:10%]' --step=best --json
+
+`--step` is `final` (the weights of a finished run), `latest` or `best` (on the validation split), or the number of a
+checkpoint that is still there.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+from absl import flags
+
+from big_distill import cli
+from big_distill.errors import ConfigError
+from big_distill.evaluation import evaluate_run
+
+
+def define_flags() -> None:
+    """Defines the flags: not on import, so that one process can import several commands."""
+    flags.DEFINE_string("workdir", None, "The run directory.")
+    flags.DEFINE_string("split", "test", "Split of the run's data set, in TFDS syntax.")
+    flags.DEFINE_string("step", "final", "final, latest, best, or the number of a checkpoint.")
+    flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the run had them.")
+    flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+
+
+def main() -> None:
+    """Reads the flags, evaluates, prints a table or JSON."""
+    args = flags.FLAGS
+    if not args.workdir:
+        raise ConfigError("--workdir=DIR is needed: a run directory")
+    scores = evaluate_run(pathlib.Path(args.workdir), args.split, args.step, args.data_dir)
+    if jax.process_index() == 0:
+        print(json.dumps(scores) if args.json else table(scores))
+
+
+def table(scores: dict[str, Any]) -> str:
+    """One metric a line; fractions in per cent."""
+    rates = ("accuracy", "top5", "ece", "agreement", "agreement5", "teacher_accuracy")
+    rows = []
+    for name, value in scores.items():
+        rows.append(f"{name:18}{100 * value:9.2f} %" if name in rates else f"{name:18}{value:9.5g}")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

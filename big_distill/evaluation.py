@@ -1,0 +1,86 @@
+"""Evaluates a network, alone or beside its teacher, on any split of a run's data."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from big_distill import scoring, sharding, steps, weights
+from big_distill import teacher as teachers
+from big_distill.checkpoints import Checkpoints
+from big_distill.config import Config
+from big_distill.data import Source
+from big_distill.data.pipeline import EvalPipeline
+from big_distill.data.sources import open_source
+from big_distill.errors import RunError
+from big_distill.state import Teacher
+from big_distill.workdir import read_config
+
+EvalStep = Callable[..., scoring.Sums]
+
+
+def evaluate(
+    eval_step: EvalStep, variables: weights.Variables, teacher: Teacher | None, data: EvalPipeline, mesh: Mesh
+) -> dict[str, float]:
+    """Metrics of one network on one split (see `scoring.summarize`), every readable example counted once."""
+    return scoring.summarize(eval_step(variables, teacher, sharding.to_devices(mesh, batch)) for batch in data)
+
+
+def jit_eval_step(student: weights.Architecture, config: Config, mesh: Mesh) -> EvalStep:
+    """The evaluation step of a network, its sums on every device."""
+    step = steps.make_eval_step(student.build(config.dtype), student.card)
+    return jax.jit(step, out_shardings=sharding.replicated(mesh))
+
+
+def open_split(config: Config, split: str) -> Source:
+    """A split of the run's data set."""
+    size, channels = config.view.image_size, config.view.channels
+    return open_source(config.source, split, num_classes=config.num_classes, image_size=size, channels=channels)
+
+
+def open_eval(config: Config, split: str) -> EvalPipeline:
+    """Evaluation batches of a split."""
+    source, batch_size = open_split(config, split), config.batch_size // config.accumulate_steps
+    return EvalPipeline(source, config.view, config.source, batch_size, jax.process_index(), jax.process_count())
+
+
+def evaluate_run(
+    workdir: pathlib.Path, split: str, step: str = "final", data_dir: str | None = None
+) -> dict[str, float]:
+    """Metrics of a run's student on any split of its data set, against labels and its teacher.
+
+    Args:
+      workdir: the run directory.
+      split: in TFDS syntax.
+      step: 'final' (the weights of a finished run), 'latest', 'best', or the number of a checkpoint.
+      data_dir: where TFDS sets are, if not where the run had them.
+
+    Raises:
+      RunError: no run, or no such step in it.
+    """
+    config = read_config(workdir)
+    if data_dir:
+        config = dataclasses.replace(config, source=dataclasses.replace(config.source, data_dir=data_dir))
+    mesh = sharding.make_mesh()
+    data = open_eval(config, split)
+    student = weights.architecture_of(config)
+    variables = weights.load(workdir).variables if step == "final" else _saved(workdir, config, step)
+    return evaluate(jit_eval_step(student, config, mesh), variables, teachers.load(config, workdir, mesh), data, mesh)
+
+
+def _saved(workdir: pathlib.Path, config: Config, step: str) -> Any:
+    """The student of a checkpoint."""
+    with contextlib.closing(Checkpoints.of(config, workdir)) as checkpoints:
+        known: dict[str, int | None] = {str(saved): saved for saved in checkpoints.all_steps()}
+        known |= {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()}
+        found = known.get(step)
+        if found is None:
+            there = ", ".join(name for name, saved in known.items() if saved is not None) or "none"
+            raise RunError(f"{workdir} has no checkpoint {step!r}; there are: {there}")
+        return checkpoints.restore_variables(found)

@@ -1,0 +1,77 @@
+"""A finished run or a weight file as something that classifies images."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+
+from big_distill import weights
+from big_distill.data import transforms
+from big_distill.errors import DataError
+from big_distill.views import for_network, to_unit
+
+Image = np.ndarray | bytes
+
+
+class Predictor:
+    """A network with its preprocessing.
+
+    Attributes:
+      architecture: what the network is and expects.
+      class_names: in the order of the probabilities; empty if the data set had no names.
+    """
+
+    def __init__(self, network: weights.Network):
+        self.architecture = network.architecture
+        self.class_names = network.architecture.card.class_names
+        model, card = network.architecture.build("float32"), network.architecture.card
+        self._variables = jax.device_put(network.variables)
+
+        def probabilities(variables: weights.Variables, pixels: jax.Array) -> jax.Array:
+            logits, _ = model.apply(variables, for_network(to_unit(pixels), card), train=False)
+            return jax.nn.softmax(logits)
+
+        self._probabilities = jax.jit(probabilities)
+
+    def predict(self, images: np.ndarray | Iterable[Image]) -> np.ndarray:
+        """Classifies images as evaluation does: shorter side resized, central crop.
+
+        Args:
+          images: uint8 arrays [H, W], [H, W, 1] or [H, W, 3] of any sizes, or the bytes of image files; or one array
+            [B, H, W, C].
+
+        Returns:
+          Probabilities, float32 [B, K].
+
+        Raises:
+          DataError: an image that cannot be read; says which.
+        """
+        decoded = [self._decode(index, image) for index, image in enumerate(images)]
+        if not decoded:
+            return np.zeros((0, self.architecture.num_classes), np.float32)
+        ragged = transforms.Ragged.pack(decoded)
+        size, resize = self.architecture.card.image_size, self.architecture.resize
+        pixels = transforms.central_view(ragged, np.arange(len(decoded)), resize, size)
+        return np.asarray(self._probabilities(self._variables, pixels))
+
+    def _decode(self, index: int, image: Image) -> np.ndarray:
+        try:
+            return transforms.decode(image, self.architecture.channels)
+        except transforms.BadImage as error:
+            raise DataError(f"image {index} cannot be read: {error}") from error
+
+
+def load(path: str | pathlib.Path) -> Predictor:
+    """A network from a finished run directory or a weight file with a card.
+
+    >>> import big_distill
+    >>> network = big_distill.load("runs/digits_fm-0123456789ab")  # doctest: +SKIP
+    >>> network.predict(images).argmax(-1)  # doctest: +SKIP
+
+    Raises:
+      RunError: nothing there, or not such a file.
+    """
+    return Predictor(weights.load(pathlib.Path(path)))

@@ -1,0 +1,148 @@
+"""Where numbers go: CLU writers (TensorBoard, JSON lines), a progress bar, throughput."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import tqdm
+
+if importlib.util.find_spec("tensorflow") is None:
+    sys.modules["clu.metric_writers.summary_writer"] = importlib.import_module("big_distill.tensorboard_writer")
+from clu import metric_writers, periodic_actions
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """The metrics of one run: `metrics.jsonl` and TensorBoard event files, written by process 0 alone.
+
+    A resumed run first cuts `metrics.jsonl` back to the step it resumes from, so that every step appears once and in
+    order.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start_step: int):
+        self._main = jax.process_index() == 0
+        self.tensorboard: Any = None
+        if not self._main:
+            return
+        path = workdir / METRICS_FILE
+        _cut(path, start_step)
+        self._lines = path.open("a", buffering=1)
+        self.tensorboard = metric_writers.SummaryWriter(str(workdir))
+        self._logging = metric_writers.LoggingWriter()
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes scalars; `seconds` is the one wall-clock field of a line."""
+        if not self._main:
+            return
+        scalars = {name: float(value) for name, value in values.items()}
+        self._lines.write(json.dumps({"step": step, **scalars, "seconds": round(time.time(), 3)}) + "\n")
+        for writer in (self.tensorboard, self._logging):
+            writer.write_scalars(step, scalars)
+
+    def flush(self) -> None:
+        """Puts all that was written into the files: called before a save, so that no saved step lacks its metrics."""
+        if self._main:
+            self._lines.flush()
+            self.tensorboard.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._main:
+            self._lines.close()
+            self.tensorboard.close()
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The lines of a run's `metrics.jsonl`; a last line that a kill cut short is left out."""
+    path = workdir / METRICS_FILE
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _cut(path: pathlib.Path, step: int) -> None:
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.replace(path)
+
+
+class Progress:
+    """What a person watches: a bar with an ETA on a terminal; and CLU's report for its platforms."""
+
+    def __init__(self, name: str, start_step: int, total_steps: int, writer: Any | None):
+        self._bar = tqdm.tqdm(
+            initial=start_step,
+            total=total_steps,
+            desc=name,
+            unit="step",
+            disable=jax.process_index() != 0 or not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+        self._report = periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer)
+
+    def update(self, step: int) -> None:
+        """A step is done."""
+        self._bar.update()
+        self._report(step)
+
+    def show(self, loss: Any) -> None:
+        """The loss beside the bar."""
+        self._bar.set_postfix(loss=f"{float(loss):.4g}", refresh=False)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.close()
+
+
+class Stopwatch:
+    """Seconds spent inside `running()`: what images/s is computed from, evaluation and checkpoints left out."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.seconds = seconds
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Starts, unless it runs."""
+        self._since = self._since or time.monotonic()
+
+    def stop(self) -> None:
+        """Stops and adds up."""
+        if self._since is not None:
+            self.seconds += time.monotonic() - self._since
+            self._since = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Not counted, if it ran."""
+        ran = self._since is not None
+        self.stop()
+        yield
+        if ran:
+            self.start()
+
+
+def profiler(logdir: pathlib.Path, first_step: int) -> Callable[[int], Any]:
+    """To be called after every step: traces five of them from `first_step` on, for TensorBoard; never, if that is 0."""
+    if not first_step:
+        return lambda step: None
+    return periodic_actions.Profile(
+        logdir=logdir, first_profile=first_step, num_profile_steps=5, profile_duration_ms=None, every_secs=None
+    )
+
+
+def say(message: str) -> None:
+    """A line for the person at the terminal, above the bar; process 0 only."""
+    if jax.process_index() == 0:
+        tqdm.tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()

@@ -1,0 +1,275 @@
+"""The only loop: trains a student, with or without a teacher, resumes it exactly, evaluates it and sums it up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from clu import parameter_overview
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from big_distill import objectives, optim, sharding, steps, weights
+from big_distill import teacher as teachers
+from big_distill import workdir as workdirs
+from big_distill.checkpoints import Checkpoints, Preemption
+from big_distill.config import Config, fingerprint
+from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check
+from big_distill.errors import NonFiniteError, Preempted, RunError
+from big_distill.evaluation import EvalStep, evaluate, jit_eval_step, open_eval, open_split
+from big_distill.metrics import MetricsLog, Progress, Stopwatch, profiler, say
+from big_distill.state import Teacher, TrainState
+
+Scores = dict[str, dict[str, float]]  # split -> metric -> value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same from the first step to the last."""
+
+    config: Config
+    workdir: pathlib.Path
+    mesh: Mesh
+    teacher: Teacher | None
+    student: weights.Architecture
+    train_data: TrainPipeline
+    eval_data: dict[str, EvalPipeline]
+    init: Callable[[jax.Array], TrainState]
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: EvalStep
+    identity: dict[str, str | None]
+
+    def evaluate(self, state: TrainState) -> Scores:
+        """Metrics on the validation and the test split, as far as there are any."""
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return {
+            split: evaluate(self.eval_step, variables, self.teacher, data, self.mesh)
+            for split, data in self.eval_data.items()
+        }
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Time over all sessions of a run, as its checkpoints know it.
+
+    Evaluation, saving and the first step of a session do not count as training.
+    """
+
+    wall_seconds: float = 0.0
+    train_seconds: float = 0.0
+    timed_steps: int = 0
+
+
+def train_and_evaluate(config: Config, workdir: pathlib.Path, name: str = "student") -> dict[str, Any]:
+    """Trains a run to its end, from its start or from its newest checkpoint; a finished run is only read.
+
+    Args:
+      config: resolved.
+      workdir: the run directory; made if need be.
+      name: what the progress bar calls it.
+
+    Returns:
+      The summary, as in `summary.json`.
+
+    Raises:
+      RunError: the directory holds a run with another config, data or teacher.
+      DataError: the data are not what the config says.
+      NonFiniteError: a loss or gradient stopped being finite.
+      Preempted: a signal arrived; everything is saved and the same call goes on.
+    """
+    workdirs.claim(workdir, config)
+    if summary := workdirs.read_summary(workdir):
+        return summary
+    if config.teacher.config is not None:
+        train_and_evaluate(config.teacher.config, workdir / workdirs.TEACHER_DIR, "teacher")
+    run = _open(config, workdir)
+    with contextlib.closing(Checkpoints.of(config, workdir)) as checkpoints:
+        state, start, clock = _start(run, checkpoints)
+        state, scores = _train(run, checkpoints, state, start, clock, name)
+        best_step = checkpoints.best_step()
+    return _finish(run, state, scores, clock, best_step)
+
+
+def _open(config: Config, workdir: pathlib.Path) -> _Run:
+    """Opens the data and the teacher and builds the steps; compiles nothing yet."""
+    mesh = sharding.make_mesh()
+    teacher = teachers.load(config, workdir, mesh)
+    source = open_split(config, config.source.train)
+    check(config, source)
+    splits = {"validation": config.source.validation, "test": config.source.test}
+    student = weights.architecture_of(config, source.class_names)
+    model = student.build(config.dtype)
+    tx = optim.make_optimizer(config.optimizer, config.total_steps)
+    train_step = steps.make_train_step(
+        model,
+        student.card,
+        objectives.build(config.objective),
+        tx,
+        num_classes=config.num_classes,
+        seed=config.seed,
+        accumulate_steps=config.accumulate_steps,
+    )
+
+    def init(rng: jax.Array) -> TrainState:
+        variables = model.init(rng, jnp.zeros(student.input_shape, jnp.float32))
+        params = variables["params"]
+        return TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), tx.init(params))
+
+    everywhere = sharding.replicated(mesh)
+    return _Run(
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        teacher=teacher,
+        student=student,
+        train_data=TrainPipeline(config, source, jax.process_index(), jax.process_count()),
+        eval_data={name: open_eval(config, split) for name, split in splits.items() if split},
+        init=jax.jit(init, out_shardings=everywhere),
+        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=everywhere),
+        eval_step=jit_eval_step(student, config, mesh),
+        identity={"data": source.fingerprint, "teacher": weights.sha256(teacher.variables) if teacher else None},
+    )
+
+
+def _start(run: _Run, checkpoints: Checkpoints) -> tuple[TrainState, int, _Clock]:
+    """(state, step, clock): from the newest checkpoint, or new."""
+    key = jax.random.key(run.config.seed)
+    abstract = jax.eval_shape(run.init, key)
+    overview = parameter_overview.get_parameter_overview(abstract.params, include_stats=False)
+    logging.info("Parameters of the student:\n%s", overview)
+    if jax.process_index() == 0:
+        (run.workdir / workdirs.PARAMETERS_FILE).write_text(overview + "\n")
+    start = checkpoints.latest_step()
+    if start is None:
+        state = run.init(key)
+        return _warm_started(run, state) if run.config.init_from else state, 0, _Clock()
+    meta = checkpoints.meta(start)
+    for part, now in run.identity.items():
+        before = meta["identity"][part]
+        if before != now:
+            hashes = f"hash {str(before)[:12]}, now {str(now)[:12]}"
+            raise RunError(f"{run.workdir} was trained with another {part} ({hashes}): choose another --workdir")
+    say(f"{run.workdir}: resumes at step {start:,} of {run.config.total_steps:,}")
+    workdirs.note_resume(run.workdir, start)
+    return checkpoints.restore(start, sharding.place(run.mesh, abstract)), start, _Clock(**meta["clock"])
+
+
+def _warm_started(run: _Run, state: TrainState) -> TrainState:
+    """A new run's state with the weights of another run's student."""
+    path = pathlib.Path(str(run.config.init_from))
+    loaded = {"batch_stats": {}, **weights.load(path, run.student).variables}
+    weights.check_same({"params": state.params, "batch_stats": state.batch_stats}, loaded, path)
+    return dataclasses.replace(state, **jax.device_put(loaded, sharding.replicated(run.mesh)))
+
+
+def _train(
+    run: _Run, checkpoints: Checkpoints, state: TrainState, start: int, clock: _Clock, name: str
+) -> tuple[TrainState, Scores]:
+    """The loop: the state after the last step and its scores; `clock` goes on."""
+    config, total_steps = run.config, run.config.total_steps
+    began = time.monotonic() - clock.wall_seconds
+    stopwatch = Stopwatch(clock.train_seconds)
+    schedule = optim.make_schedule(config.optimizer, total_steps)
+    log = MetricsLog(run.workdir, start)
+    progress = Progress(name, start, total_steps, log.tensorboard)
+    profile = profiler(run.workdir, config.profile_at_step)
+    scores: Scores = {}
+    with contextlib.closing(log), contextlib.closing(progress), Preemption() as preemption:
+        for step, batch in enumerate(run.train_data.batches(start), start + 1):
+            last = step == total_steps
+            state, metrics = run.train_step(state, run.teacher, sharding.to_devices(run.mesh, batch))
+            if step == start + 1:
+                jax.block_until_ready(metrics)  # compiled: from here on, time is training time
+                stopwatch.start()
+            else:
+                clock.timed_steps += 1
+            profile(step)
+            progress.update(step)
+            stop = preemption.reached(step) and not last
+            to_log = last or step % config.log_every_steps == 0
+            to_evaluate = last or step % config.eval_every_steps == 0
+            to_save = last or stop or step % config.checkpoint_every_steps == 0
+            # Do not change this order: what is saved has been applied, and all that was measured before is on disk.
+            if to_log or to_evaluate or to_save:
+                _check_applied(run, state, metrics)
+            if to_log:
+                rate = config.optimizer.lr * schedule(step - 1)
+                values = {f"train/{key}": value for key, value in metrics.items() if key != "applied"}
+                log.write(step, {**values, "train/learning_rate": rate})
+                progress.show(metrics["loss"])
+            with stopwatch.paused():
+                if to_evaluate:
+                    scores = run.evaluate(state)
+                    log.write(step, {f"eval/{s}/{key}": v for s, values in scores.items() for key, v in values.items()})
+                    say(f"{name}: step {step:,} of {total_steps:,}: {_headline(metrics, scores)}")
+                if to_save:
+                    log.flush()
+                    clock.wall_seconds, clock.train_seconds = time.monotonic() - began, stopwatch.seconds
+                    meta = {"identity": run.identity, "clock": dataclasses.asdict(clock)}
+                    checkpoints.save(step, state, meta, scores.get("validation") if to_evaluate else None)
+            if stop:
+                raise Preempted(f"saved and stopped at step {step:,} of {total_steps:,}; the same command goes on")
+    return state, scores or run.evaluate(state)
+
+
+def _check_applied(run: _Run, state: TrainState, metrics: Mapping[str, Any]) -> None:
+    """Raises NonFiniteError if a step since the last check was not applied; the state is that of the step before."""
+    if bool(metrics["applied"]):
+        return
+    done = int(state.step)
+    names = run.train_data.example_names(done)
+    path = run.workdir / f"nonfinite_step_{done + 1}.json"
+    if jax.process_index() == 0:
+        workdirs.write_json(path, {"step": done + 1, "examples": names})
+    raise NonFiniteError(
+        f"the loss or gradient of step {done + 1:,} is not finite; nothing was updated. Its examples are "
+        f"{', '.join(names[:3])}, ... (all in {path}). A lower config.optimizer.lr or a longer warm-up often helps"
+    )
+
+
+def _headline(metrics: Mapping[str, Any], scores: Scores) -> str:
+    parts = [f"loss {float(metrics['loss']):.4g}"]
+    for split, values in scores.items():
+        shown = [f"{key} {100 * values[key]:.2f} %" for key in ("accuracy", "agreement") if key in values]
+        parts.append(f"{split} {' '.join(shown)}")
+    return ", ".join(parts)
+
+
+def _finish(run: _Run, state: TrainState, scores: Scores, clock: _Clock, best_step: int | None) -> dict[str, Any]:
+    """Writes the student's weights, then the summary that marks the run as finished."""
+    config, test = run.config, scores.get("test", {})
+    teacher = None
+    if run.teacher is not None:
+        num_params = weights.num_params([variables["params"] for variables in run.teacher.variables])
+        teacher = {"accuracy": test.get("teacher_accuracy"), "num_params": num_params}
+    images = clock.timed_steps * config.batch_size
+    bad_images = set(run.train_data.bad).union(*(data.bad for data in run.eval_data.values()))
+    summary = {
+        "student": {"accuracy": test.get("accuracy"), "num_params": weights.num_params(state.params)},
+        "teacher": teacher,
+        "agreement": test.get("agreement"),
+        "kl": test.get("kl"),
+        "steps": int(state.step),
+        "best_step": best_step,
+        "resumed_at": workdirs.resumed_at(run.workdir),
+        "images_per_second": round(images / clock.train_seconds, 1) if clock.train_seconds else None,
+        "wall_seconds": round(clock.wall_seconds, 1),
+        "bad_images": len(bad_images),
+        "params_sha256": weights.sha256(state.params),
+        "config_fingerprint": fingerprint(config),
+        "scores": scores,
+    }
+    if jax.process_index() == 0:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        weights.save(run.workdir / weights.WEIGHTS_FILE, weights.Network(run.student, variables))
+        workdirs.write_json(run.workdir / workdirs.SUMMARY_FILE, summary)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"finished {run.workdir}")
+    return summary

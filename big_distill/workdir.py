@@ -1,0 +1,88 @@
+"""What a run directory holds, by name, and the small files in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from big_distill.config import Config, differences, fingerprint, from_dict, to_dict
+from big_distill.errors import RunError
+from big_distill.metrics import say
+
+CONFIG_FILE = "config.json"
+SUMMARY_FILE = "summary.json"
+PARAMETERS_FILE = "parameters.txt"
+CHECKPOINTS_DIR = "checkpoints"
+TEACHER_DIR = "teacher"
+_RESUMES_FILE = "resumes.json"
+
+
+def claim(workdir: pathlib.Path, config: Config) -> None:
+    """Writes the config into a run directory, after checking it against what was trained there.
+
+    Raises:
+      RunError: the directory holds a run with another maths field, or cannot be written.
+    """
+    trained = any((workdir / CHECKPOINTS_DIR).glob("*")) or (workdir / SUMMARY_FILE).is_file()
+    if trained:
+        before = read_config(workdir)
+        if changed := differences(before, config, "maths"):
+            raise RunError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}): choose another --workdir, or set "
+                "config.init_from to start a new run from its student"
+            )
+        if changed := differences(before, config, "numerics"):
+            say(f"{workdir}: goes on with other numerics, so not bit-exactly ({'; '.join(changed)})")
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(workdir / CONFIG_FILE, {"fingerprint": fingerprint(config), "config": to_dict(config)})
+        except OSError as error:
+            raise RunError(f"run directory {workdir} cannot be written: {error}") from error
+
+
+def read_config(workdir: pathlib.Path) -> Config:
+    """The resolved config of a run.
+
+    Raises:
+      RunError: no run directory, or its config cannot be read.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        return from_dict(json.loads(path.read_text())["config"])
+    except FileNotFoundError as error:
+        raise RunError(f"{workdir} is not a run directory: it has no {CONFIG_FILE}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The summary of a finished run, else None."""
+    path = workdir / SUMMARY_FILE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def resumed_at(workdir: pathlib.Path) -> list[int]:
+    """The steps a run was resumed at."""
+    path = workdir / _RESUMES_FILE
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def note_resume(workdir: pathlib.Path, step: int) -> None:
+    """Adds to `resumed_at`; at once, because a run may be killed before its next checkpoint."""
+    if jax.process_index() == 0:
+        write_json(workdir / _RESUMES_FILE, [*resumed_at(workdir), step])
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,64 @@
+"""Every config in configs/ runs `:smoke`, says what it must, and has the papers' settings."""
+
+import pathlib
+
+import jax
+import pytest
+
+from big_distill.config import load_config
+from big_distill.resolve import resolve
+from big_distill.train import train_and_evaluate
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+REQUIRED = """digits_fm mnist_teacher mnist_kd cifar10_teacher cifar10_kd flowers_teacher flowers_fm flowers64_fm
+pets_fm food_fm sun_fm imagenet_fm"""
+
+
+def test_all_are_there():
+    assert {path.stem for path in CONFIGS} >= set(REQUIRED.split())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_smoke(path, tmp_path):
+    full = load_config(path)
+    small = load_config(path, "smoke")
+    assert small.num_classes == full.num_classes and small.view.image_size == full.view.image_size
+    config = resolve(small, jax.device_count(), "cpu")
+    assert (config.total_steps, config.batch_size, config.optimizer.warmup_steps) == (20, 8, 2)
+    summary = train_and_evaluate(config, tmp_path)
+    assert summary["steps"] == 20
+    assert (summary["teacher"] is not None) == bool(full.teacher.path or full.teacher.config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_docstring_names_the_command(path):
+    text = path.read_text()
+    assert f"python -m big_distill.main --config=configs/{path.name}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "settings"),
+    [  # epochs, steps, temperature, lr, weight decay: Beyer et al. 2022, Table 4 and section 5
+        ("flowers_fm", "fast", (10_000, 19_921, 10, 3e-3, 3e-4)),
+        ("flowers_fm", "medium", (100_000, 199_218, 1, 1e-3, 1e-4)),
+        ("flowers_fm", "long", (1_000_000, 1_992_187, 1, 3e-4, 1e-5)),
+        ("flowers_fm", "student_paper", (1_000, 1_992, 10, 3e-3, 1e-3)),
+        ("pets_fm", "fast", (1_000, 6_468, 5, 1e-2, 1e-3)),
+        ("pets_fm", "medium", (3_000, 19_406, 10, 3e-3, 3e-4)),
+        ("pets_fm", "long", (30_000, 194_062, 2, 3e-3, 1e-5)),
+        ("food_fm", "fast", (100, 13_315, 10, 1e-2, 1e-3)),
+        ("food_fm", "long", (3_000, 399_462, 5, 1e-2, 1e-4)),
+        ("sun_fm", "medium", (1_000, 148_687, 10, 3e-3, 1e-4)),
+        ("imagenet_fm", None, (1_200, 367_835, 1, 0.03, 3e-4)),
+    ],
+)
+def test_papers_settings(name, variant, settings):
+    path = next(p for p in CONFIGS if p.stem == name)
+    config = resolve(load_config(path, f"variant={variant}" if variant else ""), 8, "tpu")
+    optimizer = config.optimizer
+    got = (config.total_epochs, config.total_steps, config.objective.temperature, optimizer.lr, optimizer.weight_decay)
+    assert got == settings
+    assert (config.batch_size, optimizer.warmup_steps) == ((4096, 5000) if name == "imagenet_fm" else (512, 1500))
+    assert (optimizer.clip_norm, optimizer.mu_dtype, optimizer.decay_scaled_by_lr) == (1.0, "bfloat16", False)
+    assert (config.view.regime, config.view.mixup, config.view.area_min) == ("function_matching", 1.0, 0.05)
+    assert config.dtype == "bfloat16" and config.objective.name == "function_matching"

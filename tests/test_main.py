@@ -1,0 +1,154 @@
+"""The command as a user runs it, in processes of its own: mistakes, kill -9, two processes."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from big_distill.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = ["--config=configs/digits_fm.py", "--config.total_steps=20", "--config.teacher.config.total_steps=10",
+          "--config.log_every_steps=1", "--config.optimizer.warmup_steps=2",
+          "--config.teacher.config.optimizer.warmup_steps=2"]  # fmt: skip
+
+
+def start(*args, module="main", **env):
+    return subprocess.Popen(
+        [sys.executable, "-m", f"big_distill.{module}", *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def run(*args, **kwargs):
+    process = start(*args, **kwargs)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+FM = "--config=configs/digits_fm.py"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([FM, "--config.optimzer.lr=1"], "config.optimzer is not a field of the config; did you mean 'optimizer'?"),
+        ([FM, "--config.batch_size=abc"], "config.batch_size='abc': expected int"),
+        ([FM, "--config.objective.temperature=0"], "config.objective.temperature=0.0: expected a number above 0"),
+        ([f"{FM}:smok"], "the config has no argument :smok; did you mean 'smoke'?"),
+        (
+            ["--config=configs/digits.py"],
+            "config file configs/digits.py does not exist; did you mean 'configs/digits_fm.py'?",
+        ),
+        ([], "--config=FILE is needed, e.g. --config=configs/digits_fm.py"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(args, message):
+    status, out, err = run(*args)
+    assert (status, out, err) == (2, "", f"big_distill: {message}\n")
+
+
+def test_a_typo_in_a_config_file_is_one_line(tmp_path):
+    text = (ROOT / "configs" / "digits_fm.py").read_text()
+    (tmp_path / "mine.py").write_text(text.replace("config.batch_size", "config.batchsize"))
+    status, _, err = run(f"--config={tmp_path}/mine.py")
+    assert status == 2 and err.count("\n") == 1
+    assert "assigns to 'batchsize', which is not a field of the config; did you mean 'batch_size'" in err
+
+
+def test_help_teaches():
+    status, out, _ = run("--helpshort")
+    assert status in (0, 1)
+    for text in ("python -m big_distill.main --config=configs/digits_fm.py", "--config.objective.temperature", "maths"):
+        assert text in out
+
+
+def losses(workdir):
+    return [line["train/loss"] for line in read_metrics(workdir) if "train/loss" in line]
+
+
+def saved_steps(workdir):
+    return [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    status, out, err = run(*DIGITS, f"--workdir={workdir}")
+    assert status == 0, err
+    assert "agreement" in out and f"run directory: {workdir}" in out
+    return workdir
+
+
+def test_kill_9_and_the_same_command_again(whole, tmp_path):
+    process = start(*DIGITS, f"--workdir={tmp_path}")
+    while not saved_steps(tmp_path):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "summary.json").exists()
+    status, out, err = run(*DIGITS, f"--workdir={tmp_path}")
+    assert status == 0, err
+    assert "resumes at step" in out
+    got, want = (json.loads((d / "summary.json").read_text()) for d in (tmp_path, whole))
+    assert len(got["resumed_at"]) == 1
+    assert got["params_sha256"] == want["params_sha256"]
+    assert losses(tmp_path) == losses(whole)
+
+
+def test_sigterm_saves_and_has_its_own_status(tmp_path):
+    process = start(*DIGITS, "--config.total_steps=100000", f"--workdir={tmp_path}")
+    while len(losses(tmp_path)) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "saved and stopped at step" in err and err.count("\n") == 1
+    saved = max(saved_steps(tmp_path))
+    assert f"step {saved:,} of" in err and len(losses(tmp_path)) == saved
+
+
+def test_two_processes_are_one(whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    cluster = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    processes = [start(*DIGITS, f"--workdir={tmp_path}", *cluster, f"--process_id={i}", **one_device) for i in (0, 1)]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    assert "agreement" in outputs[0][0] and outputs[1][0] == ""
+    np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
+    assert len(losses(tmp_path)) == 20
+    assert len(list(tmp_path.glob("events.out.tfevents*"))) == 1
+    got, want = (json.loads((d / "summary.json").read_text()) for d in (tmp_path, whole))
+    assert got["agreement"] == pytest.approx(want["agreement"], abs=0.02)
+
+
+def test_training_imports_no_tensorflow():
+    code = "import sys, big_distill.train, big_distill.inference; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_evaluate_command(whole):
+    status, out, err = run(f"--workdir={whole}", "--split=validation", "--json", module="evaluate")
+    assert status == 0, err
+    want = json.loads((whole / "summary.json").read_text())["scores"]["validation"]
+    assert json.loads(out) == pytest.approx(want, rel=1e-6)
+    status, _, err = run("--workdir=nowhere", module="evaluate")
+    assert (status, err) == (4, "big_distill: nowhere is not a run directory: it has no config.json\n")

@@ -1,0 +1,84 @@
+"""The structure is the product: who may import whom."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "big_distill"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+# Top floor first; a module imports from its own floor or below, and there are no circles.
+FLOORS = [
+    "main evaluate prepare",
+    "train inference cli",
+    "evaluation",
+    "teacher checkpoints",
+    "weights workdir",
+    "steps metrics tensorboard_writer",
+    "views scoring optim sharding",
+    "objectives models data",
+    "resolve",
+    "state plugins config",
+    "errors",
+]
+OWNERS = {  # only these may import it
+    "flax.linen": ("models.",),
+    "grain": ("data.", "prepare"),
+    "tensorflow_datasets": ("data.", "prepare"),
+    "ml_collections": ("config", "resolve", "cli"),
+    "orbax": ("checkpoints",),
+    "clu.metric_writers": ("metrics",),
+    "clu.periodic_actions": ("metrics",),
+    "tensorflow": (),
+    "torch": (),
+}
+
+
+def imports(path):
+    """Absolute names of all that a module imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def floor(module):
+    parts = module.split(".")
+    return next(i for i, names in enumerate(FLOORS) if parts[1] in names.split())
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_nothing_imports_upward(module):
+    if module == "big_distill":  # `big_distill.load`, imported when it is first used
+        return
+    for name in imports(MODULES[module]):
+        if name.startswith("big_distill."):
+            assert floor(module) <= floor(name), f"{module} imports {name}"
+
+
+def test_no_circles():
+    def targets(module):
+        found = {name if name in MODULES else name.rpartition(".")[0] for name in imports(MODULES[module])}
+        return {name for name in found if name in MODULES and name not in ("big_distill", module)}
+
+    graph = {module: targets(module) for module in MODULES if module != "big_distill"}
+    while graph:
+        leaves = {module for module, below in graph.items() if not below & graph.keys()}
+        assert leaves, f"a circle among {sorted(graph)}"
+        graph = {module: below for module, below in graph.items() if module not in leaves}
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_one_room_owns_each_dependency(package):
+    for module, path in MODULES.items():
+        inside = module.removeprefix("big_distill").removeprefix(".") + ("." if path.name == "__init__.py" else "")
+        if any(name == package or name.startswith(f"{package}.") for name in imports(path)):
+            assert inside.startswith(OWNERS[package]) and OWNERS[package], f"{module} imports {package}"

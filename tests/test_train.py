@@ -1,0 +1,240 @@
+"""The loop, in this process: what it leaves behind, and that nothing it can meet changes the result."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import big_distill
+from big_distill import metrics, sharding, weights
+from big_distill.errors import ConfigError, DataError, NonFiniteError, Preempted, RunError
+from big_distill.evaluation import evaluate_run
+from big_distill.metrics import read_metrics
+from big_distill.resolve import resolve
+from big_distill.train import train_and_evaluate
+
+
+def resolved(config):
+    return resolve(config, jax.device_count(), "cpu")
+
+
+@pytest.fixture
+def distilled(tiny):
+    teacher = tiny.copy_and_resolve_references()
+    teacher.student.features = (8, 16)
+    tiny.objective.name = "function_matching"
+    tiny.view.regime = "function_matching"
+    tiny.teacher.config = teacher
+    return tiny
+
+
+def timeless(workdir):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(workdir)]
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """Sends this process a signal when the student's run reaches a step."""
+
+    def arm(step, number=signal.SIGTERM):
+        update = metrics.Progress.update
+
+        def update_and_signal(self, done):
+            update(self, done)
+            if done == step:
+                monkeypatch.setattr(metrics.Progress, "update", update)
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(metrics.Progress, "update", update_and_signal)
+
+    return arm
+
+
+def test_distillation_end_to_end(distilled, tmp_path):
+    config = resolved(distilled)
+    summary = train_and_evaluate(config, tmp_path)
+    assert summary == json.loads((tmp_path / "summary.json").read_text())
+    assert summary["steps"] == 6 and summary["resumed_at"] == [] and summary["best_step"] in (3, 6)
+    assert summary["teacher"]["num_params"] > summary["student"]["num_params"] > 0
+    for rate in (summary["student"]["accuracy"], summary["teacher"]["accuracy"], summary["agreement"]):
+        assert 0 <= rate <= 1
+    assert summary["scores"]["test"]["num_examples"] == 200
+    assert summary["params_sha256"] == weights.sha256(weights.load(tmp_path).variables["params"])
+    teacher = json.loads((tmp_path / "teacher" / "summary.json").read_text())
+    assert teacher["teacher"] is None and teacher["student"]["accuracy"] == summary["teacher"]["accuracy"]
+
+    steps = [line["step"] for line in timeless(tmp_path) if "train/loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert any(name.startswith("events.out.tfevents") for name in os.listdir(tmp_path))
+    assert train_and_evaluate(config, tmp_path) == summary  # finished: only read
+
+    # The same student, evaluated by itself, from a file and by hand.
+    scores = summary["scores"]["test"]
+    for step in ("final", "latest"):
+        assert evaluate_run(tmp_path, "validation", step) == pytest.approx(scores, rel=1e-6)
+    with pytest.raises(RunError, match="no checkpoint '4'; there are: 3, 6, latest, best"):
+        evaluate_run(tmp_path, "validation", "4")
+    from big_distill.data.sources import open_source
+
+    source = open_source(config.source, "validation", num_classes=10, image_size=8, channels=1)
+    images, labels = zip(*source.read(np.arange(200)), strict=True)
+    predictor = big_distill.load(tmp_path)
+    accuracy = (predictor.predict(images).argmax(-1) == np.array(labels)).mean()
+    assert accuracy == pytest.approx(scores["accuracy"])
+    assert predictor.class_names == tuple("0123456789")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_resume_is_bit_exact(distilled, tmp_path, interrupt_at, number):
+    config = resolved(distilled)
+    whole = train_and_evaluate(config, tmp_path / "whole")
+    train_and_evaluate(config.teacher.config, tmp_path / "parts" / "teacher")
+    interrupt_at(4, number)
+    with pytest.raises(Preempted, match="step 4 of 6"):
+        train_and_evaluate(config, tmp_path / "parts")
+    parts = train_and_evaluate(config, tmp_path / "parts")
+    assert parts["resumed_at"] == [4]
+    assert parts["params_sha256"] == whole["params_sha256"]
+    assert parts["scores"] == whole["scores"]
+    assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
+
+
+def test_metrics_after_the_checkpoint_are_cut_back(tiny, tmp_path, monkeypatch):
+    """A run that dies between two checkpoints has written steps that its resumption writes again."""
+    config = resolved(tiny)
+    whole = train_and_evaluate(config, tmp_path / "whole")
+
+    def die(self, step):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Progress, "update", die)
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(config, tmp_path / "parts")
+    assert [line["step"] for line in timeless(tmp_path / "parts") if "train/loss" in line] == [1, 2, 3, 4]
+    parts = train_and_evaluate(config, tmp_path / "parts")
+    assert parts["resumed_at"] == [3]
+    assert parts["params_sha256"] == whole["params_sha256"]
+    assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
+
+
+def test_one_and_eight_devices_train_alike(distilled, tmp_path, monkeypatch):
+    distilled.total_steps = 20
+    config = resolved(distilled)
+    eight = train_and_evaluate(config, tmp_path / "eight")
+    one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    monkeypatch.setattr(sharding, "make_mesh", lambda: one_device)
+    one = train_and_evaluate(config, tmp_path / "one")
+    losses = [[line["train/loss"] for line in timeless(tmp_path / d) if "train/loss" in line] for d in ("one", "eight")]
+    assert len(losses[0]) == 20
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert one["student"]["accuracy"] == pytest.approx(eight["student"]["accuracy"], abs=0.01)
+
+
+def test_another_config_is_refused_by_name(tiny, tmp_path):
+    train_and_evaluate(resolved(tiny), tmp_path)
+    tiny.optimizer.lr = 0.5
+    with pytest.raises(RunError, match=r"config.optimizer.lr: 0.001 -> 0.5"):
+        train_and_evaluate(resolved(tiny), tmp_path)
+    tiny.optimizer.lr = 0.001
+    tiny.log_every_steps = 2
+    train_and_evaluate(resolved(tiny), tmp_path)
+
+
+def test_other_data_and_other_teachers_are_refused(distilled, tmp_path, interrupt_at):
+    config = resolved(distilled)
+    interrupt_at(4)
+    with pytest.raises(Preempted):
+        train_and_evaluate(config.teacher.config, tmp_path / "teacher")
+    train_and_evaluate(config.teacher.config, tmp_path / "teacher")
+    interrupt_at(4)
+    with pytest.raises(Preempted):
+        train_and_evaluate(config, tmp_path)
+    network = weights.load(tmp_path / "teacher")
+    changed = jax.tree.map(lambda x: x + 1, network.variables)
+    weights.save(tmp_path / "teacher" / "student.npz", weights.Network(network.architecture, changed))
+    with pytest.raises(RunError, match="trained with another teacher"):
+        train_and_evaluate(config, tmp_path)
+
+
+def test_warm_start(tiny, tmp_path):
+    first = train_and_evaluate(resolved(tiny), tmp_path / "first")
+    tiny.init_from = str(tmp_path / "first")
+    tiny.optimizer.lr = 0.0
+    second = train_and_evaluate(resolved(tiny), tmp_path / "second")
+    assert second["params_sha256"] == first["params_sha256"]
+    tiny.student.features = (4, 9)
+    with pytest.raises(RunError, match=r"does not fit this student: params/conv2/"):
+        train_and_evaluate(resolved(tiny), tmp_path / "third")
+
+
+def test_several_teachers_by_path(tiny, tmp_path):
+    for seed in (0, 1):
+        tiny.seed = seed
+        train_and_evaluate(resolved(tiny), tmp_path / str(seed))
+    tiny.teacher.path = f"{tmp_path}/0, {tmp_path}/1/student.npz"
+    tiny.objective.name = "logit_regression"
+    summary = train_and_evaluate(resolved(tiny), tmp_path / "student")
+    assert summary["teacher"]["num_params"] == 2 * summary["student"]["num_params"]
+    tiny.num_classes = 9
+    with pytest.raises(ConfigError, match=r"has 10 classes, config.num_classes=9"):
+        train_and_evaluate(resolved(tiny), tmp_path / "other")
+    tiny.teacher.path = str(tmp_path / "nothing")
+    with pytest.raises(RunError, match="nothing does not exist: expected a run directory or a weight file"):
+        train_and_evaluate(resolved(tiny), tmp_path / "other")
+
+
+def explodes_at_step_four(config):
+    """An objective that is not finite for the lambda of one step."""
+    return lambda s, t, y: jnp.sum(s * y, -1) / jnp.where(jnp.max(jnp.abs(s)) > 0, config.alpha, 1)
+
+
+def test_non_finite_loss_stops_before_the_update(tiny, tmp_path):
+    tiny.objective.name = f"{__name__}:explodes_at_step_four"
+    tiny.objective.alpha = 0.0
+    with pytest.raises(NonFiniteError, match="step 1 is not finite; nothing was updated") as error:
+        train_and_evaluate(resolved(tiny), tmp_path)
+    report = json.loads((tmp_path / "nonfinite_step_1.json").read_text())
+    assert report["step"] == 1 and len(report["examples"]) == 40
+    assert report["examples"][0] in str(error.value)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_unlabelled_folder(distilled, tmp_path):
+    """Function matching needs images, not labels."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(24):
+        pixels = rng.integers(0, 256, (9 + index % 3, 10), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    (tmp_path / "images" / "7.png").write_bytes(b"no image")
+    train_and_evaluate(resolved(distilled.teacher.config), tmp_path / "teacher")
+    distilled.teacher.config = None
+    distilled.teacher.path = str(tmp_path / "teacher")
+    distilled.source.name, distilled.source.path = "folder", str(tmp_path / "images")
+    distilled.source.train, distilled.source.validation, distilled.source.test = "train[:16]", None, "train[16:]"
+    distilled.source.num_train_examples = 16
+    distilled.source.max_bad_fraction = 0.2
+    summary = train_and_evaluate(resolved(distilled), tmp_path / "run")
+    assert summary["student"]["accuracy"] is None and summary["agreement"] is not None
+    assert summary["bad_images"] == 1
+    distilled.objective.name = "hinton"
+    with pytest.raises(DataError, match="needs labels"):
+        train_and_evaluate(resolved(distilled), tmp_path / "hinton")
+
+
+def test_numerics_may_change_cosmetics_too(tiny, tmp_path, interrupt_at, capsys):
+    config = resolved(tiny)
+    interrupt_at(4)
+    with pytest.raises(Preempted):
+        train_and_evaluate(config, tmp_path)
+    other = dataclasses.replace(config, dtype="bfloat16", eval_every_steps=2)
+    assert train_and_evaluate(other, tmp_path)["resumed_at"] == [4]
+    assert "not bit-exactly (config.dtype: 'float32' -> 'bfloat16')" in capsys.readouterr().out
