@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs the tests: makes the environment if need be, then pytest, with arguments passed on.
+#
+#   bash launch/test.sh                     # all but the slow and the soak tests
+#   bash launch/test.sh -m slow
+#   bash launch/test.sh -n 0 -x tests/test_objectives.py
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+environment test
+
+exec "$python" -m pytest --numprocesses=2 "$@"
