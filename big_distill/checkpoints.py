@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import signal
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ class Checkpoints:
         if step in self.all_steps():
             return
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta)))
-        metrics = {"accuracy": validation["accuracy"]} if validation else None
+        metrics = {"accuracy": validation["accuracy"]} if validation else {}
         self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def all_steps(self) -> list[int]:
@@ -96,7 +97,8 @@ class Checkpoints:
 
 
 def _accuracy(metrics: Mapping[str, float]) -> float:
-    return metrics["accuracy"]
+    """Of a step that was saved without an evaluation: less than any."""
+    return metrics.get("accuracy", -math.inf)
 
 
 class Preemption:

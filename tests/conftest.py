@@ -1,15 +1,17 @@
-"""Shared by all tests: eight fake CPU devices, and a compile cache in the checkout's `.pytest_cache`."""
+"""Shared by all tests: eight fake CPU devices, programs that compile fast, and a cache of them in `.pytest_cache`."""
 
 import os
 import pathlib
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
+from big_distill import sharding
 from big_distill.config import template
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -17,6 +19,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs on the first device alone."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
 
 
 @pytest.fixture

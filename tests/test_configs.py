@@ -2,7 +2,6 @@
 
 import pathlib
 
-import jax
 import pytest
 
 from big_distill.config import load_config
@@ -19,11 +18,11 @@ def test_all_are_there():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_smoke(path, tmp_path):
+def test_smoke(path, tmp_path, one_device):
     full = load_config(path)
     small = load_config(path, "smoke")
     assert small.num_classes == full.num_classes and small.view.image_size == full.view.image_size
-    config = resolve(small, jax.device_count(), "cpu")
+    config = resolve(small, 1, "cpu")
     assert (config.total_steps, config.batch_size, config.optimizer.warmup_steps) == (20, 8, 2)
     summary = train_and_evaluate(config, tmp_path)
     assert summary["steps"] == 20

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import big_distill
-from big_distill import metrics, sharding, weights
+from big_distill import metrics, weights
 from big_distill.errors import ConfigError, DataError, NonFiniteError, Preempted, RunError
 from big_distill.evaluation import evaluate_run
 from big_distill.metrics import read_metrics
@@ -125,12 +125,11 @@ def test_metrics_after_the_checkpoint_are_cut_back(tiny, tmp_path, monkeypatch):
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
 
 
-def test_one_and_eight_devices_train_alike(distilled, tmp_path, monkeypatch):
+def test_one_and_eight_devices_train_alike(distilled, tmp_path, request):
     distilled.total_steps = 20
     config = resolved(distilled)
     eight = train_and_evaluate(config, tmp_path / "eight")
-    one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    monkeypatch.setattr(sharding, "make_mesh", lambda: one_device)
+    request.getfixturevalue("one_device")
     one = train_and_evaluate(config, tmp_path / "one")
     losses = [[line["train/loss"] for line in timeless(tmp_path / d) if "train/loss" in line] for d in ("one", "eight")]
     assert len(losses[0]) == 20

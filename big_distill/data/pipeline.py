@@ -47,8 +47,7 @@ class TrainPipeline:
 
     def __init__(self, config: Config, source: Source, process_index: int = 0, process_count: int = 1):
         """Decodes the split if it fits. `config` is a resolved one."""
-        assert config.total_steps is not None and config.view.mixup is not None
-        self.stream = Stream(config.seed, source.num_examples, config.batch_size, config.view.mixup)
+        self.stream = Stream(config.seed, source.num_examples, config.batch_size, config.view.mixup or 0.0)
         self._total_steps, self._view, self._options = config.total_steps, config.view, config.source
         self._source = source
         self._part = _part(config.batch_size, process_index, process_count)
@@ -266,7 +265,7 @@ def _load(reader: _Reader, options: SourceConfig) -> _Cache | None:
 
 
 def _central_view(images: Ragged, rows: np.ndarray, view: ViewConfig) -> np.ndarray:
-    return central_view(images, rows, view.resize or view.image_size, view.image_size)
+    return central_view(images, rows, view.resize, view.image_size)
 
 
 def _view_shape(view: ViewConfig) -> tuple[int, int, int]:

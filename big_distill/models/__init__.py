@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,10 +45,13 @@ def build(model: ModelConfig, num_classes: int, dtype: str) -> Model:
         case "six_layer_cnn":
             return from_linen(cnn.SixLayerCNN(num_classes, dtype))
         case "bit":
-            blocks = model.blocks or BIT_BLOCKS[cast(int, model.depth)]
-            return from_linen(bit.BiT(blocks, model.width or 1.0, model.root_pool or "-inf", num_classes, dtype))
+            blocks = model.blocks or BIT_BLOCKS[model.depth]
+            return from_linen(bit.BiT(blocks, model.width, model.root_pool, num_classes, dtype))
         case _:
-            return _own(model, num_classes, dtype)
+            own = plugins.load(str(model.name), "config.student.name")(model, num_classes, dtype)
+            if not isinstance(own, Model):
+                raise ConfigError(f"config.student.name={model.name!r}: expected a Model, got {type(own).__name__}")
+            return own
 
 
 def from_linen(network: nn.Module) -> Model:
@@ -73,10 +76,3 @@ def from_linen(network: nn.Module) -> Model:
         return logits.astype(jnp.float32), batch_stats
 
     return Model(init, apply)
-
-
-def _own(model: ModelConfig, num_classes: int, dtype: str) -> Model:
-    own = plugins.load(str(model.name), "model.name")(model, num_classes, dtype)
-    if not isinstance(own, Model):
-        raise ConfigError(f"model.name={model.name!r} returned {type(own).__name__}, not a big_distill.state.Model")
-    return own

@@ -153,7 +153,7 @@ def test_bit_names_its_parameters_as_the_distillation_release():
     assert names["norm-pre-head/scale"] == (2048,)
 
 
-@pytest.mark.parametrize("width, features", [(None, 64), (2.0, 128), (0.3, 19), (0.01, 1)])
+@pytest.mark.parametrize("width, features", [(1.0, 64), (2.0, 128), (0.3, 19), (0.01, 1)])
 def test_width_of_bit_multiplies_its_channels(width, features):
     params = shapes(ModelConfig("bit", blocks=(1, 1), width=width), (1, 8, 8, 3))
     assert params["root_block"]["conv_root"]["kernel"].shape == (7, 7, 3, features)
@@ -297,9 +297,9 @@ def test_batch_stats_are_empty_without_any():
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("no_such_module:net", "model.name='no_such_module:net'"),
+        ("no_such_module:net", "config.student.name='no_such_module:net'"),
         ("own_models:nte", "'nte'"),
-        ("own_models:forgot", "returned WithState"),
+        ("own_models:forgot", "expected a Model, got WithState"),
     ],
 )
 def test_errors_of_the_users_own_model_are_one_line(own, name, message):
