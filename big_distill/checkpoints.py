@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import pathlib
 import signal
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from big_distill.config import Config
+from big_distill.errors import RunError
 from big_distill.state import TrainState
 from big_distill.workdir import CHECKPOINTS_DIR
 
@@ -26,7 +27,7 @@ class Checkpoints:
     way. A step that is half written when the process dies is invisible to `restore`.
     """
 
-    def __init__(self, directory: pathlib.Path, keep_latest: int, keep_best: int):
+    def __init__(self, directory: pathlib.Path, keep_latest: int, keep_best: int, read_only: bool = False):
         policies: list[Any] = [checkpoint_managers.LatestN(keep_latest)]
         if keep_best:
             policies.append(
@@ -37,19 +38,22 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 best_fn=_accuracy if keep_best else None,
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,  # in a live run they are the saves under way
+                read_only=read_only,
+                create=not read_only,
             ),
         )
 
     @classmethod
-    def of(cls, config: Config, workdir: pathlib.Path) -> Checkpoints:
+    def of(cls, config: Config, workdir: pathlib.Path, read_only: bool = False) -> Checkpoints:
         """Those of a run; without a validation split none is the best."""
-        return cls(workdir / CHECKPOINTS_DIR, config.keep_latest, config.keep_best if config.source.validation else 0)
+        keep_best = config.keep_best if config.source.validation else 0
+        return cls(workdir / CHECKPOINTS_DIR, config.keep_latest, keep_best, read_only)
 
     def save(
         self, step: int, state: TrainState, meta: Mapping[str, Any], validation: Mapping[str, float] | None
     ) -> None:
-        """Saves a step, unless it is already there.
+        """Saves a step.
 
         Args:
           step: number of updates applied to `state`.
@@ -57,8 +61,6 @@ class Checkpoints:
           meta: JSON-ready facts that a resume checks.
           validation: metrics on the validation split, if it was just evaluated; `accuracy` decides what is best.
         """
-        if step in self.all_steps():
-            return
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta)))
         metrics = {"accuracy": validation["accuracy"]} if validation else {}
         self._manager.save(step, args=args, metrics=metrics, force=True)
@@ -72,23 +74,40 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The saved step with the best validation accuracy, or None without any."""
+        """The saved step with the best validation accuracy, or None without any; waits for saves under way."""
+        self._manager.wait_until_finished()
         scored = [step for step in self.all_steps() if self._manager.metrics(step)]
         return max(scored, key=lambda step: (_accuracy(self._manager.metrics(step)), step), default=None)
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """The state of a step, placed as the shardings of `abstract_state` (a tree of ShapeDtypeStruct) say."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        return self._manager.restore(step, args=args).state
+        return self._restore(step, state=ocp.args.StandardRestore(abstract_state)).state
 
-    def restore_variables(self, step: int) -> dict[str, Any]:
-        """The student of a step alone, as NumPy arrays: {'params': ..., 'batch_stats': ...}."""
-        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
-        return {name: jax.tree.map(np.asarray, state[name] or {}) for name in ("params", "batch_stats")}
+    def restore_variables(self, step: int, abstract: Any) -> dict[str, Any]:
+        """The student of a step alone, whatever devices it was trained on.
+
+        Args:
+          step: a saved one.
+          abstract: its variables as a tree of ShapeDtypeStruct with shardings.
+        """
+        args = ocp.args.PyTreeRestore(
+            item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+        )
+        return self._restore(step, state=args).state
 
     def meta(self, step: int) -> dict[str, Any]:
         """The meta of a step: read before the restore target is built."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        return self._restore(step, meta=ocp.args.JsonRestore()).meta
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (KeyError, OSError, TypeError, ValueError) as error:  # Orbax lets through what its parsers raise
+            reason = str(error).partition("\n")[0][:200]
+            raise RunError(
+                f"checkpoint {self._manager.directory / str(step)} cannot be read ({reason}); without it the same "
+                "command goes on from the one before"
+            ) from error
 
     def close(self) -> None:
         """Waits until everything is on disk; raises what an asynchronous save raised."""
@@ -102,13 +121,13 @@ def _accuracy(metrics: Mapping[str, float]) -> float:
 
 
 class Preemption:
-    """Remembers SIGTERM and SIGINT, for the loop to save and leave at the next step boundary.
+    """Remembers SIGTERM and SIGINT (`requested`), for the loop to save and leave at the next step boundary.
 
     With several processes JAX's preemption service catches SIGTERM and agrees on a step at which all of them save.
     """
 
     def __init__(self) -> None:
-        self._signal: int | None = None
+        self.requested = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Preemption:
@@ -121,11 +140,13 @@ class Preemption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _remember(self, number: int, _: Any) -> None:
-        self._signal = number
+    def _remember(self, *_: Any) -> None:
+        if not self.requested:
+            print("big_distill: finishing the step, then saving", file=sys.stderr)
+        self.requested = True
 
     def reached(self, step: int) -> bool:
         """Whether to save and leave after this step; every process gets the same answer."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._signal is not None
+        return self.requested

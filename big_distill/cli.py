@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging as std_logging
 import pathlib
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from big_distill.config import check_path, fields_of, nearest
+from big_distill.config import check_path, fields_of, load_config, nearest
 from big_distill.errors import BigDistillError, ConfigError
+
+_INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 
 
 def define_config_flag() -> None:
@@ -25,45 +30,38 @@ def define_config_flag() -> None:
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """absl's flags, with errors that name the field, the value and the nearest right name."""
     for argument in argv[1:]:
-        if argument.startswith("--config."):
-            check_path(argument[2:].partition("=")[0])
+        name, _, value = argument.lstrip("-").partition("=")
+        if name == "config":
+            _check_file(*value.partition(":")[::2])
+        elif name == "config.teacher.config":
+            raise ConfigError(
+                "config.teacher.config is set in a config file; its fields can be set one by one, as "
+                "--config.teacher.config.total_epochs=5, and --config.teacher.path=RUN replaces it"
+            )
+        elif name.startswith("config."):
+            check_path(name)
     try:
         return flags.FLAGS(list(argv))
     except flags.UnrecognizedFlagError as error:
-        raise ConfigError(f"unknown flag --{error.flagname}{nearest(error.flagname, list(flags.FLAGS))}") from error
+        ours = [
+            f.name for module, own in flags.FLAGS.flags_by_module_dict().items() if "absl" not in module for f in own
+        ]
+        raise ConfigError(f"unknown flag --{error.flagname}{nearest(error.flagname, ours)}") from error
     except flags.Error as error:
         raise ConfigError(_flag_error(str(error).removeprefix("flag --"))) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(_config_file_error(error)) from error
+        raise ConfigError(_override_error(str(error))) from error
 
 
 def config_value() -> ConfigDict:
     """The config that the flags make.
 
     Raises:
-      ConfigError: no `--config`, no such file, or the file assigns to a field that does not exist.
+      ConfigError: no `--config`.
     """
-    try:
-        config = flags.FLAGS.config
-        if config is None:
-            raise ConfigError("--config=FILE is needed, e.g. --config=configs/digits_fm.py")
-        path = config_path()
-        if not path.is_file():
-            there = sorted(str(file) for file in path.parent.glob("*.py"))
-            raise ConfigError(f"config file {path} does not exist{nearest(str(path), there) if there else ''}")
-        config.keys()  # where the file failed, ml_collections hands out a stand-in that raises what the file raised
-        return config
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(_config_file_error(error)) from error
-
-
-def _flag_error(message: str) -> str:
-    """absl's words, or for a field of the config what was expected."""
-    name, _, rest = message.partition("=")
-    types = {field: type_.__name__ for field, _, type_ in fields_of() if type_ in (int, float, bool)}
-    if name in types:
-        return f"{name}={rest.partition(':')[0]!r}: expected {types[name]}"
-    return message.replace("\n", " ")
+    if flags.FLAGS.config is None:
+        raise ConfigError("--config=FILE is needed, e.g. --config=configs/digits_fm.py")
+    return flags.FLAGS.config
 
 
 def config_path() -> pathlib.Path:
@@ -72,11 +70,43 @@ def config_path() -> pathlib.Path:
     return pathlib.Path(flag.config_filename.partition(":")[0])
 
 
-def _config_file_error(error: Exception) -> str:
-    message = str(error)
-    if found := re.search(r'Key "(\w+)" does not exist', message):
-        names = sorted({name.rpartition(".")[2] for name, *_ in fields_of()})
-        return f"the config file assigns to {found[1]!r}, which is not a field of the config{nearest(found[1], names)}"
+def _check_file(path: str, arg: str) -> None:
+    """Raises ConfigError with one line about a config file that is not there, or not right."""
+    try:
+        config = load_config(path, arg)
+    except BigDistillError:
+        raise
+    except Exception as error:  # the file is the user's program: it may raise anything
+        if found := re.search(r'Key "(\w+)" does not exist', str(error)):
+            message = f"assigns to {found[1]!r}, which is not a field of the config{_nearest_field(found[1])}"
+        else:
+            message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        raise ConfigError(f"{path}{f', line {line}' if line else ''}: {message}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config returned {type(config).__name__}, expected what template() makes")
+
+
+def _nearest_field(name: str) -> str:
+    paths = {path.rpartition(".")[2]: path for path, *_ in fields_of()}
+    return nearest(name, list(paths)) if name not in paths else f"; did you mean {paths[name]!r}?"
+
+
+def _flag_error(message: str) -> str:
+    """absl's words, or for a field of the config what was expected."""
+    name, _, rest = message.partition("=")
+    kinds = {int: "an integer", float: "a number", bool: "True or False"}
+    expected = {field: kinds[type_] for field, _, type_ in fields_of() if type_ in kinds}
+    if name in expected:
+        return f"{name}={rest.partition(':')[0]!r}: expected {expected[name]}"
+    return message.replace("\n", " ")
+
+
+def _override_error(message: str) -> str:
+    if found := re.search(r'Override (\S+) can not be applied because field "(\w+)" is None', message):
+        unset = found[1].rpartition(f"{found[2]}.")[0] + found[2]
+        return f"config.{found[1]} cannot be set: this config has no {unset}"
     return f"config: {message}".replace("\n", " ")
 
 
@@ -84,10 +114,13 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command: exit status 0, or the error's own after one line on stderr."""
 
     def guarded(_: Sequence[str]) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what is half done is undone
         try:
             main()
         except BigDistillError as error:
-            _exit(error)
+            _exit(str(error), error.exit_status)
+        except KeyboardInterrupt:
+            _exit("interrupted", _INTERRUPTED)
 
     def parser(argv: Sequence[str]) -> list[str]:
         try:
@@ -98,12 +131,13 @@ def run(main: Callable[[], None]) -> None:
                 raise ConfigError(f"unexpected argument {rest[1]!r}: flags start with --")
             return rest
         except BigDistillError as error:
-            _exit(error)
+            _exit(str(error), error.exit_status)
             raise
 
+    logging.get_absl_handler().setFormatter(std_logging.Formatter("%(levelname)s: %(message)s"))
     app.run(guarded, flags_parser=parser)
 
 
-def _exit(error: BigDistillError) -> None:
-    print(f"big_distill: {error}", file=sys.stderr)
-    sys.exit(error.exit_status)
+def _exit(message: str, status: int) -> None:
+    print(f"big_distill: {message}", file=sys.stderr)
+    sys.exit(status)

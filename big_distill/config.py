@@ -51,10 +51,10 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
-    """Where the teacher comes from: nowhere (supervised run), `path`, or `config`."""
+    """Where the teacher comes from: nowhere (supervised run), `path`, or `config`; `path` wins."""
 
     path: str | None = maths(
-        None, "a run directory or a weight file (.npz); several, separated by commas, are averaged"
+        None, "a run directory or a weight file (.npz); several, separated by commas, are averaged; wins over config"
     )
     config: Config | None = maths(None, "a config that is trained first, inside this run's directory (teacher/)")
     model: ModelConfig = maths(ModelConfig(), "the architecture of a weight file without a card")
@@ -227,7 +227,9 @@ def check_path(path: str) -> None:
             raise ConfigError(f"{path}: {prefix} has no fields of its own")
         names = [f.name for f in dataclasses.fields(schema)]
         if name not in names:
-            raise ConfigError(f"{prefix}.{name} is not a field of the config{nearest(name, names)}")
+            elsewhere = [path for path, *_ in fields_of() if path.rpartition(".")[2] == name]
+            near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else nearest(name, names)
+            raise ConfigError(f"{prefix}.{name} is not a field of the config{near}")
         schema, prefix = _type_of(_as_type(schema), name)[0], f"{prefix}.{name}"
 
 
@@ -239,7 +241,8 @@ def load_config(path: str | pathlib.Path, arg: str = "") -> ConfigDict:
     """`get_config(arg)` of a config file: how one config builds on another, as mnist_kd on mnist_teacher."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ConfigError(f"config file {path} does not exist")
+        there = sorted(str(file) for file in path.parent.glob("*.py"))
+        raise ConfigError(f"config file {path} does not exist{nearest(str(path), there) if there else ''}")
     spec = importlib.util.spec_from_file_location(f"big_distill_config_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -259,7 +262,10 @@ def parse_arg(arg: str | None, **defaults: str | bool) -> types.SimpleNamespace:
     for part in filter(None, (arg or "").split(",")):
         name, _, value = part.partition("=")
         if name not in defaults:
-            raise ConfigError(f"the config has no argument :{name}{nearest(name, list(defaults))}")
+            choices = [f"{key}={value}" for key, d in defaults.items() if isinstance(d, str) for value in d.split("|")]
+            full = [choice for choice in choices if choice.endswith(f"={name}")]
+            near = f"; did you mean ':{full[0]}'?" if full else nearest(name, list(defaults))
+            raise ConfigError(f"the config has no argument :{name}{near}")
         default = defaults[name]
         if isinstance(default, str):
             if value not in default.split("|"):
@@ -272,8 +278,18 @@ def parse_arg(arg: str | None, **defaults: str | bool) -> types.SimpleNamespace:
     return types.SimpleNamespace(**values)
 
 
+def teacher_of(config: ConfigDict) -> ConfigDict:
+    """A copy of a config to make the teacher's from; its data are the student's, whatever they are set to later."""
+    teacher = config.copy_and_resolve_references()
+    teacher.num_classes = config.get_ref("num_classes")
+    teacher.view.channels = config.view.get_ref("channels")
+    for name in teacher.source:
+        teacher.source[name] = config.source.get_ref(name)
+    return teacher
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
-    """The same config shrunk, on random pixels and with a two-step teacher: runs anywhere, offline, in seconds."""
+    """The same config shrunk, on random pixels and with a two-step teacher: runs anywhere, offline, in a minute."""
     small = config.copy_and_resolve_references().unlock()
     small.update(total_steps=20, total_epochs=0.0, batch_size=8, accumulate_steps=1, init_from=None)
     small.update(log_every_steps=5, eval_every_steps=10, checkpoint_every_steps=0)
@@ -356,25 +372,27 @@ def to_dict(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _leaves(config: Any, kind: str, prefix: str = "") -> dict[str, Any]:
-    """dotted name -> value of every leaf of one kind, the teacher's own config included."""
-    leaves: dict[str, Any] = {}
+def _leaves(config: Any, kind: str, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value, default) of every leaf of one kind, the teacher's own config included."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            leaves |= _leaves(value, kind, f"{prefix}{field.name}.")
+            yield from _leaves(value, kind, f"{prefix}{field.name}.")
         elif field.metadata["kind"] == kind and field.name != "total_epochs":  # total_steps says it
-            leaves[f"{prefix}{field.name}"] = value
-    return leaves
+            yield f"{prefix}{field.name}", value, field.default
 
 
 def fingerprint(config: Config) -> str:
-    """12 hexadecimal digits of a hash of the resolved maths fields."""
-    return hashlib.sha256(json.dumps(_leaves(config, "maths"), sort_keys=True).encode()).hexdigest()[:12]
+    """12 hexadecimal digits of a hash of the resolved maths fields, without those that have the schema's defaults.
+
+    So a new field leaves the fingerprints of old configs as they were.
+    """
+    changed = {name: value for name, value, default in _leaves(config, "maths") if value != default}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def differences(before: Config, after: Config, kind: str) -> list[str]:
+def differences(before: Config, after: Config, kind: str, prefix: str = "config") -> list[str]:
     """`config.field: old -> new` for every field of this kind that differs."""
-    old, new = _leaves(before, kind), _leaves(after, kind)
+    old, new = ({name: value for name, value, _ in _leaves(config, kind)} for config in (before, after))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return [f"config.{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names]
+    return [f"{prefix}.{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names]

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -20,7 +19,7 @@ from big_distill.data.pipeline import EvalPipeline
 from big_distill.data.sources import open_source
 from big_distill.errors import RunError
 from big_distill.state import Teacher
-from big_distill.workdir import read_config
+from big_distill.workdir import CHECKPOINTS_DIR, read_config
 
 EvalStep = Callable[..., scoring.Sums]
 
@@ -45,8 +44,9 @@ def open_split(config: Config, split: str) -> Source:
 
 
 def open_eval(config: Config, split: str) -> EvalPipeline:
-    """Evaluation batches of a split."""
-    source, batch_size = open_split(config, split), config.batch_size // config.accumulate_steps
+    """Evaluation batches of a split, as large as training's parts, rounded up to this machine's devices."""
+    source, num_devices = open_split(config, split), jax.device_count()
+    batch_size = -(-config.batch_size // config.accumulate_steps // num_devices) * num_devices
     return EvalPipeline(source, config.view, config.source, batch_size, jax.process_index(), jax.process_count())
 
 
@@ -69,18 +69,22 @@ def evaluate_run(
         config = dataclasses.replace(config, source=dataclasses.replace(config.source, data_dir=data_dir))
     mesh = sharding.make_mesh()
     data = open_eval(config, split)
-    student = weights.architecture_of(config)
-    variables = weights.load(workdir).variables if step == "final" else _saved(workdir, config, step)
-    return evaluate(jit_eval_step(student, config, mesh), variables, teachers.load(config, workdir, mesh), data, mesh)
+    student = weights.load(workdir) if step == "final" else _saved(workdir, config, step, mesh)
+    eval_step = jit_eval_step(student.architecture, config, mesh)
+    return evaluate(eval_step, student.variables, teachers.load(config, workdir, mesh), data, mesh)
 
 
-def _saved(workdir: pathlib.Path, config: Config, step: str) -> Any:
+def _saved(workdir: pathlib.Path, config: Config, step: str, mesh: Mesh) -> weights.Network:
     """The student of a checkpoint."""
-    with contextlib.closing(Checkpoints.of(config, workdir)) as checkpoints:
+    if not (workdir / CHECKPOINTS_DIR).is_dir():
+        raise RunError(f"{workdir} has no checkpoints yet")
+    with contextlib.closing(Checkpoints.of(config, workdir, read_only=True)) as checkpoints:
         known: dict[str, int | None] = {str(saved): saved for saved in checkpoints.all_steps()}
         known |= {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()}
         found = known.get(step)
         if found is None:
             there = ", ".join(name for name, saved in known.items() if saved is not None) or "none"
             raise RunError(f"{workdir} has no checkpoint {step!r}; there are: {there}")
-        return checkpoints.restore_variables(found)
+        student = weights.architecture_of(config, (), weights.load(config.init_from) if config.init_from else None)
+        abstract = sharding.place(mesh, {"batch_stats": {}, **student.abstract_variables()})
+        return weights.Network(student, checkpoints.restore_variables(found, abstract))

@@ -49,6 +49,10 @@ class Predictor:
         Raises:
           DataError: an image that cannot be read; says which.
         """
+        if isinstance(images, np.ndarray) and images.ndim != 4:
+            raise DataError(f"an array of shape {images.shape}: expected [B, H, W, C], or a list of images")
+        if isinstance(images, bytes):
+            raise DataError("expected a list of images, got the bytes of one")
         decoded = [self._decode(index, image) for index, image in enumerate(images)]
         if not decoded:
             return np.zeros((0, self.architecture.num_classes), np.float32)
@@ -58,6 +62,9 @@ class Predictor:
         return np.asarray(self._probabilities(self._variables, pixels))
 
     def _decode(self, index: int, image: Image) -> np.ndarray:
+        if not isinstance(image, np.ndarray | bytes):
+            kind = type(image).__name__
+            raise DataError(f"image {index}: expected a uint8 array or the bytes of an image file, got {kind}")
         try:
             return transforms.decode(image, self.architecture.channels)
         except transforms.BadImage as error:

@@ -3,11 +3,15 @@
   python -m big_distill.main --config=configs/digits_fm.py
   python -m big_distill.main --config=configs/flowers_fm.py:variant=long --data_dir=/data/tfds --workdir=/runs/flowers
   python -m big_distill.main --config=configs/mnist_kd.py --config.total_epochs=2 --config.objective.temperature=5
-  python -m big_distill.main --config=configs/imagenet_fm.py:smoke      (shrunk, on random pixels, in seconds)
+  python -m big_distill.main --config=configs/imagenet_fm.py:smoke      (shrunk, on random pixels, in a minute)
 
 The same command again resumes, bit-exactly, from the newest checkpoint: the run directory is named after the config
-and a hash of all that changes what is computed. SIGTERM and Ctrl-C save first (exit status 75). A mistake in the
-config is one line (exit status 2).
+and a hash of all that changes what is computed. SIGTERM and Ctrl-C save first (exit status 75; with several processes
+SIGTERM alone). A mistake in the config is one line (exit status 2).
+
+Any field is set as --config.FIELD=VALUE: --config.student.features='(16,32)' for several values, '()' for none, and
+--config.source.validation= unsets a name. The teacher's own config has the same fields under config.teacher.config;
+its data are the student's unless set apart. --config.teacher.path=RUN takes the place of that whole config.
 
 Fields of the config, each with its type and its kind: maths (a resumed run refuses another value), numerics (it goes
 on, no longer bit-exactly) or cosmetic:
@@ -43,8 +47,10 @@ def define_flags() -> None:
 def main() -> None:
     """Reads the flags, trains, prints the closing table."""
     args = flags.FLAGS
-    from big_distill.train import train_and_evaluate  # here, so that --help and mistakes in the config answer at once
-
+    if args.workdir and "://" in args.workdir:
+        raise ConfigError(
+            f"--workdir={args.workdir}: expected a directory; mount the bucket (gcsfuse) and name the mount"
+        )
     if args.distributed or args.coordinator:
         _start_distributed()
     config_dict = cli.config_value()
@@ -52,6 +58,8 @@ def main() -> None:
         config_dict.source.data_dir = args.data_dir
     config = resolve(config_dict, jax.device_count(), jax.default_backend())
     workdir = pathlib.Path(args.workdir or f"runs/{cli.config_path().stem}-{fingerprint(config)}")
+    from big_distill.train import train_and_evaluate  # here, so that --help and mistakes in the config answer at once
+
     summary = train_and_evaluate(config, workdir)
     if jax.process_index() == 0:
         print(closing_table(summary, workdir))

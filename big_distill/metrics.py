@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import tqdm
 
+from big_distill.errors import RunError
+
 if importlib.util.find_spec("tensorflow") is None:
     sys.modules["clu.metric_writers.summary_writer"] = importlib.import_module("big_distill.tensorboard_writer")
 from clu import metric_writers, periodic_actions
@@ -26,22 +28,22 @@ class MetricsLog:
     """The metrics of one run: `metrics.jsonl` and TensorBoard event files, written by process 0 alone.
 
     A resumed run first cuts `metrics.jsonl` back to the step it resumes from, so that every step appears once and in
-    order.
+    order; `evaluated` says whether that step's evaluation is among what stays.
     """
 
-    def __init__(self, workdir: pathlib.Path, start_step: int):
+    def __init__(self, workdir: pathlib.Path, start_step: int, evaluated: bool = True):
         self._main = jax.process_index() == 0
         self.tensorboard: Any = None
         if not self._main:
             return
         path = workdir / METRICS_FILE
-        _cut(path, start_step)
+        _cut(path, start_step, evaluated)
         self._lines = path.open("a", buffering=1)
         self.tensorboard = metric_writers.SummaryWriter(str(workdir))
         self._logging = metric_writers.LoggingWriter()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes scalars; `seconds` is the one wall-clock field of a line."""
+        """Writes scalars; of a line only `seconds` and `train/images_per_second` depend on the clock."""
         if not self._main:
             return
         scalars = {name: float(value) for name, value in values.items()}
@@ -63,14 +65,29 @@ class MetricsLog:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """The lines of a run's `metrics.jsonl`; a last line that a kill cut short is left out.
+
+    Raises:
+      RunError: another line is damaged.
+    """
     path = workdir / METRICS_FILE
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    read = []
+    for number, line in enumerate(lines, 1):
+        if line.endswith("\n"):
+            try:
+                read.append(json.loads(line))
+            except ValueError as error:
+                raise RunError(f"{path}, line {number} is damaged: {error}") from error
+    return read
 
 
-def _cut(path: pathlib.Path, step: int) -> None:
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+def _cut(path: pathlib.Path, step: int, evaluated: bool) -> None:
+    kept = [
+        line
+        for line in read_metrics(path.parent)
+        if line["step"] < step or (line["step"] == step and (evaluated or "train/loss" in line))
+    ]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     temporary.replace(path)
@@ -106,7 +123,7 @@ class Progress:
 
 
 class Stopwatch:
-    """Seconds spent inside `running()`: what images/s is computed from, evaluation and checkpoints left out."""
+    """Seconds between `start` and `stop`, pauses left out: what images/s is computed from."""
 
     def __init__(self, seconds: float = 0.0):
         self.seconds = seconds
@@ -121,6 +138,11 @@ class Stopwatch:
         if self._since is not None:
             self.seconds += time.monotonic() - self._since
             self._since = None
+
+    def rate(self, count: int) -> float:
+        """`count` per second up to now; 0 before the start."""
+        seconds = self.seconds + (time.monotonic() - self._since if self._since is not None else 0.0)
+        return count / seconds if seconds else 0.0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

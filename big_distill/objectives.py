@@ -84,22 +84,19 @@ def kl_divergence(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def mean_teacher(logits: Sequence[jax.Array], mean: str, temperature: float) -> jax.Array:
-    """One teacher out of several: logits [B, K] that an objective reads as if from one network.
+def mean_teacher(logits: Sequence[jax.Array], mean: str) -> jax.Array:
+    """One teacher out of several: logits [B, K] that everything reads as if from one network.
 
     Args:
       logits: of each teacher, [B, K].
-      mean: 'logits' averages them; 'probabilities' averages softmax(t / T) and returns T log of it, so that the
-        objective's softmax(. / T) is exactly that average.
-      temperature: T of the objective, above 0.
+      mean: 'logits' averages them; 'probabilities' averages softmax(t) and returns its logarithm.
     """
     if len(logits) == 1:
         return logits[0]
     stacked = jnp.stack(logits)
     if mean == "logits":
         return jnp.mean(stacked, axis=0)
-    log_mean = jax.nn.logsumexp(jax.nn.log_softmax(stacked / temperature), axis=0) - jnp.log(len(logits))
-    return temperature * log_mean
+    return jax.nn.logsumexp(jax.nn.log_softmax(stacked), axis=0) - jnp.log(len(logits))
 
 
 def _given(teacher_logits: jax.Array | None) -> jax.Array:

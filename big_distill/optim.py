@@ -9,7 +9,7 @@ import optax
 
 from big_distill.config import OptimizerConfig
 from big_distill.errors import ConfigError
-from big_distill.state import Params
+from big_distill.state import Params, path_name
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -55,19 +55,10 @@ def regex_mask(pattern: str, params: Params) -> Params:
     """A tree like `params`: True where the whole path, such as block1/unit01/conv1/kernel, matches.
 
     Raises:
-      ConfigError: `pattern` is no regular expression, or matches nothing.
+      ConfigError: `pattern` matches nothing.
     """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"config.optimizer.decay_mask={pattern!r} is not a regular expression: {error}") from error
-    mask = jax.tree_util.tree_map_with_path(lambda path, _: bool(compiled.fullmatch(path_name(path))), params)
+    mask = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.fullmatch(pattern, path_name(path))), params)
     if not any(jax.tree.leaves(mask)):
         names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         raise ConfigError(f"config.optimizer.decay_mask={pattern!r} matches no parameter, e.g. not {names[0]!r}")
     return mask
-
-
-def path_name(path: jax.tree_util.KeyPath) -> str:
-    """block1/unit01/conv1/kernel"""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -61,9 +61,16 @@ def summarize(batches: Iterable[Sums]) -> dict[str, float]:
       `teacher_accuracy`. Rates are fractions.
     """
     totals: dict[str, np.ndarray] = {}
-    for batch in batches:
+
+    def add(batch: Sums) -> None:
         for name, value in batch.items():
             totals[name] = totals.get(name, np.float64(0)) + np.asarray(value, np.float64)
+
+    before: Sums = {}
+    for batch in batches:  # one batch late, so that the device has the next one while the host waits for this
+        add(before)
+        before = batch
+    add(before)
     count = float(totals.pop("count"))
     metrics: dict[str, float] = {"num_examples": int(count)}
     if "calibration" in totals:

@@ -7,12 +7,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def make_mesh() -> Mesh:
-    """All devices of all processes along one axis, 'data'."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    """All devices of all processes along one axis, 'data'.
+
+    In order of the processes, not of the torus as `jax.make_mesh` has them: a process makes one contiguous part of the
+    global batch, and mixup's partners must not depend on how a slice is wired.
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), ("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -27,6 +32,19 @@ def to_devices(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
         name: jax.make_array_from_process_local_data(rows if np.ndim(value) else replicated(mesh), np.asarray(value))
         for name, value in batch.items()
     }
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """A tree of host arrays on every device.
+
+    Unlike `jax.device_put` it does not send every array around to see that all processes have the same one.
+    """
+
+    def put(x: Any) -> jax.Array:
+        array = np.asarray(x)
+        return jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index])
+
+    return jax.tree.map(put, tree)
 
 
 def place(mesh: Mesh, abstract: Any) -> Any:

@@ -54,14 +54,13 @@ class Card:
 class Teacher:
     """One or several frozen networks: an argument of the step, never donated, never in a checkpoint.
 
-    mean, temperature: how several become one, see `objectives.mean_teacher`.
+    mean: how several become one, see `objectives.mean_teacher`.
     """
 
     variables: tuple[Any, ...]
     models: tuple[Model, ...] = struct.field(pytree_node=False)
     cards: tuple[Card, ...] = struct.field(pytree_node=False)
     mean: str = struct.field(pytree_node=False, default="logits")
-    temperature: float = struct.field(pytree_node=False, default=1.0)
 
 
 @struct.dataclass
@@ -78,3 +77,13 @@ class TrainState:
     params: Params
     batch_stats: Any
     opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The student itself, as `Model.apply` takes it."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def path_name(path: jax.tree_util.KeyPath) -> str:
+    """block1/unit01/conv1/kernel"""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from big_distill import scoring
+from big_distill.errors import ConfigError
 from big_distill.objectives import Objective, kl_divergence, mean_teacher
 from big_distill.state import Batch, Card, Model, Teacher, TrainState
 from big_distill.views import for_network, make_views, to_unit
@@ -50,14 +51,18 @@ def make_train_step(
         view, _, targets = views
         variables = {"params": params, "batch_stats": batch_stats}
         logits, batch_stats = model.apply(variables, for_network(view, card), train=True, rng=rng)
-        metrics = {"loss": jnp.mean(objective(logits, target, targets))}
+        losses = objective(logits, target, targets)
+        if losses.shape != logits.shape[:1]:
+            raise ConfigError(
+                f"the objective returned shape {losses.shape}, expected one loss an example, {logits.shape[:1]}"
+            )
+        metrics = {"loss": jnp.mean(losses)}
         if target is not None:
             metrics["kl"] = jnp.mean(kl_divergence(target, logits))
             metrics["agreement"] = jnp.mean(jnp.argmax(target, -1) == jnp.argmax(logits, -1), dtype=jnp.float32)
         return metrics["loss"], (metrics, batch_stats)
 
-    def gradients(params: Any, batch_stats: Any, teacher: Teacher | None, views: Any, rng: jax.Array) -> Any:
-        target = teacher_logits(teacher, views[1])
+    def gradients(params: Any, batch_stats: Any, views: Any, target: jax.Array | None, rng: jax.Array) -> Any:
         grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(params, batch_stats, views, target, rng)
         return (grads, metrics), batch_stats
 
@@ -65,17 +70,21 @@ def make_train_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         views = make_views(batch, num_classes)
         if accumulate_steps == 1:
-            (grads, metrics), batch_stats = gradients(state.params, state.batch_stats, teacher, views, rng)
+            target = teacher_logits(teacher, views[1])
+            (grads, metrics), batch_stats = gradients(state.params, state.batch_stats, views, target, rng)
         else:
             parts = _split(views, accumulate_steps), jax.random.split(rng, accumulate_steps)
 
+            def of_part(batch_stats: Any, part: Any) -> Any:
+                views, rng = part
+                return gradients(state.params, batch_stats, views, teacher_logits(teacher, views[1]), rng)
+
             def add_part(carry: Any, part: Any) -> Any:
                 sums, batch_stats = carry
-                new, batch_stats = gradients(state.params, batch_stats, teacher, *part)
+                new, batch_stats = of_part(batch_stats, part)
                 return (jax.tree.map(jnp.add, sums, new), batch_stats), None
 
-            first = jax.tree.map(lambda x: x[0], parts)
-            shapes, _ = jax.eval_shape(gradients, state.params, state.batch_stats, teacher, *first)
+            shapes, _ = jax.eval_shape(of_part, state.batch_stats, jax.tree.map(lambda x: x[0], parts))
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (sums, batch_stats), _ = jax.lax.scan(add_part, (zeros, state.batch_stats), parts)
             grads, metrics = jax.tree.map(lambda x: x / accumulate_steps, sums)
@@ -118,7 +127,7 @@ def teacher_logits(teacher: Teacher | None, view: jax.Array) -> jax.Array | None
         model.apply(variables, for_network(view, card), train=False)[0]
         for model, variables, card in zip(teacher.models, teacher.variables, teacher.cards, strict=True)
     ]
-    return jax.lax.stop_gradient(mean_teacher(logits, teacher.mean, teacher.temperature))
+    return jax.lax.stop_gradient(mean_teacher(logits, teacher.mean))
 
 
 def _split(views: Any, num_parts: int) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 
-import jax
 from jax.sharding import Mesh
 
 from big_distill import sharding, weights
@@ -33,11 +32,10 @@ def load(config: Config, workdir: pathlib.Path, mesh: Mesh) -> Teacher | None:
     for path, network in zip(paths, networks, strict=True):
         _check(path, network.architecture, config)
     return Teacher(
-        variables=jax.device_put(tuple(n.variables for n in networks), sharding.replicated(mesh)),
+        variables=sharding.replicate(mesh, tuple(n.variables for n in networks)),
         models=tuple(n.architecture.build(config.dtype) for n in networks),
         cards=tuple(n.architecture.card for n in networks),
         mean=config.teacher.mean,
-        temperature=config.objective.temperature,
     )
 
 

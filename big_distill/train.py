@@ -21,7 +21,7 @@ from big_distill import teacher as teachers
 from big_distill import workdir as workdirs
 from big_distill.checkpoints import Checkpoints, Preemption
 from big_distill.config import Config, fingerprint
-from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check
+from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source
 from big_distill.errors import NonFiniteError, Preempted, RunError
 from big_distill.evaluation import EvalStep, evaluate, jit_eval_step, open_eval, open_split
 from big_distill.metrics import MetricsLog, Progress, Stopwatch, profiler, say
@@ -39,18 +39,18 @@ class _Run:
     mesh: Mesh
     teacher: Teacher | None
     student: weights.Architecture
+    initial: weights.Network | None  # what the student starts from
     train_data: TrainPipeline
     eval_data: dict[str, EvalPipeline]
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     eval_step: EvalStep
-    identity: dict[str, str | None]
+    identity: dict[str, str | None]  # hashes of the data and of the teacher
 
     def evaluate(self, state: TrainState) -> Scores:
         """Metrics on the validation and the test split, as far as there are any."""
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
         return {
-            split: evaluate(self.eval_step, variables, self.teacher, data, self.mesh)
+            split: evaluate(self.eval_step, state.variables, self.teacher, data, self.mesh)
             for split, data in self.eval_data.items()
         }
 
@@ -67,13 +67,25 @@ class _Clock:
     timed_steps: int = 0
 
 
-def train_and_evaluate(config: Config, workdir: pathlib.Path, name: str = "student") -> dict[str, Any]:
+@dataclasses.dataclass
+class _Position:
+    """Where a session of a run begins.
+
+    evaluated: False after a signal that left no time for the evaluation that was due at this step.
+    """
+
+    state: TrainState
+    step: int = 0
+    clock: _Clock = dataclasses.field(default_factory=_Clock)
+    evaluated: bool = True
+
+
+def train_and_evaluate(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains a run to its end, from its start or from its newest checkpoint; a finished run is only read.
 
     Args:
       config: resolved.
       workdir: the run directory; made if need be.
-      name: what the progress bar calls it.
 
     Returns:
       The summary, as in `summary.json`.
@@ -84,27 +96,38 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path, name: str = "stude
       NonFiniteError: a loss or gradient stopped being finite.
       Preempted: a signal arrived; everything is saved and the same call goes on.
     """
-    workdirs.claim(workdir, config)
+    with Preemption() as preemption:
+        return _run(config, workdir, preemption)
+
+
+def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: str = "config") -> dict[str, Any]:
+    """`train_and_evaluate`, and its own call for the teacher that a config trains first."""
+    workdirs.claim(workdir, config, prefix)
     if summary := workdirs.read_summary(workdir):
+        say(f"{workdir}: finished already")
         return summary
+    run = _open(config, workdir)  # before a teacher is trained: what is wrong with the student shows now
     if config.teacher.config is not None:
-        train_and_evaluate(config.teacher.config, workdir / workdirs.TEACHER_DIR, "teacher")
-    run = _open(config, workdir)
+        _run(config.teacher.config, workdir / workdirs.TEACHER_DIR, preemption, f"{prefix}.teacher.config")
+        if preemption.requested:
+            raise Preempted("stopped after the teacher, before the student; the same command goes on")
+    run = _with_teacher(run)
     with contextlib.closing(Checkpoints.of(config, workdir)) as checkpoints:
-        state, start, clock = _start(run, checkpoints)
-        state, scores = _train(run, checkpoints, state, start, clock, name)
+        begin = _start(run, checkpoints)
+        name = "student" if prefix == "config" else "teacher"
+        state, scores = _train(run, checkpoints, begin, preemption, name)
         best_step = checkpoints.best_step()
-    return _finish(run, state, scores, clock, best_step)
+    return _finish(run, state, scores, begin.clock, best_step)
 
 
 def _open(config: Config, workdir: pathlib.Path) -> _Run:
-    """Opens the data and the teacher and builds the steps; compiles nothing yet."""
+    """Opens the data and builds the steps, all but the teacher; decodes and compiles nothing yet."""
     mesh = sharding.make_mesh()
-    teacher = teachers.load(config, workdir, mesh)
     source = open_split(config, config.source.train)
-    check(config, source)
+    check_source(config, source)
     splits = {"validation": config.source.validation, "test": config.source.test}
-    student = weights.architecture_of(config, source.class_names)
+    initial = weights.load(config.init_from) if config.init_from else None
+    student = weights.architecture_of(config, source.class_names, initial)
     model = student.build(config.dtype)
     tx = optim.make_optimizer(config.optimizer, config.total_steps)
     train_step = steps.make_train_step(
@@ -127,19 +150,35 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
         config=config,
         workdir=workdir,
         mesh=mesh,
-        teacher=teacher,
+        teacher=None,
         student=student,
+        initial=initial,
         train_data=TrainPipeline(config, source, jax.process_index(), jax.process_count()),
         eval_data={name: open_eval(config, split) for name, split in splits.items() if split},
-        init=jax.jit(init, out_shardings=everywhere),
+        init=_checked(jax.jit(init, out_shardings=everywhere)),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=everywhere),
         eval_step=jit_eval_step(student, config, mesh),
-        identity={"data": source.fingerprint, "teacher": weights.sha256(teacher.variables) if teacher else None},
+        identity={"data": source.fingerprint, "teacher": None},
     )
 
 
-def _start(run: _Run, checkpoints: Checkpoints) -> tuple[TrainState, int, _Clock]:
-    """(state, step, clock): from the newest checkpoint, or new."""
+def _checked(init: Callable[[jax.Array], TrainState]) -> Callable[[jax.Array], TrainState]:
+    """The same function, once its shapes were seen to work out and the optimiser to suit the parameters."""
+    jax.eval_shape(init, jax.random.key(0))
+    return init
+
+
+def _with_teacher(run: _Run) -> _Run:
+    teacher = teachers.load(run.config, run.workdir, run.mesh)
+    if teacher is None:
+        return run
+    return dataclasses.replace(
+        run, teacher=teacher, identity={**run.identity, "teacher": weights.sha256(teacher.variables)}
+    )
+
+
+def _start(run: _Run, checkpoints: Checkpoints) -> _Position:
+    """The newest checkpoint, or a new state."""
     key = jax.random.key(run.config.seed)
     abstract = jax.eval_shape(run.init, key)
     overview = parameter_overview.get_parameter_overview(abstract.params, include_stats=False)
@@ -148,8 +187,7 @@ def _start(run: _Run, checkpoints: Checkpoints) -> tuple[TrainState, int, _Clock
         (run.workdir / workdirs.PARAMETERS_FILE).write_text(overview + "\n")
     start = checkpoints.latest_step()
     if start is None:
-        state = run.init(key)
-        return _warm_started(run, state) if run.config.init_from else state, 0, _Clock()
+        return _Position(_warm_started(run, run.init(key)))
     meta = checkpoints.meta(start)
     for part, now in run.identity.items():
         before = meta["identity"][part]
@@ -157,31 +195,57 @@ def _start(run: _Run, checkpoints: Checkpoints) -> tuple[TrainState, int, _Clock
             hashes = f"hash {str(before)[:12]}, now {str(now)[:12]}"
             raise RunError(f"{run.workdir} was trained with another {part} ({hashes}): choose another --workdir")
     say(f"{run.workdir}: resumes at step {start:,} of {run.config.total_steps:,}")
+    machine = _machine()
+    if changed := [
+        f"{key}: {meta['machine'][key]} -> {machine[key]}" for key in machine if meta["machine"][key] != machine[key]
+    ]:
+        say(f"{run.workdir}: goes on on another machine, so not bit-exactly ({'; '.join(changed)})")
     workdirs.note_resume(run.workdir, start)
-    return checkpoints.restore(start, sharding.place(run.mesh, abstract)), start, _Clock(**meta["clock"])
+    state = checkpoints.restore(start, sharding.place(run.mesh, abstract))
+    return _Position(state, start, _Clock(**meta["clock"]), meta["evaluated"])
+
+
+def _machine() -> dict[str, Any]:
+    """What of a machine may change rounding."""
+    return {
+        "platform": jax.default_backend(),
+        "num_devices": jax.device_count(),
+        "num_processes": jax.process_count(),
+    }
 
 
 def _warm_started(run: _Run, state: TrainState) -> TrainState:
-    """A new run's state with the weights of another run's student."""
-    path = pathlib.Path(str(run.config.init_from))
-    loaded = {"batch_stats": {}, **weights.load(path, run.student).variables}
-    weights.check_same({"params": state.params, "batch_stats": state.batch_stats}, loaded, path)
-    return dataclasses.replace(state, **jax.device_put(loaded, sharding.replicated(run.mesh)))
+    """A new run's state with the weights that it starts from, if any."""
+    if run.initial is None:
+        return state
+    loaded = {"batch_stats": {}, **run.initial.variables}
+    weights.check_same(state.variables, loaded, str(run.config.init_from))
+    return dataclasses.replace(state, **sharding.replicate(run.mesh, loaded))
 
 
 def _train(
-    run: _Run, checkpoints: Checkpoints, state: TrainState, start: int, clock: _Clock, name: str
+    run: _Run, checkpoints: Checkpoints, begin: _Position, preemption: Preemption, name: str
 ) -> tuple[TrainState, Scores]:
-    """The loop: the state after the last step and its scores; `clock` goes on."""
+    """The loop: the state after the last step and its scores; the clock goes on."""
     config, total_steps = run.config, run.config.total_steps
+    state, start, clock = begin.state, begin.step, begin.clock
     began = time.monotonic() - clock.wall_seconds
     stopwatch = Stopwatch(clock.train_seconds)
     schedule = optim.make_schedule(config.optimizer, total_steps)
-    log = MetricsLog(run.workdir, start)
+    log = MetricsLog(run.workdir, start, begin.evaluated)
     progress = Progress(name, start, total_steps, log.tensorboard)
     profile = profiler(run.workdir, config.profile_at_step)
     scores: Scores = {}
-    with contextlib.closing(log), contextlib.closing(progress), Preemption() as preemption:
+
+    def evaluate_at(step: int) -> Scores:
+        scores = run.evaluate(state)
+        log.write(step, {f"eval/{s}/{key}": v for s, values in scores.items() for key, v in values.items()})
+        say(f"{name}: step {step:,} of {total_steps:,}: {_headline(scores)}")
+        return scores
+
+    with contextlib.closing(log), contextlib.closing(progress):
+        if not begin.evaluated:
+            evaluate_at(start)
         for step, batch in enumerate(run.train_data.batches(start), start + 1):
             last = step == total_steps
             state, metrics = run.train_step(state, run.teacher, sharding.to_devices(run.mesh, batch))
@@ -194,7 +258,8 @@ def _train(
             progress.update(step)
             stop = preemption.reached(step) and not last
             to_log = last or step % config.log_every_steps == 0
-            to_evaluate = last or step % config.eval_every_steps == 0
+            due = step % config.eval_every_steps == 0
+            to_evaluate = last or (due and not stop)
             to_save = last or stop or step % config.checkpoint_every_steps == 0
             # Do not change this order: what is saved has been applied, and all that was measured before is on disk.
             if to_log or to_evaluate or to_save:
@@ -202,17 +267,21 @@ def _train(
             if to_log:
                 rate = config.optimizer.lr * schedule(step - 1)
                 values = {f"train/{key}": value for key, value in metrics.items() if key != "applied"}
-                log.write(step, {**values, "train/learning_rate": rate})
+                speed = config.batch_size * stopwatch.rate(clock.timed_steps)
+                log.write(step, {**values, "train/learning_rate": rate, "train/images_per_second": speed})
                 progress.show(metrics["loss"])
             with stopwatch.paused():
                 if to_evaluate:
-                    scores = run.evaluate(state)
-                    log.write(step, {f"eval/{s}/{key}": v for s, values in scores.items() for key, v in values.items()})
-                    say(f"{name}: step {step:,} of {total_steps:,}: {_headline(metrics, scores)}")
+                    scores = evaluate_at(step)
                 if to_save:
                     log.flush()
                     clock.wall_seconds, clock.train_seconds = time.monotonic() - began, stopwatch.seconds
-                    meta = {"identity": run.identity, "clock": dataclasses.asdict(clock)}
+                    meta = {
+                        "identity": run.identity,
+                        "machine": _machine(),
+                        "clock": dataclasses.asdict(clock),
+                        "evaluated": to_evaluate or not due,
+                    }
                     checkpoints.save(step, state, meta, scores.get("validation") if to_evaluate else None)
             if stop:
                 raise Preempted(f"saved and stopped at step {step:,} of {total_steps:,}; the same command goes on")
@@ -234,8 +303,8 @@ def _check_applied(run: _Run, state: TrainState, metrics: Mapping[str, Any]) -> 
     )
 
 
-def _headline(metrics: Mapping[str, Any], scores: Scores) -> str:
-    parts = [f"loss {float(metrics['loss']):.4g}"]
+def _headline(scores: Scores) -> str:
+    parts = []
     for split, values in scores.items():
         shown = [f"{key} {100 * values[key]:.2f} %" for key in ("accuracy", "agreement") if key in values]
         parts.append(f"{split} {' '.join(shown)}")
@@ -267,8 +336,7 @@ def _finish(run: _Run, state: TrainState, scores: Scores, clock: _Clock, best_st
         "scores": scores,
     }
     if jax.process_index() == 0:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        weights.save(run.workdir / weights.WEIGHTS_FILE, weights.Network(run.student, variables))
+        weights.save(run.workdir / weights.WEIGHTS_FILE, weights.Network(run.student, state.variables))
         workdirs.write_json(run.workdir / workdirs.SUMMARY_FILE, summary)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"finished {run.workdir}")

@@ -1,8 +1,8 @@
 """What the models see: mixup on the device, targets mixed alike, and each network's own size and normalisation.
 
 A view is float32 [B, S, S, C] in [0, 1]. The four regimes of Beyer et al. 2022 (section 3.2) differ in which pixels
-the host sends (fixed and independent send the teacher its own) and in mixup (function matching alone); on the device
-that is one code path.
+the host sends (fixed and independent send the teacher its own) and in mixup (of the four, function matching alone); on
+the device that is one code path.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ import numpy as np
 
 from big_distill import models
 from big_distill.config import Config, ModelConfig, freeze
-from big_distill.errors import RunError
-from big_distill.optim import path_name
-from big_distill.state import Card, Model
+from big_distill.errors import ConfigError, RunError
+from big_distill.state import Card, Model, path_name
+from big_distill.workdir import CONFIG_FILE
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 
@@ -64,10 +64,25 @@ class Network:
     variables: Variables
 
 
-def architecture_of(config: Config, class_names: tuple[str, ...] = ()) -> Architecture:
-    """The student of a resolved config."""
+def architecture_of(config: Config, class_names: tuple[str, ...], initial: Network | None) -> Architecture:
+    """The student of a resolved config; its input is normalised as that of the network it starts from.
+
+    Raises:
+      RunError: `initial` is a network of another kind.
+    """
     view = config.view
     card = Card(image_size=view.image_size, class_names=class_names)
+    if initial is not None:
+        theirs, before = initial.architecture.model, initial.architecture.card
+        if differing := [
+            f.name for f in dataclasses.fields(theirs) if getattr(theirs, f.name) != getattr(config.student, f.name)
+        ]:
+            name = differing[0]
+            raise RunError(
+                f"{config.init_from} does not fit this student: its {name} is {getattr(theirs, name)!r}, "
+                f"config.student.{name}={getattr(config.student, name)!r}"
+            )
+        card = dataclasses.replace(card, mean=before.mean, std=before.std)
     return Architecture(config.student, config.num_classes, view.channels, view.resize, card)
 
 
@@ -85,7 +100,7 @@ def save(path: pathlib.Path, network: Network) -> None:
     temporary.replace(path)
 
 
-def load(path: pathlib.Path, otherwise: Architecture | None = None) -> Network:
+def load(path: str | pathlib.Path, otherwise: Architecture | None = None) -> Network:
     """Reads a weight file, or the one of a finished run directory.
 
     Args:
@@ -96,7 +111,10 @@ def load(path: pathlib.Path, otherwise: Architecture | None = None) -> Network:
       RunError: no such file, not an .npz, no card where one is needed, or names and shapes that differ from the
         architecture's.
     """
+    path = pathlib.Path(path)
     if path.is_dir():
+        if not (path / CONFIG_FILE).is_file():
+            raise RunError(f"{path} is not a run directory: it has no {CONFIG_FILE}")
         if not (path / WEIGHTS_FILE).is_file():
             raise RunError(
                 f"{path} is not a finished run: it has no {WEIGHTS_FILE}; run the command that made it again to go on"
@@ -108,7 +126,7 @@ def load(path: pathlib.Path, otherwise: Architecture | None = None) -> Network:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path} is not a readable .npz weight file: {error}") from error
+        raise RunError(f"{path} is not a weight file (.npz), or it is damaged") from error
     architecture = _architecture(arrays.pop(_CARD), path) if _CARD in arrays else otherwise
     if architecture is None:
         raise RunError(f"{path} has no card: say what it is with config.teacher.model.name and its fields")
@@ -120,7 +138,7 @@ def _architecture(card: np.ndarray, path: pathlib.Path) -> Architecture:
         values = json.loads(card.tobytes())
         inner: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.pop("card").items()}
         return Architecture(model=freeze(ModelConfig, values.pop("model"), "card.model"), card=Card(**inner), **values)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} has a damaged card: {error}") from error
 
 
@@ -147,7 +165,7 @@ def _fill(abstract: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> A
     return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
-def check_same(wanted: Any, given: Any, path: pathlib.Path) -> None:
+def check_same(wanted: Any, given: Any, path: str) -> None:
     """Raises RunError, naming one, unless both trees have the same names and shapes."""
     shapes = [{path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (wanted, given)]
     for name in shapes[0] | shapes[1]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from big_distill.config import Config, differences, fingerprint, from_dict, to_dict
-from big_distill.errors import RunError
+from big_distill.errors import ConfigError, RunError
 from big_distill.metrics import say
 
 CONFIG_FILE = "config.json"
@@ -21,8 +21,10 @@ TEACHER_DIR = "teacher"
 _RESUMES_FILE = "resumes.json"
 
 
-def claim(workdir: pathlib.Path, config: Config) -> None:
+def claim(workdir: pathlib.Path, config: Config, prefix: str) -> None:
     """Writes the config into a run directory, after checking it against what was trained there.
+
+    `prefix` is what the config is called in messages: 'config', or 'config.teacher.config'.
 
     Raises:
       RunError: the directory holds a run with another maths field, or cannot be written.
@@ -30,12 +32,12 @@ def claim(workdir: pathlib.Path, config: Config) -> None:
     trained = any((workdir / CHECKPOINTS_DIR).glob("*")) or (workdir / SUMMARY_FILE).is_file()
     if trained:
         before = read_config(workdir)
-        if changed := differences(before, config, "maths"):
+        if changed := differences(before, config, "maths", prefix):
             raise RunError(
-                f"{workdir} holds a run with another config ({'; '.join(changed)}): choose another --workdir, or set "
-                "config.init_from to start a new run from its student"
+                f"{workdir} holds a run with another config ({'; '.join(changed)}): choose another --workdir"
+                + ("" if "teacher" in prefix else ", or set config.init_from to start a new run from its student")
             )
-        if changed := differences(before, config, "numerics"):
+        if changed := differences(before, config, "numerics", prefix):
             say(f"{workdir}: goes on with other numerics, so not bit-exactly ({'; '.join(changed)})")
     if jax.process_index() == 0:
         try:
@@ -56,26 +58,33 @@ def read_config(workdir: pathlib.Path) -> Config:
         return from_dict(json.loads(path.read_text())["config"])
     except FileNotFoundError as error:
         raise RunError(f"{workdir} is not a run directory: it has no {CONFIG_FILE}") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (ConfigError, OSError, ValueError, KeyError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The summary of a finished run, else None."""
     path = workdir / SUMMARY_FILE
-    return json.loads(path.read_text()) if path.is_file() else None
+    return _read_json(path) if path.is_file() else None
 
 
 def resumed_at(workdir: pathlib.Path) -> list[int]:
     """The steps a run was resumed at."""
     path = workdir / _RESUMES_FILE
-    return json.loads(path.read_text()) if path.is_file() else []
+    return _read_json(path) if path.is_file() else []
 
 
 def note_resume(workdir: pathlib.Path, step: int) -> None:
     """Adds to `resumed_at`; at once, because a run may be killed before its next checkpoint."""
     if jax.process_index() == 0:
         write_json(workdir / _RESUMES_FILE, [*resumed_at(workdir), step])
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({error}); remove it and the same command makes it again") from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

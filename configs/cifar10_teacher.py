@@ -3,6 +3,7 @@
   python -m big_distill.main --config=configs/cifar10_teacher.py --data_dir=...
 
 "Compressing Neural Nets", Table I: 69.72 % of test after 10 epochs. Everything else as in mnist_teacher.
+Run here as `:smoke` alone.
 """
 
 import pathlib

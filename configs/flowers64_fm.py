@@ -4,10 +4,12 @@
   python -m big_distill.main --config=configs/flowers64_fm.py --data_dir=DIR64
 
 The experiment of Beyer et al. 2022 (Table 4) at the size of a laptop: both networks from scratch on the 1,020 training
-images, the teacher on labels, the student on its teacher alone. No paper has figures at this size.
+images, the teacher on labels, the student on its teacher alone. No paper has figures at this size. Run here for 12 + 12
+epochs instead of 40 + 100: teacher 14.51 %, student 13.61 % of test, agreement 69.17 %. Training from scratch on ten
+images a class takes far longer than that.
 """
 
-from big_distill.config import parse_arg, smoke, template
+from big_distill.config import parse_arg, smoke, teacher_of, template
 
 
 def get_config(arg=""):
@@ -27,7 +29,7 @@ def get_config(arg=""):
     config.optimizer.warmup_steps = 50
     config.log_every_steps = 17
 
-    teacher = config.copy_and_resolve_references()
+    teacher = teacher_of(config)
     teacher.student.blocks = (2, 2, 2, 2)
     teacher.objective.name = "cross_entropy"
     teacher.total_epochs = 40

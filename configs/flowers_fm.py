@@ -10,8 +10,7 @@ otherwise. Expect of the student (Beyer et al. 2022, Table 4, test; teacher 97.8
                                from R152x2 Table 4 has 77.51 %. Train that teacher with
                                flowers_teacher.py:variant=r101x3.
 
-Not run here: needs an accelerator. A thousand epochs of 1,020 images are only 1,992 steps of 512, 1,500 of them
-  warm-up.
+Not run here: needs an accelerator. A thousand epochs of 1,020 images are only 1,992 steps, 1,500 of them warm-up.
 """
 
 from big_distill.config import parse_arg, smoke, template

@@ -49,7 +49,14 @@ def set_(config, path, value):
         ("view.area_min", 0.0, "expected 0 < area_min"),
         ("view.resize", 7, "config.view.resize=7 is smaller than config.view.image_size=8"),
         ("dtype", "float16", "config.dtype='float16' is not known"),
-        ("teacher.path", "runs/other", "teacher.path and config.teacher.config are both set"),
+        (
+            "teacher.model.name",
+            "lenet5",
+            "teacher.model.name='lenet5' declares a weight file: set config.teacher.path too",
+        ),
+        ("optimizer.decay_mask", "(", r"decay_mask='\(' is not a regular expression"),
+        ("objective.name", "nowhere:loss", "config.objective.name='nowhere:loss': expected your own module:function"),
+        ("source.name", "nowhere:data", "config.source.name='nowhere:data': expected your own module:function"),
         ("teacher.config.num_classes", 9, "config.teacher.config.num_classes=9 differs from the student's"),
         ("teacher.config.view.image_size", 16, "config.view.image_size=8 is smaller than config.teacher.config"),
         ("teacher.config.objective.temperature", -1.0, "config.teacher.config.objective.temperature=-1.0"),
@@ -94,6 +101,10 @@ def test_template_refuses_typos(tiny):
         tiny.optimizer.lr = "fast"
     with pytest.raises(ConfigError, match=r"config.optimizer.lrr is not a field of the config; did you mean 'lr'"):
         config_lib.check_path("config.optimizer.lrr")
+    with pytest.raises(
+        ConfigError, match=r"config.lr is not a field of the config; did you mean 'config.optimizer.lr'"
+    ):
+        config_lib.check_path("config.lr")
     with pytest.raises(ConfigError, match=r"config.teacher.config.objektive is not a field"):
         config_lib.check_path("config.teacher.config.objektive.name")
     config_lib.check_path("config.teacher.config.objective.name")
@@ -141,9 +152,28 @@ def test_fingerprint_hashes_maths_alone(tiny):
     assert any("teacher.config" in line for line in differences(config, alone, "maths"))
 
 
+def test_a_teachers_path_wins_over_its_config(tiny):
+    config = distilled(tiny)
+    config.teacher.path = "runs/other"
+    assert resolve(config, 1, "cpu").teacher.config is None
+
+
+def test_fingerprint_survives_new_fields(tiny):
+    """Only what differs from the defaults counts; a change of this one is a change that users notice."""
+    assert fingerprint(resolve(distilled(tiny), 1, "cpu")) == "95d35ffd39aa"
+
+
 def test_round_trip_through_json(tiny):
     config = resolve(distilled(tiny), 1, "cpu")
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_the_teachers_data_are_the_students():
+    config = template()
+    config.num_classes = 10
+    config.teacher.config = config_lib.teacher_of(config)
+    config.num_classes, config.source.path = 3, "photos"
+    assert (config.teacher.config.num_classes, config.teacher.config.source.path) == (3, "photos")
 
 
 def test_parse_arg():
@@ -151,6 +181,8 @@ def test_parse_arg():
     assert vars(parse_arg(None, variant="fast|long", smoke=False)) == {"variant": "fast", "smoke": False}
     with pytest.raises(ConfigError, match="no argument :varaint; did you mean 'variant'"):
         parse_arg("varaint=long", variant="fast|long")
+    with pytest.raises(ConfigError, match="no argument :long; did you mean ':variant=long'"):
+        parse_arg("long", variant="fast|long")
     with pytest.raises(ConfigError, match="variant=lng; did you mean 'long'"):
         parse_arg("variant=lng", variant="fast|long")
 

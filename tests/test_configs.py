@@ -1,6 +1,7 @@
 """Every config in configs/ runs `:smoke`, says what it must, and has the papers' settings."""
 
 import pathlib
+import re
 
 import pytest
 
@@ -30,9 +31,26 @@ def test_smoke(path, tmp_path, one_device):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_docstring_names_the_command(path):
+def test_docstring_has_the_command_and_whether_it_was_run(path):
     text = path.read_text()
     assert f"python -m big_distill.main --config=configs/{path.name}" in text
+    assert re.search(r"(Run|run) here", text)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_variant_has_a_smoke(path):
+    (choices,) = re.findall(r'variant="([^"]+)"', path.read_text()) or [""]
+    for variant in filter(None, choices.split("|")):
+        resolve(load_config(path, f"variant={variant}"), 8, "tpu")
+        resolve(load_config(path, f"variant={variant},smoke"), 1, "cpu")
+
+
+def test_the_student_papers_settings():
+    path = next(p for p in CONFIGS if p.stem == "cifar10_kd")
+    config = resolve(load_config(path), 1, "cpu")
+    assert (config.student.features, config.teacher.config.student.features) == ((16, 32), (256, 512))
+    assert (config.objective.temperature, config.objective.alpha, config.objective.scale_soft_by_t2) == (10, 0.9, False)
+    assert (config.total_epochs, config.batch_size, config.optimizer.lr) == (10, 64, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +64,10 @@ def test_docstring_names_the_command(path):
         ("pets_fm", "medium", (3_000, 19_406, 10, 3e-3, 3e-4)),
         ("pets_fm", "long", (30_000, 194_062, 2, 3e-3, 1e-5)),
         ("food_fm", "fast", (100, 13_315, 10, 1e-2, 1e-3)),
+        ("food_fm", "medium", (1_000, 133_154, 10, 1e-3, 3e-4)),
         ("food_fm", "long", (3_000, 399_462, 5, 1e-2, 1e-4)),
+        ("sun_fm", "fast", (100, 14_868, 10, 1e-2, 1e-3)),
+        ("sun_fm", "long", (3_000, 446_062, 10, 1e-2, 3e-5)),
         ("sun_fm", "medium", (1_000, 148_687, 10, 3e-3, 1e-4)),
         ("imagenet_fm", None, (1_200, 367_835, 1, 0.03, 3e-4)),
     ],

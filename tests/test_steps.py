@@ -109,7 +109,7 @@ def test_no_gradient_reaches_the_teacher(batch):
         np.testing.assert_array_equal(leaf, 0)
 
 
-def test_student_equal_to_its_teacher_stays(batch):
+def test_student_equal_to_its_teacher_has_nothing_to_learn(batch):
     step, state, teacher = setup()
     same = teacher.replace(variables=({"params": state.params, "batch_stats": state.batch_stats},))
     _, metrics = jax.jit(step)(state, same, batch)
@@ -140,6 +140,17 @@ def test_accumulation_is_the_whole_batch(batch, name):
     for key in ("loss", "grad_norm", "kl"):
         np.testing.assert_allclose(metrics_whole[key], metrics_parts[key], rtol=1e-5)
     np.testing.assert_allclose(after_whole.params["kernel"], after_parts.params["kernel"], atol=1e-6)
+
+
+def test_parts_of_a_batch_stay_on_their_devices(batch):
+    """Eight devices, four parts: only the gradients and mixup's one row travel."""
+    step, state, teacher = setup(accumulate_steps=4)
+    mesh = sharding.make_mesh()
+    wide = {name: np.concatenate([x, x]) if np.ndim(x) else x for name, x in batch.items()}
+    args = *jax.device_put((state, teacher), sharding.replicated(mesh)), sharding.to_devices(mesh, wide)
+    text = jax.jit(step, out_shardings=sharding.replicated(mesh)).lower(*args).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text and "all-to-all" not in text
 
 
 def test_nothing_changes_after_a_step_that_is_not_finite(batch):

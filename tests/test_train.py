@@ -8,11 +8,14 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
 import big_distill
 from big_distill import metrics, weights
+from big_distill.data.pipeline import TrainPipeline
+from big_distill.data.sources import open_source
 from big_distill.errors import ConfigError, DataError, NonFiniteError, Preempted, RunError
 from big_distill.evaluation import evaluate_run
 from big_distill.metrics import read_metrics
@@ -35,7 +38,8 @@ def distilled(tiny):
 
 
 def timeless(workdir):
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(workdir)]
+    clock = ("seconds", "train/images_per_second")
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(workdir)]
 
 
 @pytest.fixture
@@ -60,7 +64,9 @@ def test_distillation_end_to_end(distilled, tmp_path):
     config = resolved(distilled)
     summary = train_and_evaluate(config, tmp_path)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
-    assert summary["steps"] == 6 and summary["resumed_at"] == [] and summary["best_step"] in (3, 6)
+    name = "eval/validation/accuracy"
+    best = max((line[name], line["step"]) for line in timeless(tmp_path) if name in line)[1]
+    assert summary["steps"] == 6 and summary["resumed_at"] == [] and summary["best_step"] == best
     assert summary["teacher"]["num_params"] > summary["student"]["num_params"] > 0
     for rate in (summary["student"]["accuracy"], summary["teacher"]["accuracy"], summary["agreement"]):
         assert 0 <= rate <= 1
@@ -80,8 +86,6 @@ def test_distillation_end_to_end(distilled, tmp_path):
         assert evaluate_run(tmp_path, "validation", step) == pytest.approx(scores, rel=1e-6)
     with pytest.raises(RunError, match="no checkpoint '4'; there are: 3, 6, latest, best"):
         evaluate_run(tmp_path, "validation", "4")
-    from big_distill.data.sources import open_source
-
     source = open_source(config.source, "validation", num_classes=10, image_size=8, channels=1)
     images, labels = zip(*source.read(np.arange(200)), strict=True)
     predictor = big_distill.load(tmp_path)
@@ -90,16 +94,19 @@ def test_distillation_end_to_end(distilled, tmp_path):
     assert predictor.class_names == tuple("0123456789")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_resume_is_bit_exact(distilled, tmp_path, interrupt_at, number):
+@pytest.mark.parametrize(("step", "number"), [(4, signal.SIGTERM), (4, signal.SIGINT), (3, signal.SIGTERM)])
+def test_resume_is_bit_exact(distilled, tmp_path, interrupt_at, step, number):
+    """At step 3 an evaluation is due: the signal leaves no time for it, and the resumed run makes up for it."""
     config = resolved(distilled)
     whole = train_and_evaluate(config, tmp_path / "whole")
     train_and_evaluate(config.teacher.config, tmp_path / "parts" / "teacher")
-    interrupt_at(4, number)
-    with pytest.raises(Preempted, match="step 4 of 6"):
+    interrupt_at(step, number)
+    with pytest.raises(Preempted, match=f"step {step} of 6"):
         train_and_evaluate(config, tmp_path / "parts")
+    evaluated = [line["step"] for line in timeless(tmp_path / "parts") if "eval/test/nll" in line]
+    assert evaluated == ([3] if step > 3 else [])
     parts = train_and_evaluate(config, tmp_path / "parts")
-    assert parts["resumed_at"] == [4]
+    assert parts["resumed_at"] == [step]
     assert parts["params_sha256"] == whole["params_sha256"]
     assert parts["scores"] == whole["scores"]
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
@@ -147,7 +154,22 @@ def test_another_config_is_refused_by_name(tiny, tmp_path):
     train_and_evaluate(resolved(tiny), tmp_path)
 
 
-def test_other_data_and_other_teachers_are_refused(distilled, tmp_path, interrupt_at):
+def test_other_data_are_refused(tiny, tmp_path, interrupt_at):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(10):
+            Image.new("L", (8, 8), 10 * index).save(tmp_path / "images" / name / f"{index}.png")
+    tiny.source.name, tiny.source.path, tiny.source.num_train_examples = "folder", str(tmp_path / "images"), 20
+    tiny.source.validation, tiny.source.test, tiny.num_classes = None, "train", 2
+    interrupt_at(4)
+    with pytest.raises(Preempted):
+        train_and_evaluate(resolved(tiny), tmp_path / "run")
+    (tmp_path / "images" / "a" / "0.png").rename(tmp_path / "images" / "a" / "zero.png")
+    with pytest.raises(RunError, match="trained with another data"):
+        train_and_evaluate(resolved(tiny), tmp_path / "run")
+
+
+def test_other_teachers_are_refused(distilled, tmp_path, interrupt_at):
     config = resolved(distilled)
     interrupt_at(4)
     with pytest.raises(Preempted):
@@ -170,7 +192,7 @@ def test_warm_start(tiny, tmp_path):
     second = train_and_evaluate(resolved(tiny), tmp_path / "second")
     assert second["params_sha256"] == first["params_sha256"]
     tiny.student.features = (4, 9)
-    with pytest.raises(RunError, match=r"does not fit this student: params/conv2/"):
+    with pytest.raises(RunError, match=r"does not fit this student: its features is \(4, 8\), config.student.features"):
         train_and_evaluate(resolved(tiny), tmp_path / "third")
 
 
@@ -182,7 +204,7 @@ def test_several_teachers_by_path(tiny, tmp_path):
     tiny.objective.name = "logit_regression"
     summary = train_and_evaluate(resolved(tiny), tmp_path / "student")
     assert summary["teacher"]["num_params"] == 2 * summary["student"]["num_params"]
-    tiny.num_classes = 9
+    tiny.num_classes, tiny.source.name, tiny.source.num_train_examples = 9, "random", 64
     with pytest.raises(ConfigError, match=r"has 10 classes, config.num_classes=9"):
         train_and_evaluate(resolved(tiny), tmp_path / "other")
     tiny.teacher.path = str(tmp_path / "nothing")
@@ -190,20 +212,61 @@ def test_several_teachers_by_path(tiny, tmp_path):
         train_and_evaluate(resolved(tiny), tmp_path / "other")
 
 
-def explodes_at_step_four(config):
-    """An objective that is not finite for the lambda of one step."""
-    return lambda s, t, y: jnp.sum(s * y, -1) / jnp.where(jnp.max(jnp.abs(s)) > 0, config.alpha, 1)
+def explodes(config):
+    """Cross-entropy that is not finite any more once it is below the temperature."""
+
+    def loss(student_logits, teacher_logits, targets):
+        loss = optax.softmax_cross_entropy(student_logits, targets)
+        return loss / (jnp.mean(loss) > config.temperature)
+
+    return loss
 
 
 def test_non_finite_loss_stops_before_the_update(tiny, tmp_path):
-    tiny.objective.name = f"{__name__}:explodes_at_step_four"
-    tiny.objective.alpha = 0.0
-    with pytest.raises(NonFiniteError, match="step 1 is not finite; nothing was updated") as error:
-        train_and_evaluate(resolved(tiny), tmp_path)
-    report = json.loads((tmp_path / "nonfinite_step_1.json").read_text())
-    assert report["step"] == 1 and len(report["examples"]) == 40
+    """Noticed steps later, it is the first such step that counts, and its examples."""
+    tiny.log_every_steps = tiny.eval_every_steps = tiny.total_steps = 40
+    tiny.optimizer.lr = 0.01
+    tiny.objective.name = f"{__name__}:explodes"
+    tiny.objective.temperature = 2.0
+    config = resolved(tiny)
+    with pytest.raises(NonFiniteError, match="is not finite; nothing was updated") as error:
+        train_and_evaluate(config, tmp_path)
+    (path,) = tmp_path.glob("nonfinite_step_*.json")
+    report = json.loads(path.read_text())
+    step = report["step"]
+    assert 3 < step < 40 and f"step {step} is not finite" in str(error.value)
+    source = open_source(config.source, "train", num_classes=10, image_size=8, channels=1)
+    assert report["examples"] == TrainPipeline(config, source).example_names(step - 1)
     assert report["examples"][0] in str(error.value)
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_mistake_shows_before_the_teacher_is_trained(distilled, tmp_path):
+    distilled.optimizer.weight_decay, distilled.optimizer.decay_mask = 0.1, "nothing"
+    with pytest.raises(ConfigError, match="decay_mask='nothing' matches no parameter"):
+        train_and_evaluate(resolved(distilled), tmp_path)
+    distilled.optimizer.weight_decay, distilled.source.test = 0.0, "tst"
+    with pytest.raises(DataError, match="tst"):
+        train_and_evaluate(resolved(distilled), tmp_path)
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_a_signal_during_the_teachers_last_step_stops_after_the_teacher(distilled, tmp_path, interrupt_at):
+    interrupt_at(6)
+    with pytest.raises(Preempted, match="stopped after the teacher"):
+        train_and_evaluate(resolved(distilled), tmp_path)
+    assert (tmp_path / "teacher" / "summary.json").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_checkpoints_are_read_on_another_number_of_devices(tiny, tmp_path, request):
+    tiny.keep_latest = 1
+    train_and_evaluate(resolved(tiny), tmp_path)  # on eight
+    under_way = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp-1"
+    under_way.mkdir()
+    eight = evaluate_run(tmp_path, "validation", "latest")
+    request.getfixturevalue("one_device")
+    assert evaluate_run(tmp_path, "validation", "latest") == pytest.approx(eight, rel=1e-4)
+    assert under_way.exists()  # of a run that may be alive
 
 
 def test_unlabelled_folder(distilled, tmp_path):

@@ -78,6 +78,9 @@ def test_damaged_files_are_one_line(network, tmp_path, damage):
 
 
 def test_an_unfinished_run_says_so(tmp_path):
+    with pytest.raises(RunError, match=r"is not a run directory: it has no config\.json"):
+        weights.load(tmp_path)
+    (tmp_path / "config.json").touch()
     with pytest.raises(RunError, match=r"is not a finished run: it has no student\.npz"):
         weights.load(tmp_path)
 

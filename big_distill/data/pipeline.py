@@ -6,6 +6,7 @@ from; a larger one is read and decoded batch by batch. Both ways give the same p
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from big_distill.data import Source
 from big_distill.data.draws import Draws, Stream, inception_boxes
 from big_distill.data.transforms import BadImage, Ragged, central_view, crop_resize, decode, pack_groups
 from big_distill.errors import DataError
+from big_distill.resolve import needs_labels
 
 HostBatch = dict[str, np.ndarray]
 
@@ -29,35 +31,47 @@ _CHUNK = 256  # examples a thread reads at a time when a whole split is decoded
 _SAMPLE = 64  # images from which the decoded size of a split is estimated
 
 
-def check(config: Config, source: Source) -> None:
+def check_source(config: Config, source: Source) -> None:
     """Raises DataError unless the training split is what the config says it is."""
     expected = config.source.num_train_examples
     if source.num_examples != expected:
         raise DataError(f"config.source.num_train_examples={expected}, but {source.name} has {source.num_examples}")
     if source.num_classes not in (None, config.num_classes):
-        raise DataError(f"config.num_classes={config.num_classes}, but {source.name} has {source.num_classes}")
-    objective = config.objective
-    supervised = objective.name == "cross_entropy" or (objective.name == "hinton" and objective.alpha < 1)
-    if supervised and source.num_classes is None:
-        raise DataError(f"config.objective.name={objective.name!r} needs labels, but {source.name} has none")
+        names = f": {', '.join(source.class_names[:9])}{', ...' * (len(source.class_names) > 9)}"
+        raise DataError(
+            f"config.num_classes={config.num_classes}, but {source.name} has {source.num_classes}"
+            f"{names if source.class_names else ''}"
+        )
+    if needs_labels(config.objective) and source.num_classes is None:
+        raise DataError(f"config.objective.name={config.objective.name!r} needs labels, but {source.name} has none")
 
 
 class TrainPipeline:
     """Training batches, from any step on; `stream` is what they draw."""
 
     def __init__(self, config: Config, source: Source, process_index: int = 0, process_count: int = 1):
-        """Decodes the split if it fits. `config` is a resolved one."""
+        """Decodes nothing yet. `config` is a resolved one."""
         self.stream = Stream(config.seed, source.num_examples, config.batch_size, config.view.mixup or 0.0)
         self._total_steps, self._view, self._options = config.total_steps, config.view, config.source
         self._source = source
         self._part = _part(config.batch_size, process_index, process_count)
         self._reader = _Reader(source, config.view.channels, config.source.max_bad_fraction)
-        self._cache = _load(self._reader, config.source)
-        self._central: np.ndarray | None = None  # all central views [N, S, S, C], if any are wanted and they fit too
-        if self._cache and (config.view.crop == "central" or config.view.regime == "fixed"):
-            bytes_ = self._cache.images.pixels.nbytes + source.num_examples * math.prod(_view_shape(config.view))
-            if bytes_ <= config.source.cache_bytes:
-                self._central = _central_view(self._cache.images, np.arange(source.num_examples), config.view)
+
+    @functools.cached_property
+    def _cache(self) -> _Cache | None:
+        """The decoded split, if it fits."""
+        return _load(self._reader, self._options)
+
+    @functools.cached_property
+    def _central(self) -> np.ndarray | None:
+        """All central views [N, S, S, C], if any are wanted and they fit too."""
+        view, num_examples = self._view, self._source.num_examples
+        if not self._cache or not (view.crop == "central" or view.regime == "fixed"):
+            return None
+        bytes_ = self._cache.images.pixels.nbytes + num_examples * math.prod(_view_shape(view))
+        if bytes_ > self._options.cache_bytes:
+            return None
+        return _central_view(self._cache.images, np.arange(num_examples), view)
 
     @property
     def bad(self) -> tuple[str, ...]:
@@ -69,7 +83,11 @@ class TrainPipeline:
         return [self._source.example_name(int(i)) for i in self.stream.ids(step)]
 
     def batches(self, start_step: int) -> Iterator[HostBatch]:
-        """This process's part of every batch from `start_step` to the end of the run, with `state.Batch`'s keys."""
+        """This process's part of every batch from `start_step` to the end of the run, with `state.Batch`'s keys.
+
+        Decodes the split first if it fits.
+        """
+        _ = self._central  # here, before several threads want it
         return _prefetched(range(start_step, self._total_steps), self._batch, self._options)
 
     def _batch(self, step: int) -> HostBatch:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Float32 values that a resize works on at a time: few enough to stay in a core's cache, which is worth 2-4x.
 _CHUNK_VALUES = 400_000
@@ -48,8 +48,11 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
     except BadImage:
         raise
     except Exception as error:  # on damaged bytes Pillow's readers raise almost anything
-        reason = "no bytes" if not len(data) else f"{type(error).__name__}: {error}"
-        raise BadImage(reason.replace("\n", " ")) from error
+        if not data:
+            raise BadImage("no bytes") from error
+        if isinstance(error, UnidentifiedImageError):
+            raise BadImage("not an image that Pillow knows") from error
+        raise BadImage(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
 
 
 def _from_array(array: np.ndarray, channels: int) -> np.ndarray:

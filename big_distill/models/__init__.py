@@ -48,9 +48,9 @@ def build(model: ModelConfig, num_classes: int, dtype: str) -> Model:
             blocks = model.blocks or BIT_BLOCKS[model.depth]
             return from_linen(bit.BiT(blocks, model.width, model.root_pool, num_classes, dtype))
         case _:
-            own = plugins.load(str(model.name), "config.student.name")(model, num_classes, dtype)
+            own = plugins.load(str(model.name), "model.name")(model, num_classes, dtype)
             if not isinstance(own, Model):
-                raise ConfigError(f"config.student.name={model.name!r}: expected a Model, got {type(own).__name__}")
+                raise ConfigError(f"model.name={model.name!r}: expected a Model, got {type(own).__name__}")
             return own
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from big_distill.config import Config, ObjectiveConfig, SourceConfig, ViewConfig
 from big_distill.data import Source, array_source, transforms
-from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check
+from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source
 from big_distill.errors import DataError
 
 NUM = 30
@@ -238,12 +238,12 @@ def test_unlabelled_evaluation():
 
 def test_check():
     config = make_config()
-    check(config, mixed_source())
-    check(config, mixed_source(num_classes=None))
+    check_source(config, mixed_source())
+    check_source(config, mixed_source(num_classes=None))
     with pytest.raises(DataError, match=r"^config\.source\.num_train_examples=30, but mixed has 29$"):
-        check(config, mixed_source(num_examples=29))
+        check_source(config, mixed_source(num_examples=29))
     with pytest.raises(DataError, match=r"^config\.num_classes=5, but mixed has 7$"):
-        check(config, mixed_source(num_classes=7))
+        check_source(config, mixed_source(num_classes=7))
     for objective, needs_labels in (
         (ObjectiveConfig("cross_entropy"), True),
         (ObjectiveConfig("hinton", alpha=0.9), True),
@@ -251,9 +251,9 @@ def test_check():
         (ObjectiveConfig("logit_regression"), False),
     ):
         changed = dataclasses.replace(config, objective=objective)
-        check(changed, mixed_source())
+        check_source(changed, mixed_source())
         if needs_labels:
             with pytest.raises(DataError, match=f"config.objective.name='{objective.name}' needs labels"):
-                check(changed, mixed_source(num_classes=None))
+                check_source(changed, mixed_source(num_classes=None))
         else:
-            check(changed, mixed_source(num_classes=None))
+            check_source(changed, mixed_source(num_classes=None))

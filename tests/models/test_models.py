@@ -297,7 +297,7 @@ def test_batch_stats_are_empty_without_any():
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("no_such_module:net", "config.student.name='no_such_module:net'"),
+        ("no_such_module:net", "model.name='no_such_module:net'"),
         ("own_models:nte", "'nte'"),
         ("own_models:forgot", "expected a Model, got WithState"),
     ],
