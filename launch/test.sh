@@ -9,4 +9,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment test
 
-exec "$python" -m pytest --numprocesses=2 "$@"
+exec "$python" -m pytest --numprocesses=2 --dist=loadgroup "$@"

@@ -23,6 +23,9 @@ DIGITS = ["--config=configs/digits_fm.py", "--config.total_steps=20", "--config.
           "--config.optimizer.warmup_steps=2", "--config.teacher.config.optimizer.warmup_steps=2"]  # fmt: skip
 
 
+on_one_worker = pytest.mark.xdist_group("whole")  # so that `whole` is run once
+
+
 def start(*args, module="main", **env):
     return subprocess.Popen(
         [sys.executable, "-m", f"big_distill.{module}", *map(str, args)],
@@ -49,8 +52,6 @@ FM = "--config=configs/digits_fm.py"
     [
         ([FM, "--config.optimzer.lr=1"], "config.optimzer is not a field of the config; did you mean 'optimizer'?"),
         ([FM, "--config.batch_size=abc"], "config.batch_size='abc': expected an integer"),
-        ([FM, "--config.objective.temperature=0"], "config.objective.temperature=0.0: expected a number above 0"),
-        ([f"{FM}:smok"], "the config has no argument :smok; did you mean 'smoke'?"),
         (
             ["--config=configs/digits.py"],
             "config file configs/digits.py does not exist; did you mean 'configs/digits_fm.py'?",
@@ -115,15 +116,17 @@ def whole(tmp_path_factory):
     return workdir
 
 
+@on_one_worker
 def test_kill_9_and_the_same_command_again(whole, tmp_path):
-    process = start(*DIGITS, f"--workdir={tmp_path}")
+    command = [*DIGITS, f"--config.teacher.path={whole}/teacher", f"--workdir={tmp_path}"]
+    process = start(*command)
     while not saved_steps(tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "summary.json").exists()
-    status, out, err = run(*DIGITS, f"--workdir={tmp_path}")
+    status, out, err = run(*command)
     assert status == 0, err
     assert "resumes at step" in out
     got, want = (json.loads((d / "summary.json").read_text()) for d in (tmp_path, whole))
@@ -132,8 +135,10 @@ def test_kill_9_and_the_same_command_again(whole, tmp_path):
     assert losses(tmp_path) == losses(whole)
 
 
-def test_sigterm_saves_and_has_its_own_status(tmp_path):
-    process = start(*DIGITS, "--config.total_steps=100000", f"--workdir={tmp_path}")
+@on_one_worker
+def test_sigterm_saves_and_has_its_own_status(whole, tmp_path):
+    teacher = f"--config.teacher.path={whole}/teacher"
+    process = start(*DIGITS, teacher, "--config.total_steps=100000", f"--workdir={tmp_path}")
     while len(losses(tmp_path)) < 3:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
@@ -146,11 +151,13 @@ def test_sigterm_saves_and_has_its_own_status(tmp_path):
     assert f"step {saved:,} of" in err and len(losses(tmp_path)) == saved
 
 
+@on_one_worker
 def test_two_processes_are_one(whole, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    cluster = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    teacher = f"--config.teacher.path={whole}/teacher"
+    cluster = [teacher, f"--coordinator=localhost:{port}", "--num_processes=2"]
     one_device = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")}
     processes = [start(*DIGITS, f"--workdir={tmp_path}", *cluster, f"--process_id={i}", **one_device) for i in (0, 1)]
     outputs = [process.communicate(timeout=240) for process in processes]
@@ -164,11 +171,7 @@ def test_two_processes_are_one(whole, tmp_path):
     assert got["agreement"] == pytest.approx(want["agreement"], abs=1.01 / 397)
 
 
-def test_training_imports_no_tensorflow():
-    code = "import sys, big_distill.train, big_distill.inference; sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
+@on_one_worker
 def test_evaluate_command(whole):
     status, out, err = run(f"--workdir={whole}", "--split=validation", "--json", module="evaluate")
     assert status == 0, err
