@@ -1,6 +1,6 @@
 """The schema of a run: frozen dataclasses, every field known and marked.
 
-A config file assigns to `template()`, a complete and locked `ConfigDict`, so that a typo fails at once;
+A config file assigns to `config_files.template()`, a complete and locked `ConfigDict`, so that a typo fails at once;
 `resolve.resolve` checks the whole and returns the frozen `Config` that everything else reads. A field is one of
 
 * **maths**: it changes what is computed. A resumed run refuses another value; the fingerprint hashes these fields
@@ -15,15 +15,11 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import importlib.util
 import json
-import pathlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-from ml_collections import ConfigDict, config_dict
 
 from big_distill.errors import ConfigError
 
@@ -41,12 +37,25 @@ cosmetic = functools.partial(_marked, "cosmetic")
 class ModelConfig:
     """An architecture. A family reads only some of the fields (`resolve.MODELS`); setting another is an error."""
 
-    name: str | None = maths(None, "mlp, lenet5, cnn, six_layer_cnn, bit, or your own module:function")
+    name: str | None = maths(
+        None,
+        "mlp, lenet5, cnn, six_layer_cnn, bit, efficientnet_lite0, efficientnet_lite1, efficientnet_lite2, "
+        "mobilenet_v3_large, vit_small, vit_base, or your own module:function",
+    )
     features: tuple[int, ...] = maths((), "mlp: units of each hidden layer; cnn: channels of its two convolutions")
     depth: int = maths(0, "bit: 26, 50, 101 or 152; 0: blocks says")
-    blocks: tuple[int, ...] = maths((), "bit: units in each stage, such as (1,1,1,1), instead of depth")
-    width: float = maths(1.0, "bit: width factor, fractions allowed")
+    blocks: tuple[int, ...] = maths(
+        (), "bit, efficientnet_lite*, mobilenet_v3_large: units in each stage, such as (1,1,1,1); bit: instead of depth"
+    )
+    width: float = maths(1.0, "bit, efficientnet_lite*, mobilenet_v3_large: factor on the channels, fractions allowed")
     root_pool: str = maths("-inf", "bit: the root's max-pool pads with '-inf' (distillation release) or 'zero' (BiT)")
+    norm: str = maths("batch", "mobilenet_v3_large: batch, or group as in the distillation paper")
+    padding: str = maths(
+        "same",
+        "efficientnet_lite*, mobilenet_v3_large: padding and BatchNorm's epsilon of TensorFlow (same) or PyTorch "
+        "(symmetric)",
+    )
+    patch_size: int = maths(16, "vit_*: side of a patch in pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +63,21 @@ class TeacherConfig:
     """Where the teacher comes from: nowhere (supervised run), `path`, or `config`; `path` wins."""
 
     path: str | None = maths(
-        None, "a run directory or a weight file (.npz); several, separated by commas, are averaged; wins over config"
+        None,
+        "a run directory, a weight file (.npz, .safetensors, .pth), its https:// or gs:// address, or a name such as "
+        "bit-m-r152x2-flowers128; several, separated by commas, are averaged; wins over config",
     )
     config: Config | None = maths(None, "a config that is trained first, inside this run's directory (teacher/)")
-    model: ModelConfig = maths(ModelConfig(), "the architecture of a weight file without a card")
+    model: ModelConfig = maths(ModelConfig(), "the architecture of a weight file that does not tell its own")
     mean: str = maths("logits", "several teachers are averaged as 'logits' or as 'probabilities'")
+    image_size: tuple[int, ...] = maths(
+        (), "side in pixels that weight files without a card expect, one or one a teacher; (): view.image_size"
+    )
+    input_mean: tuple[float, ...] = maths((), "mean of its input, on pixels in [0, 1], instead of the card's")
+    input_std: tuple[float, ...] = maths((), "standard deviation of its input, instead of the card's")
+    dtype: str = numerics("auto", "of its weights and activations: float32, bfloat16, or auto: as config.dtype")
+    min_accuracy: float = cosmetic(0.0, "refuse to start unless the teacher reaches this share on the evaluation split")
+    max_fold_kl: float = cosmetic(0.01, "refuse to start when folding changes the teacher by more than this KL in nats")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +90,7 @@ class ObjectiveConfig:
     )
     temperature: float = maths(1.0, "function_matching, hinton: T of softmax(logits / T)")
     alpha: float = maths(0.9, "hinton: weight of the soft term; the labels weigh 1 - alpha")
+    label_smoothing: float = maths(0.0, "cross_entropy: share of every target that is spread over all classes")
     scale_soft_by_t2: bool = maths(False, "hinton: multiply the soft term by T^2, so that it does not vanish at high T")
 
 
@@ -87,18 +107,19 @@ class ViewConfig:
     area_max: float = maths(1.0, "inception: greatest share of the image's area")
     flip: bool = maths(True, "flip half of the training images left to right")
     resize: int = maths(0, "central crops (evaluation): the shorter side before cropping image_size; 0: image_size")
+    student_size: int = maths(0, "side in pixels that the student sees, resized down from the view; 0: image_size")
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
     """Where images and labels come from."""
 
-    name: str = maths(None, "digits, random, folder, a TFDS set such as oxford_flowers102, or your own module:function")
+    name: str = maths("", "digits, random, folder, a TFDS set such as oxford_flowers102, or your own module:function")
     path: str | None = maths(None, "folder: its directory, one sub-folder a class, or flat and unlabelled")
     train: str = maths("train", "split to train on, in TFDS syntax, such as train[:90%]")
     validation: str | None = maths(None, "split on which the best checkpoint is chosen; unset: the latest is kept")
     test: str | None = maths("test", "split that the closing table reports")
-    num_train_examples: int = maths(None, "size of the training split; checked against the data")
+    num_train_examples: int = maths(0, "size of the training split; checked against the data")
     data_dir: str | None = cosmetic(None, "where TFDS sets are; unset: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     cache_bytes: int = cosmetic(4 << 30, "splits that decode to no more than this are decoded once and kept in memory")
     num_threads: int = cosmetic(2, "threads that make batches")
@@ -137,12 +158,16 @@ class Config:
     accumulate_steps: int = maths(1, "split the global batch into this many parts and add up their gradients")
     total_steps: int = maths(0, "length of the run in optimiser steps; when set it wins over total_epochs")
     total_epochs: float = maths(0.0, "length of the run in passes over the training split")
-    init_from: str | None = maths(None, "start from the student of this run directory or weight file")
+    init_from: str | None = maths(None, "start from this run's student or weight file (all that teacher.path takes)")
+    init_fresh: str | None = maths(
+        None, "regular expression: full paths of the parameters that init_from leaves to initialise, such as head/.*"
+    )
     student: ModelConfig = maths(ModelConfig(), "the network that is trained")
     teacher: TeacherConfig = maths(TeacherConfig(), "the network that is matched")
     objective: ObjectiveConfig = maths(ObjectiveConfig(), "the loss")
     view: ViewConfig = maths(ViewConfig(), "crops, mixup and regime")
     source: SourceConfig = maths(SourceConfig(), "the data")
+    eval_source: SourceConfig = maths(SourceConfig(), "the data of evaluation, if they are another set's")
     optimizer: OptimizerConfig = maths(OptimizerConfig(), "the update")
     dtype: str = numerics("auto", "dtype of activations: float32, bfloat16, or auto: bfloat16 on TPU and GPU")
     log_every_steps: int = cosmetic(50, "write training metrics this often")
@@ -150,29 +175,12 @@ class Config:
     checkpoint_every_steps: int = cosmetic(0, "save this often; 0: with every evaluation")
     keep_latest: int = cosmetic(2, "how many of the newest checkpoints are kept")
     keep_best: int = cosmetic(1, "how many of the best on the validation split are kept")
+    log_view_hash: bool = cosmetic(False, "log a hash of what each branch sees: proof of who saw what")
     profile_at_step: int = cosmetic(0, "write a profiler trace of 5 steps from here to the run directory; 0: none")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The schema as a ConfigDict, and in words
-
-
-def template() -> ConfigDict:
-    """A complete, locked `ConfigDict` with the schema's defaults: what a config file assigns to."""
-    return _template(Config).lock()
-
-
-def _template(schema: type) -> ConfigDict:
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(schema):
-        type_, optional = _type_of(schema, field.name)
-        if dataclasses.is_dataclass(type_):
-            values[field.name] = config_dict.placeholder(ConfigDict) if optional else _template(_as_type(type_))
-        elif field.default is None:
-            values[field.name] = config_dict.placeholder(type_)
-        else:
-            values[field.name] = field.default
-    return ConfigDict(values)
+# The schema in words
 
 
 @functools.cache
@@ -180,11 +188,12 @@ def _hints(schema: type) -> dict[str, Any]:
     return typing.get_type_hints(schema)
 
 
-def _as_type(value: Any) -> type:
+def as_type(value: Any) -> type:
+    """For the type checker: a dataclass that was found in an annotation."""
     return typing.cast(type, value)
 
 
-def _type_of(schema: type, name: str) -> tuple[Any, bool]:
+def type_of(schema: type, name: str) -> tuple[Any, bool]:
     """(the field's type without None, whether None is allowed)."""
     hint = _hints(schema)[name]
     if typing.get_origin(hint) is types.UnionType:
@@ -195,9 +204,9 @@ def _type_of(schema: type, name: str) -> tuple[Any, bool]:
 def fields_of(schema: type = Config, prefix: str = "config") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
     """(dotted name, field, type) of every leaf of the schema; a teacher's own config is one leaf."""
     for field in dataclasses.fields(schema):
-        type_, optional = _type_of(schema, field.name)
+        type_, optional = type_of(schema, field.name)
         if dataclasses.is_dataclass(type_) and not optional:
-            yield from fields_of(_as_type(type_), f"{prefix}.{field.name}")
+            yield from fields_of(as_type(type_), f"{prefix}.{field.name}")
         else:
             yield f"{prefix}.{field.name}", field, type_
 
@@ -206,7 +215,8 @@ def describe_fields() -> str:
     """Every field with its type, kind, default and meaning: the closing part of `--help`."""
     lines = []
     for name, field, type_ in fields_of():
-        label = "config" if type_ is Config else "integers" if typing.get_origin(type_) else type_.__name__
+        inner = typing.get_args(type_)
+        label = "config" if type_ is Config else f"{inner[0].__name__}s" if inner else type_.__name__
         default = "" if field.default in (None, ()) else f"; default {field.default!r}"
         lines.append(f"  --{name} ({label}; {field.metadata['kind']}{default})\n      {field.metadata['help']}")
     return "\n".join(lines)
@@ -230,95 +240,7 @@ def check_path(path: str) -> None:
             elsewhere = [path for path, *_ in fields_of() if path.rpartition(".")[2] == name]
             near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else nearest(name, names)
             raise ConfigError(f"{prefix}.{name} is not a field of the config{near}")
-        schema, prefix = _type_of(_as_type(schema), name)[0], f"{prefix}.{name}"
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# What config files call
-
-
-def load_config(path: str | pathlib.Path, arg: str = "") -> ConfigDict:
-    """`get_config(arg)` of a config file: how one config builds on another, as mnist_kd on mnist_teacher."""
-    path = pathlib.Path(path)
-    if not path.is_file():
-        there = sorted(str(file) for file in path.parent.glob("*.py"))
-        raise ConfigError(f"config file {path} does not exist{nearest(str(path), there) if there else ''}")
-    spec = importlib.util.spec_from_file_location(f"big_distill_config_{path.stem}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arg)
-
-
-def parse_arg(arg: str | None, **defaults: str | bool) -> types.SimpleNamespace:
-    """Reads what stands behind the colon of `--config=FILE:variant=long,smoke`.
-
-    Args:
-      arg: comma-separated `name=value`, or `name` alone for a switch.
-      **defaults: the known names: a bool is a switch, a string lists its choices, the default first:
-      'medium|fast|long'.
-    """
-    values: dict[str, Any] = {k: v.split("|")[0] if isinstance(v, str) else v for k, v in defaults.items()}
-    for part in filter(None, (arg or "").split(",")):
-        name, _, value = part.partition("=")
-        if name not in defaults:
-            choices = [f"{key}={value}" for key, d in defaults.items() if isinstance(d, str) for value in d.split("|")]
-            full = [choice for choice in choices if choice.endswith(f"={name}")]
-            near = f"; did you mean ':{full[0]}'?" if full else nearest(name, list(defaults))
-            raise ConfigError(f"the config has no argument :{name}{near}")
-        default = defaults[name]
-        if isinstance(default, str):
-            if value not in default.split("|"):
-                raise ConfigError(f"config argument :{name}={value}{nearest(value, default.split('|'))}")
-            values[name] = value
-        elif value.lower() in ("", "true", "1", "false", "0"):
-            values[name] = value.lower() in ("", "true", "1")
-        else:
-            raise ConfigError(f"config argument :{name}={value}: expected {name}, {name}=true or {name}=false")
-    return types.SimpleNamespace(**values)
-
-
-def teacher_of(config: ConfigDict) -> ConfigDict:
-    """A copy of a config to make the teacher's from; its data are the student's, whatever they are set to later."""
-    teacher = config.copy_and_resolve_references()
-    teacher.num_classes = config.get_ref("num_classes")
-    teacher.view.channels = config.view.get_ref("channels")
-    for name in teacher.source:
-        teacher.source[name] = config.source.get_ref(name)
-    return teacher
-
-
-def smoke(config: ConfigDict) -> ConfigDict:
-    """The same config shrunk, on random pixels and with a two-step teacher: runs anywhere, offline, in a minute."""
-    small = config.copy_and_resolve_references().unlock()
-    small.update(total_steps=20, total_epochs=0.0, batch_size=8, accumulate_steps=1, init_from=None)
-    small.update(log_every_steps=5, eval_every_steps=10, checkpoint_every_steps=0)
-    small.optimizer.warmup_steps = 2
-    if small.optimizer.schedule == "staircase":
-        small.optimizer.boundaries = (10, 15)
-    validation = "validation" if config.source.validation else None
-    small.source.update(name="random", path=None, train="train", validation=validation, num_train_examples=64)
-    small.source.test = "test"
-    if small.student.name == "bit":
-        small.student.update(depth=0, blocks=(1, 1, 1, 1), width=0.125)
-    small.student.features = tuple(min(8, units) for units in small.student.features)
-    if config.teacher.path or config.teacher.config:
-        teacher = smoke(config.teacher.config) if config.teacher.config else _supervised(small)
-        teacher.unlock().update(total_steps=2, eval_every_steps=2)
-        teacher.optimizer.update(schedule="constant", warmup_steps=0, boundaries=())
-        small.teacher.update(path=None, model=_template(ModelConfig))
-        small.teacher.config = teacher
-    return small.lock()
-
-
-def _supervised(config: ConfigDict) -> ConfigDict:
-    """The same run on labels alone."""
-    teacher = config.copy_and_resolve_references().unlock()
-    teacher.teacher = _template(TeacherConfig)
-    teacher.objective = _template(ObjectiveConfig)
-    teacher.objective.name = "cross_entropy"
-    teacher.view.regime = "consistent"
-    return teacher
+        schema, prefix = type_of(as_type(schema), name)[0], f"{prefix}.{name}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -338,13 +260,13 @@ def freeze(schema: type, values: Any, prefix: str) -> Any:
     frozen: dict[str, Any] = {}
     for field in dataclasses.fields(schema):
         path, value = f"{prefix}.{field.name}", values.get(field.name, field.default)
-        type_, optional = _type_of(schema, field.name)
+        type_, optional = type_of(schema, field.name)
         if value is None:
             if not optional:
                 raise ConfigError(f"{path} must be set: {field.metadata['help']}")
             frozen[field.name] = None
         elif dataclasses.is_dataclass(type_):
-            frozen[field.name] = value if isinstance(value, _as_type(type_)) else freeze(_as_type(type_), value, path)
+            frozen[field.name] = value if isinstance(value, as_type(type_)) else freeze(as_type(type_), value, path)
         else:
             frozen[field.name] = _checked(type_, value, path)
     return schema(**frozen)
@@ -352,9 +274,10 @@ def freeze(schema: type, values: Any, prefix: str) -> Any:
 
 def _checked(type_: Any, value: Any, path: str) -> Any:
     if typing.get_origin(type_) is tuple:
-        if not isinstance(value, tuple | list) or not all(type(v) is int for v in value):
-            raise ConfigError(f"{path}={value!r}: expected integers, such as (3,4,6,3)")
-        return tuple(value)
+        of, example = typing.get_args(type_)[0], "(3,4,6,3)" if typing.get_args(type_)[0] is int else "(0.5,)"
+        if not isinstance(value, tuple | list) or not all(type(v) in (int, of) for v in value):
+            raise ConfigError(f"{path}={value!r}: expected numbers of type {of.__name__}, such as {example}")
+        return tuple(map(of, value))
     if type_ is float and type(value) is int:
         return float(value)
     if type(value) is not type_:

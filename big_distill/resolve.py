@@ -10,16 +10,17 @@ from collections.abc import Collection
 from ml_collections import ConfigDict
 
 from big_distill import plugins
-from big_distill.config import Config, ModelConfig, ObjectiveConfig, ViewConfig, freeze, nearest
+from big_distill.config import Config, ModelConfig, ObjectiveConfig, SourceConfig, ViewConfig, freeze, nearest
 from big_distill.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of models: which fields of `ModelConfig` it reads, and the smallest image it can take, in pixels."""
+    """A family of models: the fields of `ModelConfig` it reads, its smallest image in pixels, its stages (0: any)."""
 
     fields: tuple[str, ...]
     min_image_size: int
+    num_stages: int = 0
 
 
 MODELS = {
@@ -28,6 +29,12 @@ MODELS = {
     "cnn": Family(("features",), 4),
     "six_layer_cnn": Family((), 4),
     "bit": Family(("depth", "blocks", "width", "root_pool"), 4),  # doubled by every stage after the first
+    "efficientnet_lite0": Family(("blocks", "width", "padding"), 32, 7),
+    "efficientnet_lite1": Family(("blocks", "width", "padding"), 32, 7),
+    "efficientnet_lite2": Family(("blocks", "width", "padding"), 32, 7),
+    "mobilenet_v3_large": Family(("blocks", "width", "norm", "padding"), 32, 6),
+    "vit_small": Family(("patch_size",), 1),  # a multiple of the patch
+    "vit_base": Family(("patch_size",), 1),
 }
 BIT_BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 OBJECTIVES = {  # what each reads
@@ -64,19 +71,21 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
     if ":" in config.source.name:
         plugins.load(config.source.name, f"{prefix}.source.name")
     view = _resolve_view(config, prefix)
-    _check_model(config.student, view, f"{prefix}.student")
+    eval_source = _resolve_eval_source(config, prefix)
+    _check_model(config.student, view.student_size, f"{prefix}.student")
     if config.teacher.path and config.teacher.model.name is not None:
-        _check_model(config.teacher.model, view, f"{prefix}.teacher.model")
+        _check_model(config.teacher.model, view.image_size, f"{prefix}.teacher.model")
+    _check_teacher(config, prefix)
     _check_objective(config, prefix)
     total_steps, warmup_steps, boundaries = _durations(config, prefix)
     _choice(f"{prefix}.optimizer.name", config.optimizer.name, ("adam", "sgd"))
     _choice(f"{prefix}.optimizer.mu_dtype", config.optimizer.mu_dtype, ("float32", "bfloat16"))
     _choice(f"{prefix}.dtype", config.dtype, ("auto", "float32", "bfloat16"))
-    teacher = config.teacher
+    _choice(f"{prefix}.teacher.dtype", config.teacher.dtype, ("auto", "float32", "bfloat16"))
+    dtype = {"cpu": "float32"}.get(platform, "bfloat16") if config.dtype == "auto" else config.dtype
+    teacher = dataclasses.replace(config.teacher, dtype=dtype) if config.teacher.dtype == "auto" else config.teacher
     if teacher.config is not None:
-        source = teacher.config.source
-        source = dataclasses.replace(source, data_dir=source.data_dir or config.source.data_dir)
-        nested = dataclasses.replace(teacher.config, source=source)
+        nested = dataclasses.replace(teacher.config, source=_located(teacher.config.source, config.source))
         teacher = dataclasses.replace(
             teacher, config=_resolve(nested, num_devices, platform, f"{prefix}.teacher.config")
         )
@@ -86,8 +95,9 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         total_steps=total_steps,
         teacher=teacher,
         view=view,
+        eval_source=eval_source,
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup_steps, boundaries=boundaries),
-        dtype={"cpu": "float32"}.get(platform, "bfloat16") if config.dtype == "auto" else config.dtype,
+        dtype=dtype,
         eval_every_steps=eval_every_steps,
         checkpoint_every_steps=config.checkpoint_every_steps or eval_every_steps,
     )
@@ -120,6 +130,7 @@ def _at_least(path: str, value: float, least: float) -> None:
 def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
     source, optimizer = config.source, config.optimizer
     _at_least(f"{prefix}.num_classes", config.num_classes, 2)
+    _require(bool(source.name), f"{prefix}.source.name must be set: digits, a TFDS set, folder or your own")
     for name in ("batch_size", "accumulate_steps", "log_every_steps", "keep_latest"):
         _at_least(f"{prefix}.{name}", getattr(config, name), 1)
     for name in ("seed", "total_steps", "total_epochs", "eval_every_steps", "checkpoint_every_steps", "keep_best"):
@@ -153,6 +164,8 @@ def _check_objective(config: Config, prefix: str) -> None:
     temperature, alpha = objective.temperature, objective.alpha
     _require(temperature > 0, f"{prefix}.objective.temperature={temperature}: expected a number above 0")
     _require(0 <= alpha <= 1, f"{prefix}.objective.alpha={alpha}: expected a number in [0, 1]")
+    smoothing = objective.label_smoothing
+    _require(0 <= smoothing < 1, f"{prefix}.objective.label_smoothing={smoothing}: expected a number in [0, 1)")
     if teacher.path and not all(path.strip() for path in teacher.path.split(",")):
         raise ConfigError(f"{prefix}.teacher.path={teacher.path!r}: one of the names is empty")
     _choice(f"{prefix}.teacher.mean", teacher.mean, ("logits", "probabilities"))
@@ -181,12 +194,42 @@ def _check_objective(config: Config, prefix: str) -> None:
         _require(
             theirs == ours, f"{prefix}.teacher.config.{name}={theirs} differs from the student's {prefix}.{name}={ours}"
         )
-    theirs, ours = nested.view.image_size, config.view.image_size
+    theirs, ours = nested.view.student_size or nested.view.image_size, config.view.image_size
     _require(
         theirs <= ours,
         f"{prefix}.view.image_size={ours} is smaller than {prefix}.teacher.config.view.image_size={theirs}: "
         "a view is as large as the largest network needs",
     )
+
+
+def _check_teacher(config: Config, prefix: str) -> None:
+    teacher, path = config.teacher, f"{prefix}.teacher"
+    _require(0 <= teacher.min_accuracy <= 1, f"{path}.min_accuracy={teacher.min_accuracy}: expected a share in [0, 1]")
+    _at_least(f"{path}.max_fold_kl", teacher.max_fold_kl, 0)
+    channels = config.view.channels
+    for name in ("input_mean", "input_std"):
+        values = getattr(teacher, name)
+        _require(len(values) in (0, 1, channels), f"{path}.{name}={values}: expected one value, or {channels}")
+    _require(min((*teacher.input_std, 1)) > 0, f"{path}.input_std={teacher.input_std}: expected numbers above 0")
+    num_teachers = len((teacher.path or "").split(","))
+    _require(
+        len(teacher.image_size) in (0, 1, num_teachers),
+        f"{path}.image_size={teacher.image_size}: expected one size, or one for each of the {num_teachers} teachers",
+    )
+
+
+def _resolve_eval_source(config: Config, prefix: str) -> SourceConfig:
+    """The training set's, unless another set is named."""
+    if config.eval_source.name:
+        return _located(config.eval_source, config.source)
+    _require(
+        config.eval_source == SourceConfig(), f"{prefix}.eval_source has fields that are set, but no name: set its name"
+    )
+    return config.source
+
+
+def _located(source: SourceConfig, like: SourceConfig) -> SourceConfig:
+    return dataclasses.replace(source, data_dir=source.data_dir or like.data_dir)
 
 
 def _distilled(config: Config) -> bool:
@@ -214,10 +257,16 @@ def _resolve_view(config: Config, prefix: str) -> ViewConfig:
         _require(view.regime not in ("fixed", "independent"), f"{path}.regime={view.regime!r} needs a teacher")
     resize = view.resize or view.image_size
     _require(resize >= view.image_size, f"{path}.resize={resize} is smaller than {path}.image_size={view.image_size}")
-    return dataclasses.replace(view, mixup=mixup, resize=resize)
+    student_size = view.student_size or view.image_size
+    _require(
+        student_size <= view.image_size,
+        f"{path}.student_size={student_size} is larger than {path}.image_size={view.image_size}: "
+        "a view is as large as the largest network needs",
+    )
+    return dataclasses.replace(view, mixup=mixup, resize=resize, student_size=student_size)
 
 
-def _check_model(model: ModelConfig, view: ViewConfig, path: str) -> None:
+def _check_model(model: ModelConfig, image_size: int, path: str) -> None:
     _choice(f"{path}.name", model.name, MODELS, or_own=True)
     family = MODELS.get(str(model.name))
     if family is None:
@@ -234,17 +283,31 @@ def _check_model(model: ModelConfig, view: ViewConfig, path: str) -> None:
     _require(
         model.name != "cnn" or len(model.features) == 2, f"{path}.features={model.features}: a cnn has two, as (16,32)"
     )
+    _require(model.width > 0, f"{path}.width={model.width}: expected a number above 0")
+    _require(
+        not family.num_stages or len(model.blocks) in (0, family.num_stages),
+        f"{path}.blocks={model.blocks}: {model.name} has {family.num_stages} stages",
+    )
     least = family.min_image_size
     if model.name == "bit":
         _require(bool(model.depth) != bool(model.blocks), f"{path}: set one of depth and blocks")
         if model.depth:
             depths = ", ".join(map(str, BIT_BLOCKS))
             _require(model.depth in BIT_BLOCKS, f"{path}.depth={model.depth}: expected one of {depths}, or blocks")
-        _require(model.width > 0, f"{path}.width={model.width}: expected a number above 0")
         _choice(f"{path}.root_pool", model.root_pool, ("zero", "-inf"))
         least *= 2 ** (len(model.blocks or BIT_BLOCKS[model.depth]) - 1)
-    size = view.image_size
-    _require(size >= least, f"{path}: an image of {size} px is smaller than the {least} px that a {model.name!r} needs")
+    _choice(f"{path}.norm", model.norm, ("batch", "group"))
+    _choice(f"{path}.padding", model.padding, ("same", "symmetric"))
+    if "patch_size" in family.fields:
+        _at_least(f"{path}.patch_size", model.patch_size, 1)
+        _require(
+            image_size % model.patch_size == 0,
+            f"{path}.patch_size={model.patch_size} does not divide an image of {image_size} px",
+        )
+    _require(
+        image_size >= least,
+        f"{path}: an image of {image_size} px is smaller than the {least} px that a {model.name!r} needs",
+    )
 
 
 def bit_hyperrule(num_train_examples: int) -> tuple[int, ...]:

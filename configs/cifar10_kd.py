@@ -8,7 +8,7 @@ Run here as `:smoke` alone.
 
 import pathlib
 
-from big_distill.config import load_config, parse_arg, smoke, teacher_of
+from big_distill.config_files import load_config, parse_arg, smoke, teacher_of
 
 
 def get_config(arg=""):

@@ -8,7 +8,7 @@ mixup, no labels. Run here (two CPU cores, 16 s of training): teacher 99.24 %, s
 figures for this pair.
 """
 
-from big_distill.config import parse_arg, smoke, teacher_of, template
+from big_distill.config_files import parse_arg, smoke, teacher_of, template
 
 
 def get_config(arg=""):

@@ -13,7 +13,7 @@ otherwise. Expect of the student (Beyer et al. 2022, Table 4, test; teacher 97.8
 Not run here: needs an accelerator. A thousand epochs of 1,020 images are only 1,992 steps, 1,500 of them warm-up.
 """
 
-from big_distill.config import parse_arg, smoke, template
+from big_distill.config_files import parse_arg, smoke, template
 
 # variant: (epochs, temperature, lr, weight decay)
 VARIANTS = {

@@ -9,7 +9,7 @@ Nets", Table II) and 97.50 % (R50x1) of test. `init_from` takes a run or a weigh
 Not run here: needs an accelerator.
 """
 
-from big_distill.config import parse_arg, smoke, template
+from big_distill.config_files import parse_arg, smoke, template
 
 
 def get_config(arg=""):

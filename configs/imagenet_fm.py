@@ -15,7 +15,7 @@ Not run here: needs an accelerator and the data set prepared by TFDS.
 
 import pathlib
 
-from big_distill.config import load_config, parse_arg, smoke
+from big_distill.config_files import load_config, parse_arg, smoke
 
 
 def get_config(arg=""):

@@ -7,7 +7,7 @@ those of the Keras example its figures come from are used (Adam at 1e-3, batch 6
 bfloat16 first moment and cosine to zero. Run here as the teacher of mnist_kd.
 """
 
-from big_distill.config import parse_arg, smoke, template
+from big_distill.config_files import parse_arg, smoke, template
 
 
 def get_config(arg=""):

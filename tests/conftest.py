@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 
 from big_distill import sharding
-from big_distill.config import template
+from big_distill.config_files import template
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from big_distill import config as config_lib
-from big_distill.config import differences, fields_of, fingerprint, from_dict, parse_arg, smoke, template, to_dict
+from big_distill.config import differences, fields_of, fingerprint, from_dict, to_dict
+from big_distill.config_files import parse_arg, smoke, teacher_of, template
 from big_distill.errors import ConfigError
 from big_distill.resolve import resolve
 
@@ -160,7 +161,7 @@ def test_a_teachers_path_wins_over_its_config(tiny):
 
 def test_fingerprint_survives_new_fields(tiny):
     """Only what differs from the defaults counts; a change of this one is a change that users notice."""
-    assert fingerprint(resolve(distilled(tiny), 1, "cpu")) == "95d35ffd39aa"
+    assert fingerprint(resolve(distilled(tiny), 1, "cpu")) == "930a73d43721"
 
 
 def test_round_trip_through_json(tiny):
@@ -171,7 +172,7 @@ def test_round_trip_through_json(tiny):
 def test_the_teachers_data_are_the_students():
     config = template()
     config.num_classes = 10
-    config.teacher.config = config_lib.teacher_of(config)
+    config.teacher.config = teacher_of(config)
     config.num_classes, config.source.path = 3, "photos"
     assert (config.teacher.config.num_classes, config.teacher.config.source.path) == (3, "photos")
 
@@ -193,3 +194,25 @@ def test_smoke_is_small_random_and_complete(tiny):
     assert resolved.source.name == resolved.teacher.config.source.name == "random"
     assert resolved.teacher.config.total_steps == 2
     assert resolved.num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"),
+    [
+        ("vit_small", "patch_size", 3, "patch_size=3 does not divide an image of 32 px"),
+        ("vit_base", "patch_size", 0, "patch_size=0: expected at least 1"),
+        ("efficientnet_lite2", "blocks", (1, 1), "efficientnet_lite2 has 7 stages"),
+        ("mobilenet_v3_large", "width", -1.0, "width=-1.0: expected a number above 0"),
+        ("vit_small", "padding", "symmetric", "does not read it .it reads patch_size"),
+        ("mobilenet_v3_large", "norm", "layer", "norm='layer' is not known; expected one of batch, group"),
+        ("efficientnet_lite0", "padding", "SAME", "padding='SAME' is not known; expected one of same, symmetric"),
+        ("efficientnet_lite0", "norm", "group", "does not read it .it reads blocks, width, padding"),
+    ],
+)
+def test_wrong_fields_of_imagenet_networks(tiny, name, field, value, message):
+    tiny.view.image_size = 32
+    tiny.student.name, tiny.student.features = name, ()
+    resolve(tiny, 1, "cpu")
+    tiny.student[field] = value
+    with pytest.raises(ConfigError, match=message):
+        resolve(tiny, 1, "cpu")

@@ -13,13 +13,16 @@ from flax import linen as nn
 from big_distill import plugins
 from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError
-from big_distill.models import bit, cnn
+from big_distill.models import bit, cnn, efficientnet_lite, mobilenet_v3, vit
+from big_distill.models.folding import fold
 from big_distill.resolve import BIT_BLOCKS
 from big_distill.state import Model
 
+__all__ = ["build", "fold", "from_linen"]
+
 
 @functools.cache
-def build(model: ModelConfig, num_classes: int, dtype: str) -> Model:
+def build(model: ModelConfig, num_classes: int, dtype: str, folded: bool = False) -> Model:
     """Makes the network that a config describes.
 
     The same arguments give the same object, so that a step which has the Model as a static argument is compiled once.
@@ -28,6 +31,7 @@ def build(model: ModelConfig, num_classes: int, dtype: str) -> Model:
       model: as `resolve` checked it. A name with a colon is the user's own `module:function`, called as this is.
       num_classes: K, the number of logits.
       dtype: of activations, 'float32' or 'bfloat16'; parameters and logits are float32.
+      folded: the network of `fold`'s variables, for inference only; the same one where there is nothing to fold.
 
     Returns:
       The Model; its image is float32 [B, H, W, C], already normalised.
@@ -46,7 +50,19 @@ def build(model: ModelConfig, num_classes: int, dtype: str) -> Model:
             return from_linen(cnn.SixLayerCNN(num_classes, dtype))
         case "bit":
             blocks = model.blocks or BIT_BLOCKS[model.depth]
-            return from_linen(bit.BiT(blocks, model.width, model.root_pool, num_classes, dtype))
+            return from_linen(bit.BiT(blocks, model.width, model.root_pool, num_classes, dtype, folded))
+        case "efficientnet_lite0" | "efficientnet_lite1" | "efficientnet_lite2" as name:
+            units, dropout = efficientnet_lite.units(name, model.blocks, model.width), efficientnet_lite.DROPOUT[name]
+            return from_linen(
+                efficientnet_lite.EfficientNetLite(units, dropout, model.padding, num_classes, dtype, folded)
+            )
+        case "mobilenet_v3_large":
+            units, dropout = mobilenet_v3.units(model.blocks, model.width), mobilenet_v3.DROPOUT
+            return from_linen(
+                mobilenet_v3.MobileNetV3(units, dropout, model.norm, model.padding, num_classes, dtype, folded)
+            )
+        case "vit_small" | "vit_base" as name:
+            return from_linen(vit.ViT(*vit.SIZES[name], model.patch_size, num_classes, dtype))
         case _:
             own = plugins.load(str(model.name), "model.name")(model, num_classes, dtype)
             if not isinstance(own, Model):

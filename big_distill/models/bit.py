@@ -6,6 +6,8 @@ consistent", arXiv 2106.05237: `block1/unit01/conv1/kernel`. Scales and biases h
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -23,11 +25,12 @@ class Root(nn.Module):
     features: int
     pool: str
     dtype: str
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / 4), ceil(W / 4), features]."""
-        x = StdConv(self.features, 7, self.dtype, stride=2, name="conv_root")(x)
+        x = StdConv(self.features, 7, self.dtype, 2, self.folded, name="conv_root")(x)
         if self.pool == "zero":
             return max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
         return max_pool(x, 3, 2, padding=1)
@@ -43,18 +46,20 @@ class Unit(nn.Module):
     features: int
     stride: int
     dtype: str
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), 4 * features]."""
+        conv = functools.partial(StdConv, dtype=self.dtype, folded=self.folded)
         y = nn.relu(GroupNorm(self.dtype, name="gn1")(x))
         if self.stride != 1 or x.shape[-1] != 4 * self.features:
-            x = StdConv(4 * self.features, 1, self.dtype, self.stride, name="conv_proj")(y)
-        y = StdConv(self.features, 1, self.dtype, name="conv1")(y)
+            x = conv(4 * self.features, 1, stride=self.stride, name="conv_proj")(y)
+        y = conv(self.features, 1, name="conv1")(y)
         y = nn.relu(GroupNorm(self.dtype, name="gn2")(y))
-        y = StdConv(self.features, 3, self.dtype, self.stride, name="conv2")(y)
+        y = conv(self.features, 3, stride=self.stride, name="conv2")(y)
         y = nn.relu(GroupNorm(self.dtype, name="gn3")(y))
-        y = StdConv(4 * self.features, 1, self.dtype, name="conv3")(y)
+        y = conv(4 * self.features, 1, name="conv3")(y)
         return x + y
 
 
@@ -65,12 +70,14 @@ class Stage(nn.Module):
     features: int
     stride: int
     dtype: str
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), 4 * features]."""
         for i in range(self.num_units):
-            x = Unit(self.features, self.stride if i == 0 else 1, self.dtype, name=f"unit{i + 1:02d}")(x)
+            stride = self.stride if i == 0 else 1
+            x = Unit(self.features, stride, self.dtype, self.folded, name=f"unit{i + 1:02d}")(x)
         return x
 
 
@@ -80,6 +87,7 @@ class BiT(nn.Module):
     blocks: units of each stage; the resolution halves and the channels double from stage to stage.
     width: factor on the channels, rounded down to whole channels in the root: 0.3 makes 19 of 64.
     root_pool: 'zero' or '-inf', see `Root`.
+    folded: the kernels are already standardised.
 
     From the last normalisation on everything is in float32, so that logits are not rounded to bfloat16.
     """
@@ -89,14 +97,16 @@ class BiT(nn.Module):
     root_pool: str
     num_classes: int
     dtype: str
+    folded: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] -> logits [B, K]."""
         features = max(1, int(64 * self.width))
-        x = Root(features, self.root_pool, self.dtype, name="root_block")(image)
+        x = Root(features, self.root_pool, self.dtype, self.folded, name="root_block")(image)
         for i, num_units in enumerate(self.blocks):
-            x = Stage(num_units, features * 2**i, 1 if i == 0 else 2, self.dtype, name=f"block{i + 1}")(x)
+            stride = 1 if i == 0 else 2
+            x = Stage(num_units, features * 2**i, stride, self.dtype, self.folded, name=f"block{i + 1}")(x)
         x = nn.relu(GroupNorm("float32", name="norm-pre-head")(x))
         head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")
         return head(x.mean((1, 2)))

@@ -1,9 +1,10 @@
 """Convolution, pooling and normalisation: what the networks are made of.
 
 On the CPU, XLA convolves onto maps of one or two pixels, which every ResNet reaches on small images, up to 90 times
-slower than a matrix product would, and the gradient of its max-pool is about 10 times slower than that of shifted
-slices. So `conv` and `max_pool` have a second form, equal up to rounding. `lax.platform_dependent` chooses between them
-when a program is lowered: one for TPU or GPU holds the plain operation alone, even when it is compiled on a CPU.
+slower than a matrix product would; its depthwise convolutions, and the gradient of its max-pool, are about 10 times
+slower than shifted slices. So `conv`, `depthwise_conv` and `max_pool` have a second form, equal up to rounding.
+`lax.platform_dependent` chooses between them when a program is lowered: one for TPU or GPU holds the plain operation
+alone, even when it is compiled on a CPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from jax import lax
 
 Padding = str | int
 """'SAME', 'VALID' or a number of pixels on every side."""
+STD_CONV_EPSILON = 1e-10
+BATCH_NORM_EPSILON = {"same": 1e-3, "symmetric": 1e-5}
+"""Of TensorFlow and of PyTorch, by their padding; see `ConvNorm`."""
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
@@ -37,6 +41,29 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "S
     if size == 1 or height <= 2:  # on larger maps patches cost more than they save
         return lax.platform_dependent(x, kernel, cpu=matmul, default=convolution)
     return convolution(x, kernel)
+
+
+def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
+    """Cross-correlates each channel of `x` [B, H, W, C] with its filter of `kernel` [k, k, 1, C]: [B, H', W', C]."""
+    size, _, _, channels = kernel.shape
+    pads = _pads(x, size, stride, padding)
+
+    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            pads,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=channels,
+        )
+
+    def shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        shifts = _shifts(x.astype(jnp.float32), size, stride, pads, fill=0)
+        filters = kernel.astype(jnp.float32).reshape(-1, channels)
+        return functools.reduce(jnp.add, map(jnp.multiply, shifts, filters)).astype(x.dtype)
+
+    return lax.platform_dependent(x, kernel, cpu=shifted_sum, default=convolution)
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: Padding = "VALID") -> jax.Array:
@@ -94,39 +121,42 @@ class StdConv(nn.Module):
     """A square convolution with a standardised kernel, size // 2 pixels of zeros on every side and no bias.
 
     Each filter is brought to mean 0 and variance 1 over (h, w, in), in float32 (Qiao et al. 2019, "Weight
-    Standardization", arXiv 1903.10520).
+    Standardization", arXiv 1903.10520). Folded, the kernel is already standardised.
     """
 
     features: int
     size: int
     dtype: str
     stride: int = 1
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        kernel -= kernel.mean((0, 1, 2))
-        kernel *= lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + 1e-10)
+        if not self.folded:
+            kernel -= kernel.mean((0, 1, 2))
+            kernel *= lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + STD_CONV_EPSILON)
         return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.size // 2)
 
 
 class GroupNorm(nn.Module):
     """Normalises each group of channels over the image, then scales and shifts (Wu & He 2018, arXiv 1803.08494).
 
-    There are gcd(32, C) groups: the usual 32, and fewer where 32 does not divide a narrow network's channels. Mean and
-    mean square are taken in float32 and in one pass, over the image first and then over the group; flax's GroupNorm,
-    which views the whole map as [B, H, W, groups, C / groups], takes up to ten times as long on the CPU.
+    There are gcd(num_groups, C) groups: the usual 32, and fewer where 32 does not divide a narrow network's channels.
+    Mean and mean square are taken in float32 and in one pass, over the image first and then over the group; flax's
+    GroupNorm, which views the whole map as [B, H, W, groups, C / groups], takes up to ten times as long on the CPU.
     """
 
     dtype: str
+    num_groups: int = 32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         channels = x.shape[-1]
-        groups = math.gcd(32, channels)
+        groups = math.gcd(self.num_groups, channels)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
 
@@ -139,3 +169,38 @@ class GroupNorm(nn.Module):
         variance = jnp.maximum(group_mean(jnp.square(x)) - jnp.square(mean), 0)
         x = (x - mean) * (lax.rsqrt(variance + 1e-5) * scale) + bias
         return x.astype(self.dtype)
+
+
+class ConvNorm(nn.Module):
+    """A square convolution without bias, dense or depthwise, then a normalisation.
+
+    padding: 'same', as in TensorFlow, with BatchNorm's epsilon 1e-3, or 'symmetric' (size // 2 pixels on every side),
+      as in PyTorch, with 1e-5. They pad alike unless the stride is 2 and the map's side even.
+    norm: 'batch' (Ioffe & Szegedy 2015, arXiv 1502.03167; moments in float32, over the global batch) or 'group', with 8
+      groups.
+    folded: BatchNorm's factor is in the kernel, and a bias is left of it.
+    """
+
+    features: int
+    size: int
+    dtype: str
+    padding: str
+    norm: str
+    folded: bool
+    stride: int = 1
+    depthwise: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        shape = (self.size, self.size, 1 if self.depthwise else x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        convolve = depthwise_conv if self.depthwise else conv
+        padding = "SAME" if self.padding == "same" else self.size // 2
+        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
+        if self.norm == "group":
+            return GroupNorm(self.dtype, num_groups=8, name="norm")(x)
+        if self.folded:
+            return x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        epsilon = BATCH_NORM_EPSILON[self.padding]
+        return nn.BatchNorm(not train, momentum=0.99, epsilon=epsilon, dtype=self.dtype, name="norm")(x)

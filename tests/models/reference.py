@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from scipy.special import erf
 
 
 def _same(n, size, stride):
@@ -48,12 +49,28 @@ def relu(x):
     return np.maximum(x, 0)
 
 
+def relu6(x):
+    return np.clip(x, 0, 6)
+
+
+def hard_sigmoid(x):
+    return relu6(x + 3) / 6
+
+
+def hard_swish(x):
+    return x * hard_sigmoid(x)
+
+
+def gelu(x):
+    return x * (1 + erf(x / np.sqrt(2))) / 2
+
+
 def standardize(x, axes, eps):
     return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps)
 
 
-def group_norm(x, params):
-    groups = math.gcd(32, x.shape[-1])
+def group_norm(x, params, num_groups=32):
+    groups = math.gcd(num_groups, x.shape[-1])
     y = standardize(x.reshape(*x.shape[:3], groups, -1), (1, 2, 4), 1e-5).reshape(x.shape)
     return y * params["scale"] + params["bias"]
 
@@ -101,3 +118,82 @@ def bit(params, x, root_pool):
             y = relu(group_norm(std_conv(y, p["conv2"], stride), p["gn3"]))
             x = x + std_conv(y, p["conv3"])
     return dense(relu(group_norm(x, params["norm-pre-head"])).mean((1, 2)), params["head"])
+
+
+def layer_norm(x, params):
+    return standardize(x, -1, 1e-6) * params["scale"] + params["bias"]
+
+
+def depthwise_conv(x, kernel, stride, padding):
+    size = kernel.shape[0]
+    return np.einsum("bhwijc,ijc->bhwc", _windows(_pad(x, size, stride, padding, 0), size, stride), kernel[:, :, 0])
+
+
+def conv_norm(variables, path, x, stride=1, *, padding, train=False):
+    """A convolution, depthwise by the shape of its kernel, and BatchNorm; GroupNorm where there are no statistics."""
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    for name in path.split("/"):
+        params, stats = params[name], stats.get(name, {})
+    kernel = params["kernel"]
+    pads = "SAME" if padding == "same" else kernel.shape[0] // 2
+    if kernel.shape[2] == x.shape[-1]:
+        x = conv(x, {"kernel": kernel}, stride, pads)
+    else:
+        x = depthwise_conv(x, kernel, stride, pads)
+    if not stats:
+        return group_norm(x, params["norm"], 8)
+    mean, variance = stats["norm"]["mean"], stats["norm"]["var"]
+    if train:
+        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    epsilon = {"same": 1e-3, "symmetric": 1e-5}[padding]
+    return (x - mean) / np.sqrt(variance + epsilon) * params["norm"]["scale"] + params["norm"]["bias"]
+
+
+def inverted_residual(variables, unit, x, stride, activation, conv_norm):
+    params, y = variables["params"][unit], x
+    if "expand" in params:
+        y = activation(conv_norm(variables, f"{unit}/expand", y))
+    y = activation(conv_norm(variables, f"{unit}/depthwise", y, stride))
+    if "squeeze_excite" in params:
+        squeezed = relu(dense(y.mean((1, 2)), params["squeeze_excite"]["reduce"]))
+        y = y * hard_sigmoid(dense(squeezed, params["squeeze_excite"]["expand"]))[:, None, None]
+    y = conv_norm(variables, f"{unit}/project", y)
+    return y + x if y.shape == x.shape else y
+
+
+def efficientnet_lite(variables, x, strides, conv_norm):
+    x = relu6(conv_norm(variables, "stem", x, 2))
+    for i, stride in enumerate(strides, 1):
+        x = inverted_residual(variables, f"unit{i:02d}", x, stride, relu6, conv_norm)
+    x = relu6(conv_norm(variables, "last", x))
+    return dense(x.mean((1, 2)), variables["params"]["head"])
+
+
+def mobilenet_v3(variables, x, strides, activations, conv_norm):
+    x = hard_swish(conv_norm(variables, "stem", x, 2))
+    for i, (stride, activation) in enumerate(zip(strides, activations, strict=True), 1):
+        x = inverted_residual(variables, f"unit{i:02d}", x, stride, activation, conv_norm)
+    x = hard_swish(conv_norm(variables, "last", x)).mean((1, 2))
+    return dense(hard_swish(dense(x, variables["params"]["pre_head"])), variables["params"]["head"])
+
+
+def attention(x, params):
+    """One image, one head at a time."""
+    heads = []
+    for i in range(params["query"]["bias"].shape[0]):
+        q, k, v = (x @ params[name]["kernel"][:, i] + params[name]["bias"][i] for name in ("query", "key", "value"))
+        scores = np.exp(q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[-1]))
+        heads.append(scores / scores.sum(-1, keepdims=True) @ v @ params["out"]["kernel"][i])
+    return sum(heads) + params["out"]["bias"]
+
+
+def vit(params, x, patch_size):
+    patches = _windows(x, patch_size, patch_size)
+    tokens = patches.reshape(len(x), -1, np.prod(patches.shape[3:])) @ params["embedding"]["kernel"]
+    tokens += params["embedding"]["bias"]
+    x = np.concatenate([np.tile(params["cls"], (len(x), 1, 1)), tokens], axis=1) + params["pos_embedding"]
+    for _, p in sorted((name, p) for name, p in params.items() if name.startswith("block")):
+        x = x + attention(layer_norm(x, p["norm1"]), p["attention"])
+        y = gelu(layer_norm(x, p["norm2"]) @ p["fc1"]["kernel"] + p["fc1"]["bias"])
+        x = x + y @ p["fc2"]["kernel"] + p["fc2"]["bias"]
+    return dense(layer_norm(x[:, 0], params["norm"]), params["head"])

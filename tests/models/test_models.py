@@ -1,4 +1,4 @@
-"""Every network against NumPy in float64, the two forms of `conv` and `max_pool`, and what `build` promises."""
+"""The small networks and BiT against NumPy in float64, and what `build` promises."""
 
 import functools
 import re
@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import reference
 from flax import linen as nn
-from jax import lax
 
 from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError
-from big_distill.models import bit, build, from_linen, layers
+from big_distill.models import bit, build, from_linen
 from big_distill.resolve import BIT_BLOCKS
 
 K = 5
@@ -166,78 +165,6 @@ def test_bit_starts_from_zero_logits_and_its_parameters_are_plain_dicts():
     assert type(variables) is dict and type(variables["params"]["block1"]["unit01"]) is dict
     assert np.all(variables["params"]["head"]["kernel"] == 0)
     assert np.any(variables["params"]["block1"]["unit01"]["conv3"]["kernel"] != 0)
-
-
-def test_group_norm_in_one_pass_survives_a_large_mean_and_bfloat16():
-    x = np.random.default_rng(0).normal(loc=30, size=(2, 5, 4, 64)).astype(np.float32)
-    params = {"scale": np.full(64, 2, np.float32), "bias": np.ones(64, np.float32)}
-    got = layers.GroupNorm("float32").apply({"params": params}, x)
-    np.testing.assert_allclose(got, reference.group_norm(doubles(x), params), atol=1e-3)
-    half = jnp.bfloat16(x)
-    got = layers.GroupNorm("bfloat16").apply({"params": params}, half)
-    assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(doubles(got), reference.group_norm(doubles(half), params), rtol=2**-8, atol=1e-3)
-
-
-def plain_conv(x, kernel, stride, padding):
-    pads = padding if isinstance(padding, str) else [(padding, padding)] * 2
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def plain_max_pool(x, size, stride, padding):
-    pads = padding if isinstance(padding, str) else [(padding, padding)] * 2
-    return nn.max_pool(x, (size, size), (stride, stride), pads)
-
-
-def assert_equal_and_lower(function, plain, *args):
-    """Outputs and gradients of the two are equal here; returns the first's StableHLO for (cpu, tpu)."""
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def output_and_gradients(function, *args):
-        out, pull = jax.vjp(function, *args)
-        return out, *pull(jnp.sin(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
-
-    for got, want in zip(output_and_gradients(function, *args), output_and_gradients(plain, *args), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
-    traced = output_and_gradients.trace(function, *args)
-    return (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu"))
-
-
-@pytest.mark.parametrize(
-    "shape, size, stride, padding",
-    [((2, 3, 5, 6), 3, 2, 1), ((2, 6, 7, 3), 5, 1, "VALID"), ((2, 7, 7, 6), 1, 2, 0)],
-    ids=["2px", "valid", "1x1"],
-)
-def test_conv_on_the_cpu_is_a_matmul_with_the_same_numbers(shape, size, stride, padding):
-    rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=shape).astype("f"), rng.normal(size=(size, size, shape[-1], 4)).astype("f")
-    conv = functools.partial(layers.conv, stride=stride, padding=padding)
-    plain = functools.partial(plain_conv, stride=stride, padding=padding)
-    cpu, tpu = assert_equal_and_lower(conv, plain, x, kernel)
-    assert "stablehlo.dot_general" in cpu and "stablehlo.convolution" not in cpu
-    assert "stablehlo.dot_general" not in tpu and "stablehlo.convolution" in tpu
-
-
-def test_conv_onto_more_than_two_pixels_is_a_convolution():
-    x, kernel = jnp.ones((1, 3, 2, 1)), jnp.ones((3, 3, 1, 1))
-    assert "stablehlo.convolution" in jax.jit(layers.conv).lower(x, kernel).as_text()
-
-
-@pytest.mark.parametrize("size, stride, padding", [(2, 1, "SAME"), (3, 2, 1)])
-def test_max_pool_on_the_cpu_has_the_same_gradient_in_ties(size, stride, padding):
-    x = np.random.default_rng(0).integers(-2, 2, size=(3, 7, 6, 4)).astype(np.float32)  # most windows are ties
-    pool = functools.partial(layers.max_pool, size=size, stride=stride, padding=padding)
-    plain = functools.partial(plain_max_pool, size=size, stride=stride, padding=padding)
-    cpu, tpu = assert_equal_and_lower(pool, plain, x)
-    assert "stablehlo.select_and_scatter" not in cpu and "stablehlo.reduce_window" not in cpu
-    assert "stablehlo.select_and_scatter" in tpu and "stablehlo.select " not in tpu
-
-
-@pytest.mark.parametrize("where", [0, 1, 2, 3])
-def test_max_pool_keeps_nan(where):
-    x = np.zeros((1, 2, 2, 1), np.float32)
-    x.flat[where] = np.nan
-    assert np.isnan(layers.max_pool(x, 2, 2)).all()
 
 
 def test_build_returns_the_same_object_for_the_same_arguments():

@@ -1,0 +1,134 @@
+"""What config files are made with: the template they assign to, each other, their arguments, and `:smoke`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import pathlib
+import types
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from big_distill.config import (
+    Config,
+    ModelConfig,
+    ObjectiveConfig,
+    SourceConfig,
+    TeacherConfig,
+    as_type,
+    nearest,
+    type_of,
+)
+from big_distill.errors import ConfigError
+
+
+def template() -> ConfigDict:
+    """A complete, locked `ConfigDict` with the schema's defaults: what a config file assigns to."""
+    return _template(Config).lock()
+
+
+def _template(schema: type) -> ConfigDict:
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(schema):
+        type_, optional = type_of(schema, field.name)
+        if dataclasses.is_dataclass(type_):
+            values[field.name] = config_dict.placeholder(ConfigDict) if optional else _template(as_type(type_))
+        elif field.default is None:
+            values[field.name] = config_dict.placeholder(type_)
+        else:
+            values[field.name] = field.default
+    return ConfigDict(values)
+
+
+def load_config(path: str | pathlib.Path, arg: str = "") -> ConfigDict:
+    """`get_config(arg)` of a config file: how one config builds on another, as mnist_kd on mnist_teacher."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        there = sorted(str(file) for file in path.parent.glob("*.py"))
+        raise ConfigError(f"config file {path} does not exist{nearest(str(path), there) if there else ''}")
+    spec = importlib.util.spec_from_file_location(f"big_distill_config_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def parse_arg(arg: str | None, **defaults: str | bool) -> types.SimpleNamespace:
+    """Reads what stands behind the colon of `--config=FILE:variant=long,smoke`.
+
+    Args:
+      arg: comma-separated `name=value`, or `name` alone for a switch.
+      **defaults: the known names: a bool is a switch, a string lists its choices, the default first:
+      'medium|fast|long'.
+    """
+    values: dict[str, Any] = {k: v.split("|")[0] if isinstance(v, str) else v for k, v in defaults.items()}
+    for part in filter(None, (arg or "").split(",")):
+        name, _, value = part.partition("=")
+        if name not in defaults:
+            choices = [f"{key}={value}" for key, d in defaults.items() if isinstance(d, str) for value in d.split("|")]
+            full = [choice for choice in choices if choice.endswith(f"={name}")]
+            near = f"; did you mean ':{full[0]}'?" if full else nearest(name, list(defaults))
+            raise ConfigError(f"the config has no argument :{name}{near}")
+        default = defaults[name]
+        if isinstance(default, str):
+            if value not in default.split("|"):
+                raise ConfigError(f"config argument :{name}={value}{nearest(value, default.split('|'))}")
+            values[name] = value
+        elif value.lower() in ("", "true", "1", "false", "0"):
+            values[name] = value.lower() in ("", "true", "1")
+        else:
+            raise ConfigError(f"config argument :{name}={value}: expected {name}, {name}=true or {name}=false")
+    return types.SimpleNamespace(**values)
+
+
+def teacher_of(config: ConfigDict) -> ConfigDict:
+    """A copy of a config to make the teacher's from, on the student's data."""
+    return with_data_of(config.copy_and_resolve_references(), config)
+
+
+def with_data_of(teacher: ConfigDict, config: ConfigDict) -> ConfigDict:
+    """The same config on the data of another one, whatever those are set to later."""
+    teacher.num_classes = config.get_ref("num_classes")
+    teacher.view.channels = config.view.get_ref("channels")
+    for name in teacher.source:
+        teacher.source[name] = config.source.get_ref(name)
+    return teacher
+
+
+_NUM_STAGES = {"bit": 4, "mobilenet_v3_large": 6} | {f"efficientnet_lite{i}": 7 for i in range(3)}
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The same config shrunk, on random pixels and with a two-step teacher: runs anywhere, offline, in a minute."""
+    small = config.copy_and_resolve_references().unlock()
+    small.update(total_steps=20, total_epochs=0.0, batch_size=8, accumulate_steps=1)
+    small.update(init_from=None, init_fresh=None)
+    small.update(log_every_steps=5, eval_every_steps=10, checkpoint_every_steps=0)
+    small.optimizer.warmup_steps = 2
+    if small.optimizer.schedule == "staircase":
+        small.optimizer.boundaries = (10, 15)
+    validation = "validation" if config.source.validation else None
+    small.source.update(name="random", path=None, train="train", validation=validation, num_train_examples=64)
+    small.source.test = "test"
+    small.eval_source = _template(SourceConfig)
+    if small.student.name in _NUM_STAGES:
+        small.student.update(depth=0, blocks=(1,) * _NUM_STAGES[small.student.name], width=0.125)
+    small.student.features = tuple(min(8, units) for units in small.student.features)
+    if config.teacher.path or config.teacher.config:
+        teacher = smoke(config.teacher.config) if config.teacher.config else _supervised(small)
+        teacher.unlock().update(total_steps=2, eval_every_steps=2)
+        teacher.optimizer.update(schedule="constant", warmup_steps=0, boundaries=())
+        small.teacher.update(path=None, model=_template(ModelConfig), min_accuracy=0.0)
+        small.teacher.config = teacher
+    return small.lock()
+
+
+def _supervised(config: ConfigDict) -> ConfigDict:
+    """The same run on labels alone."""
+    teacher = config.copy_and_resolve_references().unlock()
+    teacher.teacher = _template(TeacherConfig)
+    teacher.objective = _template(ObjectiveConfig)
+    teacher.objective.name = "cross_entropy"
+    teacher.view.regime = "consistent"
+    return teacher

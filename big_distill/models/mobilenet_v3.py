@@ -1,0 +1,81 @@
+"""MobileNetV3-Large (Howard et al. 2019, "Searching for MobileNetV3", arXiv 1905.02244)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from big_distill.models.inverted_residual import InvertedResidual, Unit, multiple_of_8
+from big_distill.models.layers import ConvNorm
+
+_STAGES = (  # table 1; a squeeze-excite has a quarter of the expanded channels, in multiples of 8
+    (Unit(16, 16, 3, 1, "relu"),),
+    (Unit(64, 24, 3, 2, "relu"), Unit(72, 24, 3, 1, "relu")),
+    (Unit(72, 40, 5, 2, "relu", 24), Unit(120, 40, 5, 1, "relu", 32), Unit(120, 40, 5, 1, "relu", 32)),
+    (
+        Unit(240, 80, 3, 2, "hard_swish"),
+        Unit(200, 80, 3, 1, "hard_swish"),
+        Unit(184, 80, 3, 1, "hard_swish"),
+        Unit(184, 80, 3, 1, "hard_swish"),
+    ),
+    (Unit(480, 112, 3, 1, "hard_swish", 120), Unit(672, 112, 3, 1, "hard_swish", 168)),
+    (
+        Unit(672, 160, 5, 2, "hard_swish", 168),
+        Unit(960, 160, 5, 1, "hard_swish", 240),
+        Unit(960, 160, 5, 1, "hard_swish", 240),
+    ),
+)
+DROPOUT = 0.2
+
+
+def units(blocks: tuple[int, ...], width: float) -> tuple[Unit, ...]:
+    """The blocks of MobileNetV3-Large.
+
+    blocks: their number in each of the six stages, of which the last is repeated; () as published.
+    width: the paper's multiplier of channels, in multiples of 8.
+    """
+    numbers = blocks or tuple(map(len, _STAGES))
+    kept = [
+        stage[min(j, len(stage) - 1)] for stage, number in zip(_STAGES, numbers, strict=True) for j in range(number)
+    ]
+    return tuple(
+        dataclasses.replace(
+            unit,
+            expanded=multiple_of_8(unit.expanded * width),
+            features=multiple_of_8(unit.features * width),
+            squeezed=multiple_of_8(unit.squeezed * width) if unit.squeezed else 0,
+        )
+        for unit in kept
+    )
+
+
+class MobileNetV3(nn.Module):
+    """The whole network: a stem, inverted residuals, a 1 x 1 convolution, the mean, a dense layer, dropout, the head.
+
+    units: the first is as wide as the stem.
+    norm: 'batch', or 'group' as in Beyer et al. 2022 (arXiv 2106.05237), see `ConvNorm`; there also padding and folded.
+    """
+
+    units: tuple[Unit, ...]
+    dropout: float
+    norm: str
+    padding: str
+    num_classes: int
+    dtype: str
+    folded: bool = False
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        """[B, H, W, C] -> logits [B, K]."""
+        layer = functools.partial(ConvNorm, dtype=self.dtype, padding=self.padding, norm=self.norm, folded=self.folded)
+        x = nn.hard_swish(layer(self.units[0].expanded, 3, stride=2, name="stem")(image, train=train))
+        for i, unit in enumerate(self.units, 1):
+            x = InvertedResidual(unit, layer, self.dtype, name=f"unit{i:02d}")(x, train=train)
+        x = nn.hard_swish(layer(6 * x.shape[-1], 1, name="last")(x, train=train))
+        x = nn.hard_swish(nn.Dense(1280, name="pre_head")(x.mean((1, 2), dtype=jnp.float32)))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, name="head")(x)

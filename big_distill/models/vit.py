@@ -1,0 +1,73 @@
+"""Vision Transformer (Dosovitskiy et al. 2021, "An image is worth 16x16 words", arXiv 2010.11929)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+SIZES = {"vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
+"""Width, depth and number of heads; small is that of Touvron et al. 2021 (DeiT), arXiv 2012.12877."""
+
+
+class Block(nn.Module):
+    """Attention, then an MLP with one hidden layer of four times the width, each normalised before and added after."""
+
+    num_heads: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, D] -> [B, N, D]."""
+        width = x.shape[-1]
+        y = nn.LayerNorm(1e-6, dtype=self.dtype, name="norm1")(x)
+        attention = nn.MultiHeadDotProductAttention(
+            self.num_heads,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            deterministic=True,
+            force_fp32_for_softmax=True,
+            name="attention",
+        )
+        x = x + attention(y)
+        y = nn.LayerNorm(1e-6, dtype=self.dtype, name="norm2")(x)
+        y = _dense(4 * width, self.dtype, "fc1")(y)
+        return x + _dense(width, self.dtype, "fc2")(nn.gelu(y, approximate=False))
+
+
+class ViT(nn.Module):
+    """The whole network: patches, a class token, learned position embeddings for one grid, pre-norm blocks, the head.
+
+    An image of another size has another grid, and so other parameters.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    num_classes: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        """[B, H, W, C] -> logits [B, K]; H and W are multiples of patch_size."""
+        x = _dense(self.width, self.dtype, "embedding")(_patches(image, self.patch_size))
+        cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
+        x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, self.width)).astype(x.dtype), x], axis=1)
+        positions = self.param("pos_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
+        x = x + positions.astype(x.dtype)
+        for i in range(self.depth):
+            x = Block(self.num_heads, self.dtype, name=f"block{i + 1:02d}")(x)
+        x = nn.LayerNorm(1e-6, dtype="float32", name="norm")(x[:, 0])
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x)
+
+
+def _dense(features: int, dtype: str, name: str) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+
+
+def _patches(image: jax.Array, size: int) -> jax.Array:
+    """[B, H, W, C] -> [B, N, size * size * C], row by row."""
+    batch, height, width, channels = image.shape
+    x = image.reshape(batch, height // size, size, width // size, size, channels)
+    return x.swapaxes(2, 3).reshape(batch, -1, size * size * channels)
