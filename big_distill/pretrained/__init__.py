@@ -1,0 +1,1 @@
+"""Weights from elsewhere, fetched and read as flat dicts of NumPy arrays."""

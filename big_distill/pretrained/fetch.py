@@ -1,0 +1,210 @@
+"""Downloads to a cache: resumed where they stopped, complete or not there at all, checked again on every use.
+
+For each URL the cache holds HASH-NAME, the file; HASH-NAME.sha256, its checksum; HASH-NAME.lock; and of a download that
+is not complete HASH-NAME.part, with its source's ETag in HASH-NAME.part.etag. HASH is of the URL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import os
+import pathlib
+import re
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+
+from absl import logging
+from tqdm import tqdm
+
+from big_distill.errors import RunError
+
+GOOGLE_STORAGE = "https://storage.googleapis.com"
+TIMEOUT_SECONDS = 30.0  # to connect, and for each read
+RETRY_SECONDS = (1.0, 2.0, 4.0)  # the waits between tries
+_CHUNK_BYTES = 1 << 20
+_STRONG_ETAG = re.compile(r'"[!#-~]*"')  # a weak one (W/"...") does not promise the same bytes
+_INTERRUPTED = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError)
+_TEMPORARY = {408, 416, 429, 500, 502, 503, 504}  # statuses worth another try; 416 because `_open` then starts anew
+
+
+def fetch(url: str, *, cache_dir: pathlib.Path | None = None, sha256: str | None = None) -> pathlib.Path:
+    """Downloads a file, unless the cache has it. Several processes may ask for the same one at once.
+
+    Args:
+      url: `https://...`, `http://...`, or `gs://BUCKET/NAME` of a public object.
+      cache_dir: None: $BIG_DISTILL_CACHE, else ~/.cache/big_distill.
+      sha256: what the file's SHA-256 has to be, in lower-case hexadecimal.
+
+    Returns:
+      The path in the cache; its name ends in the URL's.
+
+    Raises:
+      RunError: not such a URL, no connection, no such file, another checksum, or the cache cannot be written.
+    """
+    source = _source(url)
+    root = cache_dir or pathlib.Path(os.environ.get("BIG_DISTILL_CACHE") or "~/.cache/big_distill")
+    target = root.expanduser() / f"{hashlib.sha256(source.encode()).hexdigest()[:12]}-{_file_name(source)}"
+    try:
+        if _is_cached(target, sha256):  # before the lock: a cache may be read-only
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(_beside(target, ".lock")):
+            if not _is_cached(target, sha256):
+                if target.is_file():
+                    logging.warning("%s is damaged or not what is wanted: downloading it again", target)
+                _download(url, source, _beside(target, ".part"))
+                _accept(url, target, sha256)
+    except OSError as error:
+        raise RunError(f"{url} cannot be kept in {target.parent}: {error.strerror or error}") from error
+    return target
+
+
+def _source(url: str) -> str:
+    """The URL that HTTP knows it by."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "gs":
+        source = f"{GOOGLE_STORAGE}/{urllib.parse.quote(rest)}"
+    else:
+        source = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=")  # quotes only what no URL may have, like a space
+    with contextlib.suppress(ValueError):  # of a malformed host or port
+        parts = urllib.parse.urlsplit(source)
+        if scheme in ("gs", "http", "https") and parts.hostname and parts.port != 0 and rest.partition("/")[2]:
+            return source
+    raise RunError(f"{url} is not a URL to fetch: expected https://HOST/NAME, http://HOST/NAME or gs://BUCKET/NAME")
+
+
+def _file_name(source: str) -> str:
+    """What follows the last slash of the path, as short as a file system needs it."""
+    return re.sub(r"[^\w.-]", "_", urllib.parse.urlsplit(source).path.rpartition("/")[2])[-100:]
+
+
+def _beside(path: pathlib.Path, suffix: str) -> pathlib.Path:
+    return path.with_name(path.name + suffix)
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """A lock that ends with the process, however that ends; the file stays, as others may be waiting for it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.warning("Waiting for the process that holds %s", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_cached(target: pathlib.Path, sha256: str | None) -> bool:
+    """Whether the file is there and is, byte for byte, what was downloaded and what is wanted."""
+    recorded = _beside(target, ".sha256")
+    if not target.is_file() or not recorded.is_file():
+        return False
+    found = _sha256(target)
+    return found == recorded.read_text(errors="replace") and sha256 in (None, found)
+
+
+def _accept(url: str, target: pathlib.Path, sha256: str | None) -> None:
+    """Gives a complete download its name."""
+    part = _beside(target, ".part")
+    found = _sha256(part)
+    _beside(part, ".etag").unlink(missing_ok=True)
+    if sha256 not in (None, found):
+        part.unlink()
+        raise RunError(f"{url} has the SHA-256 {found}, expected {sha256}")
+    _beside(target, ".sha256").write_text(found)
+    part.replace(target)
+
+
+def _download(url: str, source: str, part: pathlib.Path) -> None:
+    """Completes `part`, in several tries if connections break."""
+    for wait in (*RETRY_SECONDS, None):
+        try:
+            return _transfer(source, part)
+        except _INTERRUPTED as error:
+            temporary = not isinstance(error, urllib.error.HTTPError) or error.code in _TEMPORARY
+            if wait is None or not temporary:
+                raise RunError(f"{url} cannot be fetched: {_cause(error)}") from error
+            logging.warning("%s: %s; trying again in %g s", url, _cause(error), wait)
+            time.sleep(wait)
+
+
+def _transfer(source: str, part: pathlib.Path) -> None:
+    """One try: goes on where `part` ends, or starts it anew where the server does."""
+    with _open(source, part) as response:
+        start, total = _range(response, part)
+        with (
+            part.open("ab" if start else "wb") as file,
+            tqdm(
+                desc=part.stem,
+                initial=start,
+                total=total,
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                disable=None,  # unless stderr is a terminal
+            ) as bar,
+        ):
+            if not start:  # after the file was emptied: never a new ETag beside old bytes
+                _beside(part, ".etag").write_text(response.headers.get("ETag", ""))
+            while chunk := response.read1(_CHUNK_BYTES):
+                file.write(chunk)
+                bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+    size = part.stat().st_size
+    if total not in (None, size):
+        raise ConnectionError(f"the connection ended after {size} of {total} bytes")
+
+
+def _resume_point(part: pathlib.Path) -> tuple[int, str]:
+    """How many bytes are there, and of which ETag; (0, "") if nothing is of use."""
+    etag = _beside(part, ".etag")
+    if part.is_file() and etag.is_file() and _STRONG_ETAG.fullmatch(text := etag.read_text(errors="replace")):
+        return part.stat().st_size, text
+    return 0, ""
+
+
+def _open(source: str, part: pathlib.Path) -> http.client.HTTPResponse:
+    """Asks for what `part` lacks if the source has not changed, else for all of it."""
+    headers = {"User-Agent": "big_distill", "Accept-Encoding": "identity"}
+    size, etag = _resume_point(part)
+    if size:
+        headers |= {"Range": f"bytes={size}-", "If-Range": etag}
+    try:
+        return urllib.request.urlopen(urllib.request.Request(source, headers=headers), timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # `part` is as long as its source, or longer
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _range(response: http.client.HTTPResponse, part: pathlib.Path) -> tuple[int, int | None]:
+    """Which byte the answer starts at, and how many the whole has, if the server says it."""
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+        return 0, response.length
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    if match and (int(match[1]), response.headers.get("ETag")) == _resume_point(part):
+        return int(match[1]), int(match[2])
+    part.unlink(missing_ok=True)
+    raise ConnectionError("the server sent another part than it was asked for")
+
+
+def _cause(error: Exception) -> str:
+    """One line."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    return text.partition("\n")[0]

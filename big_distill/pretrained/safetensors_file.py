@@ -1,0 +1,33 @@
+"""`.safetensors` files."""
+
+from __future__ import annotations
+
+import pathlib
+
+import ml_dtypes  # noqa: F401  (teaches NumPy the bfloat16 that safetensors asks it for)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from big_distill.errors import RunError
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads all tensors of a file.
+
+    Args:
+      path: a file of safetensors.
+
+    Returns:
+      Arrays by the tensors' names; bfloat16 is that of ml_dtypes.
+
+    Raises:
+      RunError: no such file, not a safetensors file, a damaged one, or a tensor of a type that NumPy lacks (float8).
+    """
+    if not path.is_file():
+        raise RunError(f"{path} does not exist: expected a .safetensors file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+    except (SafetensorError, OSError, AttributeError, TypeError) as error:  # the last two: no such type in NumPy
+        first_line = str(error).partition("\n")[0]
+        raise RunError(f"{path} is not a readable safetensors file: {first_line}") from error

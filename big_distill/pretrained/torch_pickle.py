@@ -1,0 +1,241 @@
+"""PyTorch's pickles, read by a machine that can build dictionaries of tensors and can do nothing else.
+
+The standard library's unpickler will not do, even with its `find_class` guarded: a file can still set attributes
+(BUILD), take objects from copyreg's cache (EXT1) and claim gigabytes with a few bytes (LONG_BINPUT). A state dict needs
+some forty opcodes and a dozen names. Nothing is ever imported or called here because a file says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import pickletools
+from collections.abc import Iterable
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {
+    "torch.FloatStorage": np.dtype(np.float32),
+    "torch.DoubleStorage": np.dtype(np.float64),
+    "torch.HalfStorage": np.dtype(np.float16),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.LongStorage": np.dtype(np.int64),
+    "torch.IntStorage": np.dtype(np.int32),
+    "torch.ShortStorage": np.dtype(np.int16),
+    "torch.CharStorage": np.dtype(np.int8),
+    "torch.ByteStorage": np.dtype(np.uint8),
+    "torch.BoolStorage": np.dtype(np.bool_),
+}
+_FUNCTIONS = {
+    "collections.OrderedDict",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "torch.Size",
+    "torch.device",
+}
+_IGNORED = {"PROTO", "FRAME"}
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """Numbers that a file holds under a key."""
+
+    key: str
+    dtype: np.dtype
+    num_elements: int
+
+    @property
+    def num_bytes(self) -> int:
+        """In the file."""
+        return self.num_elements * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A view of a storage; offset and strides are in elements. Nothing says yet that it fits."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[Any, ...]
+    strides: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Global:
+    name: str
+
+
+def load(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
+    """Reads one pickle from the file's position on, and leaves the position behind it.
+
+    Args:
+      file: in memory or mapped: of a plain one, reading beyond the end would claim the memory first.
+
+    Returns:
+      The value, in which a tensor is a `Tensor`; and all storages by their keys.
+
+    Raises:
+      pickle.UnpicklingError: the pickle needs what no state dict needs, or is damaged.
+      ValueError: the same, by pickletools.
+    """
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            machine.step(opcode.name, argument)
+        return machine.pop(object), machine.storages
+    except (IndexError, KeyError) as error:
+        raise pickle.UnpicklingError("its pickle is damaged: it takes what was never put") from error
+
+
+class _Machine:
+    """The stack, the memo and the storages of one pickle."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under each mark
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self, expected: type) -> Any:
+        return _check(self.stack.pop(), expected)
+
+    def pop_marked(self) -> list[Any]:
+        """All above the last mark."""
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def top(self, expected: type) -> Any:
+        return _check(self.stack[-1], expected)
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carries out one opcode."""
+        if name in _LITERALS:
+            self.push(argument)
+        elif name in _CONSTANTS:
+            self.push(_CONSTANTS[name])
+        elif name in _EMPTY:
+            self.push(_EMPTY[name]())
+        elif name in _TUPLES:
+            self.push(tuple(self.stack.pop() for _ in range(_TUPLES[name]))[::-1])
+        elif name not in _IGNORED:
+            self._step(name, argument)
+
+    def _step(self, name: str, argument: Any) -> None:
+        match name:
+            case "MARK":
+                self.below.append(self.stack)
+                self.stack = []
+            case "TUPLE":
+                self.push(tuple(self.pop_marked()))
+            case "APPEND":
+                value = self.pop(object)
+                self.top(list).append(value)
+            case "APPENDS":
+                values = self.pop_marked()
+                self.top(list).extend(values)
+            case "SETITEM":
+                value, key = self.pop(object), self.pop(object)
+                _update(self.top(dict), [(key, value)])
+            case "SETITEMS":
+                items = self.pop_marked()
+                _update(self.top(dict), zip(items[::2], items[1::2], strict=True))
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.top(object)
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.top(object)
+            case "BINGET" | "LONG_BINGET":
+                self.push(self.memo[argument])
+            case "GLOBAL":
+                self.push(_global(argument.replace(" ", ".")))
+            case "STACK_GLOBAL":
+                attribute, module = self.pop(str), self.pop(str)
+                self.push(_global(f"{module}.{attribute}"))
+            case "BINPERSID":
+                self.push(self._storage(self.pop(tuple)))
+            case "REDUCE":
+                arguments, function = self.pop(tuple), self.pop(_Global)
+                self.push(_call(function.name, arguments))
+            case "BUILD":  # the attributes of an OrderedDict: `_metadata`, the versions of the modules
+                self.pop(object)
+                self.top(dict)
+            case "STOP":
+                pass
+            case _:
+                raise pickle.UnpicklingError(f"its pickle uses {name}, which no state dict needs")
+
+    def _storage(self, id_: tuple[Any, ...]) -> Storage:
+        match id_:
+            case ("storage", _Global(name=name), str(key), _, int(num_elements), *view) if (
+                name in DTYPES and num_elements >= 0 and not any(view)
+            ):
+                storage = Storage(key, DTYPES[name], num_elements)
+            case _:
+                raise pickle.UnpicklingError("its pickle refers to something other than a storage")
+        if self.storages.setdefault(key, storage) != storage:
+            raise pickle.UnpicklingError(f"its storage {key!r:.100} is of two types or sizes")
+        return storage
+
+
+def _check(value: Any, expected: type) -> Any:
+    if not isinstance(value, expected):
+        raise pickle.UnpicklingError(
+            f"its pickle is damaged: {type(value).__name__.strip('_')} in place of {expected.__name__.strip('_')}"
+        )
+    return value
+
+
+def _update(target: dict[Any, Any], pairs: Iterable[tuple[Any, Any]]) -> None:
+    for key, value in pairs:
+        # No tuples: the hash of one that is nested deeply enough overflows the interpreter's stack.
+        if not isinstance(key, str | int | float | bytes | None):
+            raise pickle.UnpicklingError(f"it has a dictionary with a {type(key).__name__} for a key")
+        target[key] = value
+
+
+def _global(name: str) -> _Global:
+    """Only a name: what bears it is never looked for."""
+    if name not in DTYPES and name not in _FUNCTIONS:
+        raise pickle.UnpicklingError(
+            f"it asks for {name!r:.100}, which no state dict needs; nothing was called; "
+            "save the tensors alone: torch.save(model.state_dict(), path)"
+        )
+    return _Global(name)
+
+
+def _call(name: str, arguments: tuple[Any, ...]) -> Any:
+    """What the function of that name would return for the arguments that torch gives it."""
+    match name, arguments:
+        case "collections.OrderedDict", ():
+            return {}
+        case "collections.OrderedDict", (list() as pairs,):  # as Python 2 wrote it
+            ordered: dict[Any, Any] = {}
+            _update(ordered, pairs)
+            return ordered
+        case "torch._utils._rebuild_tensor", (Storage() as storage, int(offset), tuple(shape), tuple(strides)):
+            return Tensor(storage, offset, shape, strides)
+        case (
+            "torch._utils._rebuild_tensor_v2",
+            (Storage() as storage, int(offset), tuple(shape), tuple(strides), _, _, *flags),
+        ) if not any(flags):  # that it is to be negated or conjugated
+            return Tensor(storage, offset, shape, strides)
+        case "torch._utils._rebuild_parameter", (Tensor() as tensor, _, _):
+            return tensor
+        case "torch.Size", (tuple(shape),):
+            return shape
+        case "torch.device", _:
+            return None
+    raise pickle.UnpicklingError(f"its pickle calls {name} with arguments that torch does not give it")
