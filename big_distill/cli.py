@@ -14,7 +14,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from big_distill.config import check_path, fields_of, load_config, nearest
+from big_distill.config import check_path, fields_of, nearest
+from big_distill.config_files import load_config
 from big_distill.errors import BigDistillError, ConfigError
 
 _INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended

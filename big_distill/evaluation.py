@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from big_distill import scoring, sharding, steps, weights
 from big_distill import teacher as teachers
 from big_distill.checkpoints import Checkpoints
-from big_distill.config import Config
+from big_distill.config import Config, SourceConfig
 from big_distill.data import Source
 from big_distill.data.pipeline import EvalPipeline
 from big_distill.data.sources import open_source
@@ -37,17 +37,18 @@ def jit_eval_step(student: weights.Architecture, config: Config, mesh: Mesh) -> 
     return jax.jit(step, out_shardings=sharding.replicated(mesh))
 
 
-def open_split(config: Config, split: str) -> Source:
-    """A split of the run's data set."""
+def open_split(config: Config, source: SourceConfig, split: str) -> Source:
+    """A split of a data set of the run: `config.source` or `config.eval_source`."""
     size, channels = config.view.image_size, config.view.channels
-    return open_source(config.source, split, num_classes=config.num_classes, image_size=size, channels=channels)
+    return open_source(source, split, num_classes=config.num_classes, image_size=size, channels=channels)
 
 
 def open_eval(config: Config, split: str) -> EvalPipeline:
     """Evaluation batches of a split, as large as training's parts, rounded up to this machine's devices."""
-    source, num_devices = open_split(config, split), jax.device_count()
+    options, num_devices = config.eval_source, jax.device_count()
+    source = open_split(config, options, split)
     batch_size = -(-config.batch_size // config.accumulate_steps // num_devices) * num_devices
-    return EvalPipeline(source, config.view, config.source, batch_size, jax.process_index(), jax.process_count())
+    return EvalPipeline(source, config.view, options, batch_size, jax.process_index(), jax.process_count())
 
 
 def evaluate_run(
@@ -66,12 +67,13 @@ def evaluate_run(
     """
     config = read_config(workdir)
     if data_dir:
-        config = dataclasses.replace(config, source=dataclasses.replace(config.source, data_dir=data_dir))
+        config = dataclasses.replace(config, eval_source=dataclasses.replace(config.eval_source, data_dir=data_dir))
     mesh = sharding.make_mesh()
     data = open_eval(config, split)
     student = weights.load(workdir) if step == "final" else _saved(workdir, config, step, mesh)
     eval_step = jit_eval_step(student.architecture, config, mesh)
-    return evaluate(eval_step, student.variables, teachers.load(config, workdir, mesh), data, mesh)
+    teacher = teachers.load(config, workdir, mesh, data.class_names)
+    return evaluate(eval_step, student.variables, teacher, data, mesh)
 
 
 def _saved(workdir: pathlib.Path, config: Config, step: str, mesh: Mesh) -> weights.Network:

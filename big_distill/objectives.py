@@ -27,12 +27,14 @@ def build(config: ObjectiveConfig) -> Objective:
 
 
 def cross_entropy(config: ObjectiveConfig) -> Objective:
-    """-sum_k y_k log softmax(s)_k, for one-hot or mixed targets y [B, K]."""
-    del config
+    """-sum_k y_k log softmax(s)_k, for one-hot or mixed targets y [B, K], smoothed as (1 - eps) y + eps / K.
+
+    Szegedy et al. 2016, "Rethinking the Inception architecture" (arXiv 1512.00567), section 7.
+    """
 
     def loss(student_logits: jax.Array, teacher_logits: jax.Array | None, targets: jax.Array | None) -> jax.Array:
         del teacher_logits
-        return optax.softmax_cross_entropy(student_logits, targets)
+        return optax.softmax_cross_entropy(student_logits, optax.smooth_labels(targets, config.label_smoothing))
 
     return loss
 

@@ -54,12 +54,14 @@ class Card:
 class Teacher:
     """One or several frozen networks: an argument of the step, never donated, never in a checkpoint.
 
+    orders: for each network which of its logits is which class, None where they are in order.
     mean: how several become one, see `objectives.mean_teacher`.
     """
 
     variables: tuple[Any, ...]
     models: tuple[Model, ...] = struct.field(pytree_node=False)
     cards: tuple[Card, ...] = struct.field(pytree_node=False)
+    orders: tuple[tuple[int, ...] | None, ...] = struct.field(pytree_node=False)
     mean: str = struct.field(pytree_node=False, default="logits")
 
 

@@ -13,7 +13,7 @@ from big_distill import scoring
 from big_distill.errors import ConfigError
 from big_distill.objectives import Objective, kl_divergence, mean_teacher
 from big_distill.state import Batch, Card, Model, Teacher, TrainState
-from big_distill.views import for_network, make_views, to_unit
+from big_distill.views import for_network, make_views, to_unit, view_hash
 
 Metrics = dict[str, jax.Array]
 
@@ -27,6 +27,7 @@ def make_train_step(
     num_classes: int,
     seed: int,
     accumulate_steps: int = 1,
+    log_view_hash: bool = False,
 ) -> Callable[[TrainState, Teacher | None, Batch], tuple[TrainState, Metrics]]:
     """The one train step: supervised without a teacher, distillation with one.
 
@@ -39,6 +40,7 @@ def make_train_step(
       seed: of the network's own randomness (dropout), folded with the step.
       accumulate_steps: parts of the global batch whose gradients are added up before the update; mixup comes before
         the split.
+      log_view_hash: whether the metrics have `view_hash` and `teacher_view_hash`, hashes of what each branch saw.
 
     Returns:
       `train_step(state, teacher, batch) -> (state, metrics)`. The update is applied only if loss and gradient are
@@ -89,6 +91,8 @@ def make_train_step(
             (sums, batch_stats), _ = jax.lax.scan(add_part, (zeros, state.batch_stats), parts)
             grads, metrics = jax.tree.map(lambda x: x / accumulate_steps, sums)
 
+        if log_view_hash:
+            metrics["view_hash"], metrics["teacher_view_hash"] = view_hash(views[0]), view_hash(views[1])
         metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new_state = TrainState(
@@ -123,10 +127,12 @@ def teacher_logits(teacher: Teacher | None, view: jax.Array) -> jax.Array | None
     """The (mean) teacher's logits [B, K] on a view, or None without a teacher; no gradient flows back."""
     if teacher is None:
         return None
-    logits = [
-        model.apply(variables, for_network(view, card), train=False)[0]
-        for model, variables, card in zip(teacher.models, teacher.variables, teacher.cards, strict=True)
-    ]
+    logits = []
+    for model, variables, card, order in zip(
+        teacher.models, teacher.variables, teacher.cards, teacher.orders, strict=True
+    ):
+        own, _ = model.apply(variables, for_network(view, card), train=False)
+        logits.append(own if order is None else own[:, jnp.array(order)])
     return jax.lax.stop_gradient(mean_teacher(logits, teacher.mean))
 
 

@@ -25,6 +25,7 @@ from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source
 from big_distill.errors import NonFiniteError, Preempted, RunError
 from big_distill.evaluation import EvalStep, evaluate, jit_eval_step, open_eval, open_split
 from big_distill.metrics import MetricsLog, Progress, Stopwatch, profiler, say
+from big_distill.preflight import check_teacher
 from big_distill.state import Teacher, TrainState
 
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
@@ -37,6 +38,7 @@ class _Run:
     config: Config
     workdir: pathlib.Path
     mesh: Mesh
+    networks: tuple[weights.Network, ...]  # the teacher's, as their files have them
     teacher: Teacher | None
     student: weights.Architecture
     initial: weights.Network | None  # what the student starts from
@@ -45,7 +47,8 @@ class _Run:
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     eval_step: EvalStep
-    identity: dict[str, str | None]  # hashes of the data and of the teacher
+    identity: dict[str, str | None]  # hashes of the data and of the teacher, unfolded
+    teacher_hash: str | None  # of the teacher as it is used, folded
 
     def evaluate(self, state: TrainState) -> Scores:
         """Metrics on the validation and the test split, as far as there are any."""
@@ -123,11 +126,13 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
 def _open(config: Config, workdir: pathlib.Path) -> _Run:
     """Opens the data and builds the steps, all but the teacher; decodes and compiles nothing yet."""
     mesh = sharding.make_mesh()
-    source = open_split(config, config.source.train)
+    source = open_split(config, config.source, config.source.train)
     check_source(config, source)
-    splits = {"validation": config.source.validation, "test": config.source.test}
+    splits = {"validation": config.eval_source.validation, "test": config.eval_source.test}
+    eval_data = {name: open_eval(config, split) for name, split in splits.items() if split}
+    class_names = source.class_names or next((data.class_names for data in eval_data.values()), ())
     initial = weights.load(config.init_from) if config.init_from else None
-    student = weights.architecture_of(config, source.class_names, initial)
+    student = weights.architecture_of(config, class_names, initial)
     model = student.build(config.dtype)
     tx = optim.make_optimizer(config.optimizer, config.total_steps)
     train_step = steps.make_train_step(
@@ -138,6 +143,7 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
         num_classes=config.num_classes,
         seed=config.seed,
         accumulate_steps=config.accumulate_steps,
+        log_view_hash=config.log_view_hash,
     )
 
     def init(rng: jax.Array) -> TrainState:
@@ -150,15 +156,17 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
         config=config,
         workdir=workdir,
         mesh=mesh,
+        networks=(),
         teacher=None,
         student=student,
         initial=initial,
         train_data=TrainPipeline(config, source, jax.process_index(), jax.process_count()),
-        eval_data={name: open_eval(config, split) for name, split in splits.items() if split},
+        eval_data=eval_data,
         init=_checked(jax.jit(init, out_shardings=everywhere)),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=everywhere),
         eval_step=jit_eval_step(student, config, mesh),
         identity={"data": source.fingerprint, "teacher": None},
+        teacher_hash=None,
     )
 
 
@@ -169,11 +177,16 @@ def _checked(init: Callable[[jax.Array], TrainState]) -> Callable[[jax.Array], T
 
 
 def _with_teacher(run: _Run) -> _Run:
-    teacher = teachers.load(run.config, run.workdir, run.mesh)
+    networks = teachers.read(run.config, run.workdir)
+    teacher = teachers.freeze(networks, run.config, run.mesh, run.student.card.class_names)
     if teacher is None:
         return run
     return dataclasses.replace(
-        run, teacher=teacher, identity={**run.identity, "teacher": weights.sha256(teacher.variables)}
+        run,
+        networks=networks,
+        teacher=teacher,
+        identity={**run.identity, "teacher": weights.sha256([n.variables for n in networks])},
+        teacher_hash=weights.sha256(teacher.variables),
     )
 
 
@@ -187,7 +200,9 @@ def _start(run: _Run, checkpoints: Checkpoints) -> _Position:
         (run.workdir / workdirs.PARAMETERS_FILE).write_text(overview + "\n")
     start = checkpoints.latest_step()
     if start is None:
-        return _Position(_warm_started(run, run.init(key)))
+        state = _warm_started(run, run.init(key))
+        _preflight(run)
+        return _Position(state)
     meta = checkpoints.meta(start)
     for part, now in run.identity.items():
         before = meta["identity"][part]
@@ -218,9 +233,19 @@ def _warm_started(run: _Run, state: TrainState) -> TrainState:
     """A new run's state with the weights that it starts from, if any."""
     if run.initial is None:
         return state
-    loaded = {"batch_stats": {}, **run.initial.variables}
-    weights.check_same(state.variables, loaded, str(run.config.init_from))
-    return dataclasses.replace(state, **sharding.replicate(run.mesh, loaded))
+    merge = weights.merge(state.variables, run.initial.variables, run.config.init_fresh, str(run.config.init_from))
+    say(f"{run.config.init_from}: {merge}")
+    return dataclasses.replace(state, **sharding.replicate(run.mesh, merge.variables))
+
+
+def _preflight(run: _Run) -> None:
+    """Measures the teacher on the evaluation split before a step is spent on it, and keeps what was found."""
+    data = next(iter(run.eval_data.values()), None)
+    if not run.networks or data is None:
+        return
+    results = check_teacher(run.networks, run.config, run.mesh, data, run.student.card.class_names)
+    if jax.process_index() == 0:
+        workdirs.write_json(run.workdir / workdirs.PREFLIGHT_FILE, {"teachers": results})
 
 
 def _train(
@@ -314,6 +339,8 @@ def _headline(scores: Scores) -> str:
 def _finish(run: _Run, state: TrainState, scores: Scores, clock: _Clock, best_step: int | None) -> dict[str, Any]:
     """Writes the student's weights, then the summary that marks the run as finished."""
     config, test = run.config, scores.get("test", {})
+    if run.teacher is not None and weights.sha256(run.teacher.variables) != run.teacher_hash:
+        raise RunError("the teacher's weights changed during the run: its results cannot be trusted")
     teacher = None
     if run.teacher is not None:
         num_params = weights.num_params([variables["params"] for variables in run.teacher.variables])

@@ -53,3 +53,9 @@ def _per_channel(values: Sequence[float]) -> jax.Array:
 def to_unit(pixels: jax.Array) -> jax.Array:
     """uint8 [0, 255] to float32 [0, 1]."""
     return pixels.astype(jnp.float32) / 255
+
+
+def view_hash(view: jax.Array) -> jax.Array:
+    """uint32 [] of every bit of a view and of where it stands: sum_i (2 i + 1) bits_i, modulo 2^32."""
+    bits = jax.lax.bitcast_convert_type(view, jnp.uint32).reshape(-1)
+    return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)

@@ -1,18 +1,17 @@
 """A network in one file: an .npz of its parameters by path, with a card that says how to rebuild and feed it.
 
-Names are those of the parameter tree, `params/block1/unit01/conv1/kernel`; the BiT distillation release's files, which
-lack the `params/` and the card, use the same names and are read too.
+Names are those of the parameter tree, `params/block1/unit01/conv1/kernel`. Files of others (see `pretrained`) have no
+card: what they are follows from their names and shapes, or is declared.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import pathlib
-import zipfile
+import re
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ import numpy as np
 from big_distill import models
 from big_distill.config import Config, ModelConfig, freeze
 from big_distill.errors import ConfigError, RunError
+from big_distill.pretrained import files, names
 from big_distill.state import Card, Model, path_name
 from big_distill.workdir import CONFIG_FILE
 
@@ -41,9 +41,9 @@ class Architecture:
     resize: int
     card: Card
 
-    def build(self, dtype: str) -> Model:
-        """The network as pure functions."""
-        return models.build(self.model, self.num_classes, dtype)
+    def build(self, dtype: str, *, folded: bool = False) -> Model:
+        """The network as pure functions; `folded` as in `models.build`."""
+        return models.build(self.model, self.num_classes, dtype, folded)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -71,7 +71,7 @@ def architecture_of(config: Config, class_names: tuple[str, ...], initial: Netwo
       RunError: `initial` is a network of another kind.
     """
     view = config.view
-    card = Card(image_size=view.image_size, class_names=class_names)
+    card = Card(image_size=view.student_size, class_names=class_names)
     if initial is not None:
         theirs, before = initial.architecture.model, initial.architecture.card
         if differing := [
@@ -104,36 +104,44 @@ def load(path: str | pathlib.Path, otherwise: Architecture | None = None) -> Net
     """Reads a weight file, or the one of a finished run directory.
 
     Args:
-      path: an .npz, or a run directory.
-      otherwise: the architecture of a file without a card.
+      path: a run directory, a file, its address, or a name: all that `pretrained.names.locate` takes.
+      otherwise: what a file without a card is, as far as it does not tell itself; a model with a name wins over that.
 
     Raises:
-      RunError: no such file, not an .npz, no card where one is needed, or names and shapes that differ from the
-        architecture's.
+      RunError: no such file, not a weight file, an architecture that is not known, or names and shapes that differ from
+        the architecture's.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        if not (path / CONFIG_FILE).is_file():
-            raise RunError(f"{path} is not a run directory: it has no {CONFIG_FILE}")
-        if not (path / WEIGHTS_FILE).is_file():
+    file = names.locate(str(path))
+    if file.is_dir():
+        if not (file / CONFIG_FILE).is_file():
+            raise RunError(f"{file} is not a run directory: it has no {CONFIG_FILE}")
+        if not (file / WEIGHTS_FILE).is_file():
             raise RunError(
-                f"{path} is not a finished run: it has no {WEIGHTS_FILE}; run the command that made it again to go on"
+                f"{file} is not a finished run: it has no {WEIGHTS_FILE}; run the command that made it again to go on"
             )
-        path = path / WEIGHTS_FILE
-    if not path.is_file():
-        raise RunError(f"{path} does not exist: expected a run directory or a weight file (.npz)")
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path} is not a weight file (.npz), or it is damaged") from error
-    architecture = _architecture(arrays.pop(_CARD), path) if _CARD in arrays else otherwise
-    if architecture is None:
-        raise RunError(f"{path} has no card: say what it is with config.teacher.model.name and its fields")
-    return Network(architecture, _fill(architecture.abstract_variables(), arrays, path))
+        file /= WEIGHTS_FILE
+    arrays = files.read(file)
+    if _CARD in arrays:
+        architecture = _from_card(arrays.pop(_CARD), file)
+    elif otherwise is not None and otherwise.model.name is not None and file.suffix == ".npz":
+        architecture = otherwise
+    else:
+        architecture, arrays = _foreign(arrays, str(path), file, otherwise)
+    return Network(architecture, _fill(architecture.abstract_variables(), arrays, file))
 
 
-def _architecture(card: np.ndarray, path: pathlib.Path) -> Architecture:
+def _foreign(
+    arrays: dict[str, np.ndarray], source: str, file: pathlib.Path, otherwise: Architecture | None
+) -> tuple[Architecture, dict[str, np.ndarray]]:
+    """What a file of another framework is, and its arrays under our names."""
+    found = files.translate(arrays, file, source)
+    largest = otherwise.card.image_size if otherwise else found.image_size
+    card = Card(image_size=min(found.image_size, largest), mean=found.mean, std=found.std)
+    resize = otherwise.resize if otherwise else card.image_size
+    return Architecture(found.model, found.num_classes, 3, resize, card), found.arrays
+
+
+def _from_card(card: np.ndarray, path: pathlib.Path) -> Architecture:
     try:
         values = json.loads(card.tobytes())
         inner: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.pop("card").items()}
@@ -165,13 +173,56 @@ def _fill(abstract: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> A
     return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
-def check_same(wanted: Any, given: Any, path: str) -> None:
-    """Raises RunError, naming one, unless both trees have the same names and shapes."""
-    shapes = [{path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (wanted, given)]
-    for name in shapes[0] | shapes[1]:
-        ours, theirs = shapes[0].get(name), shapes[1].get(name)
-        if ours != theirs:
-            raise RunError(f"{path} does not fit this student: {name} is {theirs} there and {ours} here")
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """A tree with another's leaves, and what became of them.
+
+    loaded: names of the leaves that were taken over.
+    fresh: names of those that stayed as they were.
+    unused: names of the given ones that found no place.
+    """
+
+    variables: Variables
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        def some(names: tuple[str, ...]) -> str:
+            return f" ({', '.join(names[:4])}{', ...' * (len(names) > 4)})" if names else ""
+
+        return (
+            f"{len(self.loaded)} parameters loaded, {len(self.fresh)} new{some(self.fresh)}, "
+            f"{len(self.unused)} unused{some(self.unused)}"
+        )
+
+
+def merge(variables: Variables, given: Variables, fresh: str | None, path: str) -> Merge:
+    """Takes every leaf from `given`, except those whose path below the collection (head/kernel) matches `fresh`.
+
+    Raises:
+      RunError: a leaf that is neither there in this shape nor matched by `fresh`.
+    """
+    theirs = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(given)}
+    loaded: list[str] = []
+    kept: list[str] = []
+
+    def leaf(key: jax.tree_util.KeyPath, ours: Any) -> Any:
+        name = path_name(key)
+        if fresh and re.fullmatch(fresh, name.partition("/")[2]):
+            kept.append(name)
+            return ours
+        if name not in theirs or theirs[name].shape != ours.shape:
+            shape = theirs[name].shape if name in theirs else "missing"
+            raise RunError(
+                f"{path} does not fit this student: {name} is {shape} there and {ours.shape} here; "
+                "config.init_fresh names what is to start anew, such as head/.*"
+            )
+        loaded.append(name)
+        return theirs[name]
+
+    merged = jax.tree_util.tree_map_with_path(leaf, variables)
+    return Merge(merged, tuple(loaded), tuple(kept), tuple(sorted(theirs.keys() - set(loaded))))
 
 
 def num_params(params: Any) -> int:

@@ -17,6 +17,7 @@ CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 PARAMETERS_FILE = "parameters.txt"
 CHECKPOINTS_DIR = "checkpoints"
+PREFLIGHT_FILE = "preflight.json"
 TEACHER_DIR = "teacher"
 _RESUMES_FILE = "resumes.json"
 

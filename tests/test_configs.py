@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from big_distill.config import load_config
+from big_distill.config_files import load_config
 from big_distill.resolve import resolve
 from big_distill.train import train_and_evaluate
 

@@ -58,7 +58,7 @@ def setup(name="function_matching", accumulate_steps=1, **kwargs):
     )  # fmt: skip
     variables = model.init(jax.random.key(0), jnp.zeros((1, S, S, 1)))
     state = TrainState(jnp.int32(0), variables["params"], variables["batch_stats"], tx.init(variables["params"]))
-    teacher = Teacher((model.init(jax.random.key(1), jnp.zeros((1, S, S, 1))),), (model,), (CARD,))
+    teacher = Teacher((model.init(jax.random.key(1), jnp.zeros((1, S, S, 1))),), (model,), (CARD,), (None,))
     return step, state, teacher
 
 
@@ -77,7 +77,7 @@ def test_lambda_one_leaves_every_bit():
 
 
 def test_branches_see_the_same_pixels_unless_the_teacher_has_its_own(batch):
-    teacher = Teacher(({"params": {}},), (probe(),), (CARD,))
+    teacher = Teacher(({"params": {}},), (probe(),), (CARD,), (None,))
     own = {**batch, "lam": np.float32(1), "teacher_pixels": batch["pixels"][:, ::-1]}
     for given, same in ((batch, True), (own, False)):
         view, teacher_view, _ = make_views(given, K)
@@ -94,6 +94,21 @@ def test_value_range_and_size_are_the_cards(batch):
     seen = for_network(white, imagenet)
     assert seen.shape == (2, 3, 3, 3)
     np.testing.assert_allclose(seen[0, 0, 0], (1 - np.array(imagenet.mean)) / imagenet.std, rtol=1e-6)
+
+
+def test_probes_see_the_same_through_the_real_step(batch):
+    """Networks whose logits are their input: the loss is exactly zero if and only if both saw the same."""
+    tx, variables = optax.sgd(1.0), {"params": {}, "batch_stats": {}}
+    objective = objectives.build(ObjectiveConfig(name="logit_regression"))
+    step = jax.jit(steps.make_train_step(probe(), CARD, objective, tx, num_classes=K, seed=0, log_view_hash=True))
+    state = TrainState(jnp.int32(0), **variables, opt_state=tx.init({}))
+    teacher = Teacher((variables,), (probe(),), (CARD,), (None,))
+    _, metrics = step(state, teacher, batch)
+    assert float(metrics["loss"]) == 0 and int(metrics["view_hash"]) == int(metrics["teacher_view_hash"])
+    one_pixel = batch["pixels"].copy()
+    one_pixel[3, 2, 1] ^= 1
+    _, metrics = step(state, teacher, {**batch, "lam": np.float32(1), "teacher_pixels": one_pixel})
+    assert float(metrics["loss"]) > 0 and int(metrics["view_hash"]) != int(metrics["teacher_view_hash"])
 
 
 def test_no_gradient_reaches_the_teacher(batch):

@@ -208,7 +208,7 @@ def test_several_teachers_by_path(tiny, tmp_path):
     with pytest.raises(ConfigError, match=r"has 10 classes, config.num_classes=9"):
         train_and_evaluate(resolved(tiny), tmp_path / "other")
     tiny.teacher.path = str(tmp_path / "nothing")
-    with pytest.raises(RunError, match="nothing does not exist: expected a run directory or a weight file"):
+    with pytest.raises(RunError, match="nothing does not exist; expected a path, a URL or a name such as"):
         train_and_evaluate(resolved(tiny), tmp_path / "other")
 
 

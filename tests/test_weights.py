@@ -38,13 +38,16 @@ def bare(network):
     return {name: x.reshape(1, 1, 1, -1) if "gn" in name or "norm" in name else x for name, x in leaves.items()}
 
 
-def test_bare_names_need_an_architecture(network, bit, tmp_path):
+def test_bare_names_are_told_apart_or_declared(network, bit, tmp_path):
     arrays = bare(network)
     assert "block1/unit01/conv2/kernel" in arrays and arrays["norm-pre-head/scale"].ndim == 4
     np.savez(tmp_path / "w.npz", **arrays)
     loaded = weights.load(tmp_path / "w.npz", otherwise=bit)
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, network.variables)
-    with pytest.raises(RunError, match=r"has no card: say what it is with config.teacher.model.name"):
+    told = weights.load(tmp_path / "w.npz").architecture
+    assert (told.model, told.num_classes, told.card.image_size) == (bit.model, 3, 224)
+    np.savez(tmp_path / "w.npz", **{"fc/kernel": np.zeros((3, 3))})
+    with pytest.raises(RunError, match=r"w.npz is no BiT"):
         weights.load(tmp_path / "w.npz")
 
 

@@ -157,6 +157,11 @@ class EvalPipeline:
         self._kept: list[HostBatch] = []
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the source, in the order of its labels."""
+        return self._source.class_names
+
+    @property
     def bad(self) -> tuple[str, ...]:
         """Names of the images found unreadable so far; they are masked out."""
         return self._reader.bad

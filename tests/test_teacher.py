@@ -1,0 +1,217 @@
+"""Teachers: their cards, their proof before training, and data that know nothing of their labels."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from big_distill import sharding, train, weights
+from big_distill import teacher as teachers
+from big_distill.config import ModelConfig
+from big_distill.config_files import template
+from big_distill.errors import ConfigError, RunError
+from big_distill.metrics import read_metrics
+from big_distill.resolve import resolve
+from big_distill.state import Card
+from big_distill.steps import teacher_logits
+from big_distill.train import train_and_evaluate
+
+CLASSES = tuple("0123456789")
+
+
+def resolved(config, platform="cpu"):
+    return resolve(config, jax.device_count(), platform)
+
+
+def save_bit(path, image_size=8, num_classes=10, seed=0):
+    """A small BiT with random weights whose logits vary."""
+    architecture = weights.Architecture(
+        ModelConfig("bit", blocks=(1,), width=0.125), num_classes, 1, image_size, Card(image_size, class_names=CLASSES)
+    )
+    rng = np.random.default_rng(seed)
+    variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), architecture.abstract_variables())
+    weights.save(path, weights.Network(architecture, variables))
+    return path
+
+
+@pytest.fixture
+def distilled(tiny, tmp_path):
+    tiny.objective.name = "function_matching"
+    tiny.teacher.path = str(save_bit(tmp_path / "bit.npz"))
+    return tiny
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A teacher that knows the digits well enough for a wrong card to show."""
+    config = template()
+    config.num_classes, config.batch_size, config.total_steps = 10, 40, 100
+    config.eval_every_steps = 100
+    config.student.name, config.student.features = "cnn", (8, 16)
+    config.objective.name = "cross_entropy"
+    config.source.name, config.source.num_train_examples, config.source.test = "digits", 1200, "validation"
+    config.view.image_size, config.view.channels, config.view.crop, config.view.flip = 8, 1, "central", False
+    config.optimizer.lr = 1e-2
+    workdir = tmp_path_factory.mktemp("trained")
+    summary = train_and_evaluate(resolved(config), workdir)
+    assert summary["student"]["accuracy"] > 0.6
+    return workdir
+
+
+def test_preflight_measures_the_teacher_and_keeps_what_it_found(distilled, trained, tmp_path, capsys):
+    distilled.teacher.path = str(trained)
+    distilled.teacher.min_accuracy = 0.6
+    summary = train_and_evaluate(resolved(distilled), tmp_path / "run")
+    (found,) = json.loads((tmp_path / "run" / "preflight.json").read_text())["teachers"]
+    assert found["accuracy"] == pytest.approx(summary["teacher"]["accuracy"])
+    assert found["fold_kl"] == 0 and found["fold_agreement"] == 1
+    assert "the teacher before training: accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("field", "value"), [("input_mean", (5.0,)), ("input_std", (-0.5,)), ("input_std", (50.0,))])
+def test_a_wrong_card_is_noticed_before_a_step_is_spent(distilled, trained, tmp_path, field, value):
+    distilled.teacher.path = str(trained)
+    distilled.teacher.min_accuracy = 0.6
+    distilled.teacher[field] = value
+    if value[0] < 0:
+        with pytest.raises(ConfigError, match=r"config.teacher.input_std=\(-0.5,\): expected numbers above 0"):
+            resolved(distilled)
+        return
+    with pytest.raises(RunError, match=r"below config.teacher.min_accuracy=0.6: is its card right \(input_mean"):
+        train_and_evaluate(resolved(distilled), tmp_path / "run")
+    assert not read_metrics(tmp_path / "run")
+
+
+def test_a_fold_that_costs_too_much_is_refused(distilled, tmp_path):
+    distilled.teacher.dtype = "bfloat16"
+    distilled.teacher.max_fold_kl = 1e-9
+    with pytest.raises(
+        RunError, match=r"folding changes the teacher by a KL of .* above config.teacher.max_fold_kl=1e-09"
+    ):
+        train_and_evaluate(resolved(distilled), tmp_path / "run")
+    distilled.teacher.max_fold_kl = 0.5
+    train_and_evaluate(resolved(distilled), tmp_path / "run")
+    (found,) = json.loads((tmp_path / "run" / "preflight.json").read_text())["teachers"]
+    assert 1e-9 < found["fold_kl"] < 0.5
+
+
+def test_a_teacher_is_folded_and_still_known_by_its_file(distilled, tmp_path):
+    config = resolved(distilled)
+    (network,) = teachers.read(config, tmp_path)
+    teacher = teachers.freeze([network], config, sharding.make_mesh(), CLASSES)
+    kernel = teacher.variables[0]["params"]["root_block"]["conv_root"]["kernel"]
+    np.testing.assert_allclose(np.mean(kernel, (0, 1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(np.mean(np.square(kernel), (0, 1, 2)), 1, atol=1e-5)
+    run = train._with_teacher(train._open(config, tmp_path / "run"))
+    assert run.identity["teacher"] == weights.sha256([network.variables])
+    assert run.identity["teacher"] != run.teacher_hash == weights.sha256(teacher.variables)
+
+
+def test_a_teacher_that_changes_during_the_run_is_noticed(distilled, tmp_path, monkeypatch):
+    honest = train._with_teacher
+    monkeypatch.setattr(train, "_with_teacher", lambda run: dataclasses.replace(honest(run), teacher_hash="another"))
+    with pytest.raises(RunError, match="the teacher's weights changed during the run"):
+        train_and_evaluate(resolved(distilled), tmp_path / "run")
+
+
+def test_logits_come_in_the_order_of_the_datas_classes(distilled, tmp_path):
+    config, mesh = resolved(distilled), sharding.make_mesh()
+    (network,) = teachers.read(config, tmp_path)
+    view = jnp.asarray(np.random.default_rng(0).random((8, 8, 8, 1)), jnp.float32)
+    logits = teacher_logits(teachers.freeze([network], config, mesh, CLASSES), view)
+    backwards = teacher_logits(teachers.freeze([network], config, mesh, CLASSES[::-1]), view)
+    np.testing.assert_array_equal(backwards, logits[:, ::-1])
+    with pytest.raises(ConfigError, match="the teacher has no class 'ten' of the data"):
+        teachers.freeze([network], config, mesh, (*CLASSES[:9], "ten"))
+
+
+def test_teachers_and_student_each_have_their_own_resolution(distilled, tmp_path):
+    """A view of 16 pixels, teachers at 8 and 16, a student at 8."""
+    large = save_bit(tmp_path / "large.npz", image_size=16, seed=1)
+    distilled.teacher.path = f"{distilled.teacher.path},{large}"
+    distilled.view.image_size, distilled.view.student_size = 16, 8
+    config = resolved(distilled)
+    summary = train_and_evaluate(config, tmp_path / "run")
+    assert weights.load(tmp_path / "run").architecture.card.image_size == 8
+    assert summary["teacher"]["num_params"] == 2 * weights.num_params(weights.load(large).variables["params"])
+    distilled.teacher.image_size = (8, 32)
+    with pytest.raises(ConfigError, match=r"needs images of 32 px, config.view.image_size=16"):
+        train_and_evaluate(resolved(distilled), tmp_path / "other")
+    distilled.teacher.image_size = (8, 16, 16)
+    with pytest.raises(ConfigError, match="expected one size, or one for each of the 2 teachers"):
+        resolved(distilled)
+    distilled.view.student_size = 32
+    with pytest.raises(ConfigError, match=r"config.view.student_size=32 is larger than config.view.image_size=16"):
+        resolved(distilled)
+
+
+def test_out_of_domain_images_without_labels(distilled, tmp_path):
+    """The student learns from a flat folder and is judged on the digits."""
+    (tmp_path / "images").mkdir()
+    for index in range(40):
+        pixels = np.random.default_rng(index).integers(0, 256, (9, 9), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    distilled.source.name, distilled.source.path, distilled.source.num_train_examples = (
+        "folder",
+        str(tmp_path / "images"),
+        40,
+    )
+    distilled.eval_source.test = "validation"
+    with pytest.raises(ConfigError, match=r"config.eval_source has fields that are set, but no name"):
+        resolved(distilled)
+    distilled.eval_source.name = "digits"
+    summary = train_and_evaluate(resolved(distilled), tmp_path / "run")
+    assert summary["scores"]["test"]["num_examples"] == 200
+    assert summary["student"]["accuracy"] is not None and summary["agreement"] is not None
+
+
+def test_a_head_is_replaced_by_name(tiny, trained, tmp_path, capsys):
+    tiny.student.features = (8, 16)
+    tiny.init_from = str(trained)
+    tiny.init_fresh = "head/.*"
+    tiny.optimizer.lr = 0.0
+    tiny.num_classes, tiny.source.name, tiny.source.num_train_examples = 3, "random", 64
+    train_and_evaluate(resolved(tiny), tmp_path / "run")
+    before, after = (weights.load(path).variables["params"] for path in (trained, tmp_path / "run"))
+    np.testing.assert_array_equal(before["conv1"]["kernel"], after["conv1"]["kernel"])
+    assert after["head"]["kernel"].shape[1] == 3
+    said = "4 parameters loaded, 2 new (params/head/bias, params/head/kernel), 2 unused (params/head/bias"
+    assert said in capsys.readouterr().out
+    tiny.init_fresh = None
+    with pytest.raises(RunError, match=r"params/head/bias is \(10,\) there and \(3,\) here; config.init_fresh names"):
+        train_and_evaluate(resolved(tiny), tmp_path / "other")
+
+
+def hashes(workdir):
+    return [
+        (line["train/view_hash"], line["train/teacher_view_hash"])
+        for line in read_metrics(workdir)
+        if "train/view_hash" in line
+    ]
+
+
+@pytest.mark.parametrize("regime", ["fixed", "independent", "consistent", "function_matching"])
+def test_a_run_can_prove_who_saw_what(distilled, tmp_path, regime):
+    distilled.view.regime = regime
+    distilled.log_view_hash = True
+    train_and_evaluate(resolved(distilled), tmp_path / "run")
+    seen = hashes(tmp_path / "run")
+    assert len(seen) == len(set(seen)) == 6
+    assert all((student == teacher) is (regime in ("consistent", "function_matching")) for student, teacher in seen)
+
+
+def test_a_broken_pipeline_does_not_pass_the_proof(distilled, tmp_path, monkeypatch):
+    honest = train.TrainPipeline._batch
+
+    def broken(self, step):
+        batch = honest(self, step)
+        return {**batch, "teacher_pixels": batch["pixels"][:, :, ::-1]}
+
+    monkeypatch.setattr(train.TrainPipeline, "_batch", broken)
+    distilled.log_view_hash = True
+    train_and_evaluate(resolved(distilled), tmp_path / "run")
+    assert all(student != teacher for student, teacher in hashes(tmp_path / "run"))
