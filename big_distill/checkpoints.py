@@ -47,7 +47,7 @@ class Checkpoints:
     @classmethod
     def of(cls, config: Config, workdir: pathlib.Path, read_only: bool = False) -> Checkpoints:
         """Those of a run; without a validation split none is the best."""
-        keep_best = config.keep_best if config.eval_source.validation else 0
+        keep_best = config.keep_best if config.evaluated_on.validation else 0
         return cls(workdir / CHECKPOINTS_DIR, config.keep_latest, keep_best, read_only)
 
     def save(

@@ -71,7 +71,7 @@ class TeacherConfig:
     model: ModelConfig = maths(ModelConfig(), "the architecture of a weight file that does not tell its own")
     mean: str = maths("logits", "several teachers are averaged as 'logits' or as 'probabilities'")
     image_size: tuple[int, ...] = maths(
-        (), "side in pixels that weight files without a card expect, one or one a teacher; (): view.image_size"
+        (), "side in pixels that the teachers see, one or one a teacher; (): what their files say, else view.image_size"
     )
     input_mean: tuple[float, ...] = maths((), "mean of its input, on pixels in [0, 1], instead of the card's")
     input_std: tuple[float, ...] = maths((), "standard deviation of its input, instead of the card's")
@@ -108,6 +108,11 @@ class ViewConfig:
     flip: bool = maths(True, "flip half of the training images left to right")
     resize: int = maths(0, "central crops (evaluation): the shorter side before cropping image_size; 0: image_size")
     student_size: int = maths(0, "side in pixels that the student sees, resized down from the view; 0: image_size")
+
+    @property
+    def size_for_student(self) -> int:
+        """Side in pixels of what the student sees."""
+        return self.student_size or self.image_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +180,13 @@ class Config:
     checkpoint_every_steps: int = cosmetic(0, "save this often; 0: with every evaluation")
     keep_latest: int = cosmetic(2, "how many of the newest checkpoints are kept")
     keep_best: int = cosmetic(1, "how many of the best on the validation split are kept")
-    log_view_hash: bool = cosmetic(False, "log a hash of what each branch sees: proof of who saw what")
+    log_view_hash: bool = cosmetic(False, "log a hash of each branch's view: proof of who saw what")
     profile_at_step: int = cosmetic(0, "write a profiler trace of 5 steps from here to the run directory; 0: none")
+
+    @property
+    def evaluated_on(self) -> SourceConfig:
+        """The data of evaluation: those of training, unless another set is named."""
+        return self.eval_source if self.eval_source.name else self.source
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -119,7 +119,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
         teacher = smoke(config.teacher.config) if config.teacher.config else _supervised(small)
         teacher.unlock().update(total_steps=2, eval_every_steps=2)
         teacher.optimizer.update(schedule="constant", warmup_steps=0, boundaries=())
-        small.teacher.update(path=None, model=_template(ModelConfig), min_accuracy=0.0)
+        small.teacher.update(path=None, model=_template(ModelConfig))
+        small.teacher.update(image_size=(), input_mean=(), input_std=(), min_accuracy=0.0)
         small.teacher.config = teacher
     return small.lock()
 

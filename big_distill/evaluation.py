@@ -15,7 +15,7 @@ from big_distill import teacher as teachers
 from big_distill.checkpoints import Checkpoints
 from big_distill.config import Config, SourceConfig
 from big_distill.data import Source
-from big_distill.data.pipeline import EvalPipeline
+from big_distill.data.pipeline import EvalPipeline, check_classes
 from big_distill.data.sources import open_source
 from big_distill.errors import RunError
 from big_distill.state import Teacher
@@ -45,8 +45,9 @@ def open_split(config: Config, source: SourceConfig, split: str) -> Source:
 
 def open_eval(config: Config, split: str) -> EvalPipeline:
     """Evaluation batches of a split, as large as training's parts, rounded up to this machine's devices."""
-    options, num_devices = config.eval_source, jax.device_count()
+    options, num_devices = config.evaluated_on, jax.device_count()
     source = open_split(config, options, split)
+    check_classes(config, source)
     batch_size = -(-config.batch_size // config.accumulate_steps // num_devices) * num_devices
     return EvalPipeline(source, config.view, options, batch_size, jax.process_index(), jax.process_count())
 
@@ -67,7 +68,7 @@ def evaluate_run(
     """
     config = read_config(workdir)
     if data_dir:
-        config = dataclasses.replace(config, eval_source=dataclasses.replace(config.eval_source, data_dir=data_dir))
+        config = dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
     mesh = sharding.make_mesh()
     data = open_eval(config, split)
     student = weights.load(workdir) if step == "final" else _saved(workdir, config, step, mesh)

@@ -81,4 +81,4 @@ def load(path: str | pathlib.Path) -> Predictor:
     Raises:
       RunError: nothing there, or not such a file.
     """
-    return Predictor(weights.load(pathlib.Path(path)))
+    return Predictor(weights.load(path))

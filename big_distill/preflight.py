@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def check_teacher(
         `config.teacher.max_fold_kl`.
     """
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def step(folded: Teacher, plain: Teacher, batch: Batch) -> scoring.Sums:
         view = to_unit(batch["pixels"])
         student, teacher = teacher_logits(folded, view), teacher_logits(plain, view)
@@ -78,7 +79,7 @@ def _judge(result: dict[str, Any], config: Config, who: str) -> None:
     if teacher.min_accuracy and accuracy < teacher.min_accuracy:
         raise RunError(
             f"{who} reaches {100 * accuracy:.2f} % of the evaluation split, below config.teacher.min_accuracy="
-            f"{teacher.min_accuracy}: is its card right (input_mean, input_std, image_size, order of the classes)?"
+            f"{teacher.min_accuracy}: is its card right (input_mean, input_std, image_size)?"
         )
     if not result["fold_kl"] <= teacher.max_fold_kl:
         raise RunError(

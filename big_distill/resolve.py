@@ -72,7 +72,7 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         plugins.load(config.source.name, f"{prefix}.source.name")
     view = _resolve_view(config, prefix)
     eval_source = _resolve_eval_source(config, prefix)
-    _check_model(config.student, view.student_size, f"{prefix}.student")
+    _check_model(config.student, view.size_for_student, f"{prefix}.student")
     if config.teacher.path and config.teacher.model.name is not None:
         _check_model(config.teacher.model, view.image_size, f"{prefix}.teacher.model")
     _check_teacher(config, prefix)
@@ -140,12 +140,12 @@ def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
         _at_least(f"{prefix}.source.{name}", getattr(source, name), 1)
     for name in ("lr", "weight_decay", "clip_norm"):
         _at_least(f"{prefix}.optimizer.{name}", getattr(optimizer, name), 0)
-    try:
-        re.compile(optimizer.decay_mask)
-    except re.error as error:
-        raise ConfigError(
-            f"{prefix}.optimizer.decay_mask={optimizer.decay_mask!r} is not a regular expression: {error}"
-        ) from error
+    _check_regex(f"{prefix}.optimizer.decay_mask", optimizer.decay_mask)
+    _check_regex(f"{prefix}.init_fresh", config.init_fresh or "")
+    _require(
+        config.init_fresh is None or bool(config.init_from),
+        f"{prefix}.init_fresh={config.init_fresh!r} needs {prefix}.init_from",
+    )
     for name in ("momentum", "b1", "b2"):
         value = getattr(optimizer, name)
         _require(0 <= value < 1, f"{prefix}.optimizer.{name}={value}: expected a number in [0, 1)")
@@ -156,6 +156,13 @@ def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
         f"{prefix}.batch_size={config.batch_size} is not divisible by {num_devices} devices x "
         f"accumulate_steps={config.accumulate_steps}",
     )
+
+
+def _check_regex(path: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{path}={pattern!r} is not a regular expression: {error}") from error
 
 
 def _check_objective(config: Config, prefix: str) -> None:
@@ -194,7 +201,7 @@ def _check_objective(config: Config, prefix: str) -> None:
         _require(
             theirs == ours, f"{prefix}.teacher.config.{name}={theirs} differs from the student's {prefix}.{name}={ours}"
         )
-    theirs, ours = nested.view.student_size or nested.view.image_size, config.view.image_size
+    theirs, ours = nested.view.size_for_student, config.view.image_size
     _require(
         theirs <= ours,
         f"{prefix}.view.image_size={ours} is smaller than {prefix}.teacher.config.view.image_size={theirs}: "
@@ -211,6 +218,7 @@ def _check_teacher(config: Config, prefix: str) -> None:
         values = getattr(teacher, name)
         _require(len(values) in (0, 1, channels), f"{path}.{name}={values}: expected one value, or {channels}")
     _require(min((*teacher.input_std, 1)) > 0, f"{path}.input_std={teacher.input_std}: expected numbers above 0")
+    _require(min((*teacher.image_size, 1)) == 1, f"{path}.image_size={teacher.image_size}: expected positive sizes")
     num_teachers = len((teacher.path or "").split(","))
     _require(
         len(teacher.image_size) in (0, 1, num_teachers),
@@ -219,13 +227,12 @@ def _check_teacher(config: Config, prefix: str) -> None:
 
 
 def _resolve_eval_source(config: Config, prefix: str) -> SourceConfig:
-    """The training set's, unless another set is named."""
     if config.eval_source.name:
         return _located(config.eval_source, config.source)
     _require(
         config.eval_source == SourceConfig(), f"{prefix}.eval_source has fields that are set, but no name: set its name"
     )
-    return config.source
+    return config.eval_source
 
 
 def _located(source: SourceConfig, like: SourceConfig) -> SourceConfig:
@@ -257,13 +264,12 @@ def _resolve_view(config: Config, prefix: str) -> ViewConfig:
         _require(view.regime not in ("fixed", "independent"), f"{path}.regime={view.regime!r} needs a teacher")
     resize = view.resize or view.image_size
     _require(resize >= view.image_size, f"{path}.resize={resize} is smaller than {path}.image_size={view.image_size}")
-    student_size = view.student_size or view.image_size
     _require(
-        student_size <= view.image_size,
-        f"{path}.student_size={student_size} is larger than {path}.image_size={view.image_size}: "
+        0 <= view.student_size <= view.image_size,
+        f"{path}.student_size={view.student_size} is larger than {path}.image_size={view.image_size}: "
         "a view is as large as the largest network needs",
     )
-    return dataclasses.replace(view, mixup=mixup, resize=resize, student_size=student_size)
+    return dataclasses.replace(view, mixup=mixup, resize=resize)
 
 
 def _check_model(model: ModelConfig, image_size: int, path: str) -> None:

@@ -82,7 +82,7 @@ def _order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None
     if not theirs or not ours or tuple(theirs) == tuple(ours):
         return None
     if missing := [name for name in ours if name not in theirs]:
-        raise ConfigError(f"the teacher has no class {missing[0]!r} of the data{nearest(missing[0], theirs[:10])}")
+        raise ConfigError(f"the teacher has no class {missing[0]!r} of the data{nearest(missing[0], theirs)}")
     return tuple(list(theirs).index(name) for name in ours)
 
 

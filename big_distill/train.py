@@ -26,6 +26,7 @@ from big_distill.errors import NonFiniteError, Preempted, RunError
 from big_distill.evaluation import EvalStep, evaluate, jit_eval_step, open_eval, open_split
 from big_distill.metrics import MetricsLog, Progress, Stopwatch, profiler, say
 from big_distill.preflight import check_teacher
+from big_distill.resolve import needs_labels
 from big_distill.state import Teacher, TrainState
 
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
@@ -127,12 +128,16 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
     """Opens the data and builds the steps, all but the teacher; decodes and compiles nothing yet."""
     mesh = sharding.make_mesh()
     source = open_split(config, config.source, config.source.train)
+    if config.eval_source.name and not needs_labels(config.objective):
+        source = dataclasses.replace(source, num_classes=None, class_names=())  # another set's labels mean nothing here
     check_source(config, source)
-    splits = {"validation": config.eval_source.validation, "test": config.eval_source.test}
+    splits = {"validation": config.evaluated_on.validation, "test": config.evaluated_on.test}
     eval_data = {name: open_eval(config, split) for name, split in splits.items() if split}
     class_names = source.class_names or next((data.class_names for data in eval_data.values()), ())
     initial = weights.load(config.init_from) if config.init_from else None
     student = weights.architecture_of(config, class_names, initial)
+    if initial is not None:
+        _merge(config, student.abstract_variables(), initial)
     model = student.build(config.dtype)
     tx = optim.make_optimizer(config.optimizer, config.total_steps)
     train_step = steps.make_train_step(
@@ -233,15 +238,23 @@ def _warm_started(run: _Run, state: TrainState) -> TrainState:
     """A new run's state with the weights that it starts from, if any."""
     if run.initial is None:
         return state
-    merge = weights.merge(state.variables, run.initial.variables, run.config.init_fresh, str(run.config.init_from))
+    merge = _merge(run.config, state.variables, run.initial)
     say(f"{run.config.init_from}: {merge}")
     return dataclasses.replace(state, **sharding.replicate(run.mesh, merge.variables))
 
 
+def _merge(config: Config, variables: Any, initial: weights.Network) -> weights.Merge:
+    return weights.merge(variables, initial.variables, config.init_fresh, str(config.init_from))
+
+
 def _preflight(run: _Run) -> None:
     """Measures the teacher on the evaluation split before a step is spent on it, and keeps what was found."""
-    data = next(iter(run.eval_data.values()), None)
-    if not run.networks or data is None:
+    data, teacher = next(iter(run.eval_data.values()), None), run.config.teacher
+    if not run.networks:
+        return
+    if data is None:
+        if teacher.min_accuracy:
+            raise RunError(f"config.teacher.min_accuracy={teacher.min_accuracy} needs an evaluation split")
         return
     results = check_teacher(run.networks, run.config, run.mesh, data, run.student.card.class_names)
     if jax.process_index() == 0:
@@ -343,7 +356,7 @@ def _finish(run: _Run, state: TrainState, scores: Scores, clock: _Clock, best_st
         raise RunError("the teacher's weights changed during the run: its results cannot be trusted")
     teacher = None
     if run.teacher is not None:
-        num_params = weights.num_params([variables["params"] for variables in run.teacher.variables])
+        num_params = weights.num_params([network.variables["params"] for network in run.networks])
         teacher = {"accuracy": test.get("teacher_accuracy"), "num_params": num_params}
     images = clock.timed_steps * config.batch_size
     bad_images = set(run.train_data.bad).union(*(data.bad for data in run.eval_data.values()))

@@ -71,7 +71,8 @@ def architecture_of(config: Config, class_names: tuple[str, ...], initial: Netwo
       RunError: `initial` is a network of another kind.
     """
     view = config.view
-    card = Card(image_size=view.student_size, class_names=class_names)
+    size = view.size_for_student
+    card = Card(image_size=size, class_names=class_names)
     if initial is not None:
         theirs, before = initial.architecture.model, initial.architecture.card
         if differing := [
@@ -83,7 +84,8 @@ def architecture_of(config: Config, class_names: tuple[str, ...], initial: Netwo
                 f"config.student.{name}={getattr(config.student, name)!r}"
             )
         card = dataclasses.replace(card, mean=before.mean, std=before.std)
-    return Architecture(config.student, config.num_classes, view.channels, view.resize, card)
+    resize = view.resize * size // view.image_size  # a smaller student sees as much of an image as the view shows
+    return Architecture(config.student, config.num_classes, view.channels, resize, card)
 
 
 def save(path: pathlib.Path, network: Network) -> None:
@@ -135,8 +137,8 @@ def _foreign(
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
     """What a file of another framework is, and its arrays under our names."""
     found = files.translate(arrays, file, source)
-    largest = otherwise.card.image_size if otherwise else found.image_size
-    card = Card(image_size=min(found.image_size, largest), mean=found.mean, std=found.std)
+    size = found.image_size or (otherwise.card.image_size if otherwise else 224)
+    card = Card(image_size=size, mean=found.mean, std=found.std)
     resize = otherwise.resize if otherwise else card.image_size
     return Architecture(found.model, found.num_classes, 3, resize, card), found.arrays
 
@@ -222,6 +224,8 @@ def merge(variables: Variables, given: Variables, fresh: str | None, path: str) 
         return theirs[name]
 
     merged = jax.tree_util.tree_map_with_path(leaf, variables)
+    if fresh and not kept:
+        raise RunError(f"config.init_fresh={fresh!r} matches no parameter, e.g. not {loaded[0].partition('/')[2]}")
     return Merge(merged, tuple(loaded), tuple(kept), tuple(sorted(theirs.keys() - set(loaded))))
 
 

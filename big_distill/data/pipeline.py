@@ -36,14 +36,19 @@ def check_source(config: Config, source: Source) -> None:
     expected = config.source.num_train_examples
     if source.num_examples != expected:
         raise DataError(f"config.source.num_train_examples={expected}, but {source.name} has {source.num_examples}")
+    check_classes(config, source)
+    if needs_labels(config.objective) and source.num_classes is None:
+        raise DataError(f"config.objective.name={config.objective.name!r} needs labels, but {source.name} has none")
+
+
+def check_classes(config: Config, source: Source) -> None:
+    """Raises DataError unless a split has as many classes as the config says, or no labels."""
     if source.num_classes not in (None, config.num_classes):
         names = f": {', '.join(source.class_names[:9])}{', ...' * (len(source.class_names) > 9)}"
         raise DataError(
             f"config.num_classes={config.num_classes}, but {source.name} has {source.num_classes}"
             f"{names if source.class_names else ''}"
         )
-    if needs_labels(config.objective) and source.num_classes is None:
-        raise DataError(f"config.objective.name={config.objective.name!r} needs labels, but {source.name} has none")
 
 
 class TrainPipeline:

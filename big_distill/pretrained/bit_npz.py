@@ -43,7 +43,8 @@ def translate(arrays: Mapping[str, np.ndarray], source: str) -> Translated:
     recognised = f"{source} is a BiT of {'Big Transfer' if big_transfer else 'the distillation release'}"
     translated = apply(_table(blocks, big_transfer), by_name, recognised)
     model = bit_model(blocks, root.shape[-1], "zero" if big_transfer else "-inf")
-    return Translated(model, len(translated["params/head/bias"]), translated)
+    size = re.search(r"(\d{3})(\.npz)?$", source)  # R152x2_T_flowers128.npz, bit-r50x1-160
+    return Translated(model, len(translated["params/head/bias"]), translated, int(size[1]) if size else 0)
 
 
 def _plain(name: str) -> str:

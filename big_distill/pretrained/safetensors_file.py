@@ -29,5 +29,5 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
     except (SafetensorError, OSError, AttributeError, TypeError) as error:  # the last two: no such type in NumPy
-        first_line = str(error).partition("\n")[0]
+        first_line = str(error).partition("\n")[0][:200]
         raise RunError(f"{path} is not a readable safetensors file: {first_line}") from error

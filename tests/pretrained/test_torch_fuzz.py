@@ -13,7 +13,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pic
 FORMATS = ("legacy", "zip")
 KERNEL = np.arange(24, dtype=np.float32)
 OK = Storage(np.zeros(4, np.float32))
-FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 WHOLE = {
     format_: saved({"state_dict": {"w": tensor(KERNEL), "t": view(OK, 1, (2,), (2,)), "n": 3}}, format_)
     for format_ in FORMATS
