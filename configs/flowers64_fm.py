@@ -12,6 +12,7 @@ scratch on its teacher alone. Run here for 12 + 12 epochs instead of 40 + 100: t
 agreement 69.17 %. Training from scratch on ten images a class takes far longer than that.
 
 `:teacher=lite0` is the ImageNet network of flowers64_teacher.py. It sees the view at 128 px, the student at 64.
+Run here for 24 epochs from that teacher's 68.56 %: student 18.60 % of test, agreement 20.39 %.
 """
 
 import pathlib
