@@ -4,7 +4,7 @@
   python -m big_distill.main --config=configs/digits_fm.py
 
 A CNN 64-128 is trained on labels, then a CNN 16-32 is distilled from it by function matching alone: same crop, same
-mixup, no labels. Run here (two CPU cores, 16 s of training): teacher 99.24 %, student 98.99 % of test. No paper has
+mixup, no labels. Run here (two CPU cores, 20 s): teacher 99.24 %, student 98.99 % of test. No paper has
 figures for this pair.
 """
 
