@@ -156,6 +156,7 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
         params = variables["params"]
         return TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), tx.init(params))
 
+    jax.eval_shape(init, jax.random.key(0))  # raises where shapes do not work out, or the optimiser does not suit them
     everywhere = sharding.replicated(mesh)
     return _Run(
         config=config,
@@ -167,18 +168,12 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
         initial=initial,
         train_data=TrainPipeline(config, source, jax.process_index(), jax.process_count()),
         eval_data=eval_data,
-        init=_checked(jax.jit(init, out_shardings=everywhere)),
+        init=jax.jit(init, out_shardings=everywhere),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=everywhere),
         eval_step=jit_eval_step(student, config, mesh),
         identity={"data": source.fingerprint, "teacher": None},
         teacher_hash=None,
     )
-
-
-def _checked(init: Callable[[jax.Array], TrainState]) -> Callable[[jax.Array], TrainState]:
-    """The same function, once its shapes were seen to work out and the optimiser to suit the parameters."""
-    jax.eval_shape(init, jax.random.key(0))
-    return init
 
 
 def _with_teacher(run: _Run) -> _Run:
