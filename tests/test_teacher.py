@@ -110,8 +110,13 @@ def test_a_teacher_is_folded_and_still_known_by_its_file(distilled, tmp_path):
 
 
 def test_a_teacher_that_changes_during_the_run_is_noticed(distilled, tmp_path, monkeypatch):
-    honest = train._with_teacher
-    monkeypatch.setattr(train, "_with_teacher", lambda run: dataclasses.replace(honest(run), teacher_hash="another"))
+    honest = train._finish
+
+    def finish(run, *args):
+        changed = run.teacher.replace(variables=jax.tree.map(lambda x: x + 1e-3, run.teacher.variables))
+        return honest(dataclasses.replace(run, teacher=changed), *args)
+
+    monkeypatch.setattr(train, "_finish", finish)
     with pytest.raises(RunError, match="the teacher's weights changed during the run"):
         train_and_evaluate(resolved(distilled), tmp_path / "run")
 
