@@ -120,6 +120,12 @@ def _accuracy(metrics: Mapping[str, float]) -> float:
     return metrics.get("accuracy", -math.inf)
 
 
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether a run directory holds a step that was saved whole."""
+    directory = workdir / CHECKPOINTS_DIR
+    return directory.is_dir() and bool(ocp.utils.checkpoint_steps(directory))
+
+
 class Preemption:
     """Remembers SIGTERM and SIGINT (`requested`), for the loop to save and leave at the next step boundary.
 

@@ -75,7 +75,11 @@ class TeacherConfig:
     )
     input_mean: tuple[float, ...] = maths((), "mean of its input, on pixels in [0, 1], instead of the card's")
     input_std: tuple[float, ...] = maths((), "standard deviation of its input, instead of the card's")
-    dtype: str = numerics("auto", "of its weights and activations: float32, bfloat16, or auto: as config.dtype")
+    dtype: str = numerics(
+        "auto",
+        "of its weights and activations: float32, bfloat16, auto: as config.dtype, or int8: convolutions in integers "
+        "with ranges from the first training images, the rest as config.dtype",
+    )
     min_accuracy: float = cosmetic(0.0, "refuse to start unless the teacher reaches this share on the evaluation split")
     max_fold_kl: float = cosmetic(0.01, "refuse to start when folding changes the teacher by more than this KL in nats")
 

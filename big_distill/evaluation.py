@@ -73,7 +73,7 @@ def evaluate_run(
     data = open_eval(config, split)
     student = weights.load(workdir) if step == "final" else _saved(workdir, config, step, mesh)
     eval_step = jit_eval_step(student.architecture, config, mesh)
-    teacher = teachers.load(config, workdir, mesh, data.class_names)
+    teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
     return evaluate(eval_step, student.variables, teacher, data, mesh)
 
 
@@ -88,6 +88,6 @@ def _saved(workdir: pathlib.Path, config: Config, step: str, mesh: Mesh) -> weig
         if found is None:
             there = ", ".join(name for name, saved in known.items() if saved is not None) or "none"
             raise RunError(f"{workdir} has no checkpoint {step!r}; there are: {there}")
-        student = weights.architecture_of(config, (), weights.load(config.init_from) if config.init_from else None)
+        student = weights.read_architecture(workdir)
         abstract = sharding.place(mesh, {"batch_stats": {}, **student.abstract_variables()})
         return weights.Network(student, checkpoints.restore_variables(found, abstract))

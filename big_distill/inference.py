@@ -57,8 +57,8 @@ class Predictor:
         if not decoded:
             return np.zeros((0, self.architecture.num_classes), np.float32)
         ragged = transforms.Ragged.pack(decoded)
-        size, resize = self.architecture.card.image_size, self.architecture.resize
-        pixels = transforms.central_view(ragged, np.arange(len(decoded)), resize, size)
+        size = self.architecture.view_size or self.architecture.card.image_size
+        pixels = transforms.central_view(ragged, np.arange(len(decoded)), self.architecture.resize, size)
         return np.asarray(self._probabilities(self._variables, pixels))
 
     def _decode(self, index: int, image: Image) -> np.ndarray:

@@ -74,14 +74,15 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
     eval_source = _resolve_eval_source(config, prefix)
     _check_model(config.student, view.size_for_student, f"{prefix}.student")
     if config.teacher.path and config.teacher.model.name is not None:
-        _check_model(config.teacher.model, view.image_size, f"{prefix}.teacher.model")
+        size = config.teacher.image_size[0] if config.teacher.image_size else view.image_size
+        _check_model(config.teacher.model, size, f"{prefix}.teacher.model")
     _check_teacher(config, prefix)
     _check_objective(config, prefix)
     total_steps, warmup_steps, boundaries = _durations(config, prefix)
     _choice(f"{prefix}.optimizer.name", config.optimizer.name, ("adam", "sgd"))
     _choice(f"{prefix}.optimizer.mu_dtype", config.optimizer.mu_dtype, ("float32", "bfloat16"))
     _choice(f"{prefix}.dtype", config.dtype, ("auto", "float32", "bfloat16"))
-    _choice(f"{prefix}.teacher.dtype", config.teacher.dtype, ("auto", "float32", "bfloat16"))
+    _choice(f"{prefix}.teacher.dtype", config.teacher.dtype, ("auto", "float32", "bfloat16", "int8"))
     dtype = {"cpu": "float32"}.get(platform, "bfloat16") if config.dtype == "auto" else config.dtype
     teacher = dataclasses.replace(config.teacher, dtype=dtype) if config.teacher.dtype == "auto" else config.teacher
     if teacher.config is not None:
@@ -136,8 +137,9 @@ def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
     for name in ("seed", "total_steps", "total_epochs", "eval_every_steps", "checkpoint_every_steps", "keep_best"):
         _at_least(f"{prefix}.{name}", getattr(config, name), 0)
     _at_least(f"{prefix}.profile_at_step", config.profile_at_step, 0)
-    for name in ("num_train_examples", "num_threads", "prefetch"):
-        _at_least(f"{prefix}.source.{name}", getattr(source, name), 1)
+    _at_least(f"{prefix}.source.num_train_examples", source.num_train_examples, 1)
+    for name in ("source", "eval_source"):
+        _check_reading(getattr(config, name), f"{prefix}.{name}")
     for name in ("lr", "weight_decay", "clip_norm"):
         _at_least(f"{prefix}.optimizer.{name}", getattr(optimizer, name), 0)
     _check_regex(f"{prefix}.optimizer.decay_mask", optimizer.decay_mask)
@@ -149,13 +151,19 @@ def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
     for name in ("momentum", "b1", "b2"):
         value = getattr(optimizer, name)
         _require(0 <= value < 1, f"{prefix}.optimizer.{name}={value}: expected a number in [0, 1)")
-    bad = source.max_bad_fraction
-    _require(0 <= bad <= 1, f"{prefix}.source.max_bad_fraction={bad}: expected a number in [0, 1]")
     _require(
         config.batch_size % (config.accumulate_steps * num_devices) == 0,
         f"{prefix}.batch_size={config.batch_size} is not divisible by {num_devices} devices x "
         f"accumulate_steps={config.accumulate_steps}",
     )
+
+
+def _check_reading(source: SourceConfig, path: str) -> None:
+    for name in ("num_threads", "prefetch"):
+        _at_least(f"{path}.{name}", getattr(source, name), 1)
+    _at_least(f"{path}.cache_bytes", source.cache_bytes, 0)
+    bad = source.max_bad_fraction
+    _require(0 <= bad <= 1, f"{path}.max_bad_fraction={bad}: expected a number in [0, 1]")
 
 
 def _check_regex(path: str, pattern: str) -> None:

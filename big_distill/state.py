@@ -64,6 +64,11 @@ class Teacher:
     orders: tuple[tuple[int, ...] | None, ...] = struct.field(pytree_node=False)
     mean: str = struct.field(pytree_node=False, default="logits")
 
+    def only(self, index: int) -> Teacher:
+        """One of the networks, as a teacher of its own."""
+        one = slice(index, index + 1)
+        return Teacher(self.variables[one], self.models[one], self.cards[one], self.orders[one])
+
 
 @struct.dataclass
 class TrainState:

@@ -8,16 +8,30 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from big_distill import models, sharding, weights
+from big_distill import calibration, models, sharding, weights
+from big_distill.calibration import Ranges
 from big_distill.config import Config, nearest
-from big_distill.errors import ConfigError
+from big_distill.errors import ConfigError, RunError
 from big_distill.state import Card, Teacher
-from big_distill.workdir import TEACHER_DIR
+from big_distill.workdir import CALIBRATION_FILE, TEACHER_DIR
 
 
 def load(config: Config, workdir: pathlib.Path, mesh: Mesh, class_names: Sequence[str]) -> Teacher | None:
-    """The teacher of a run, ready to use; see `read` and `freeze`."""
-    return freeze(read(config, workdir), config, mesh, class_names)
+    """The teacher of a run that was trained, ready to use; see `read` and `freeze`.
+
+    Raises:
+      RunError: its dtype is int8, and the run directory does not say with which ranges.
+    """
+    networks = read(config, workdir)
+    ranges = calibration.read(workdir, identity(networks)) if config.teacher.dtype == "int8" else ()
+    if ranges is None:
+        raise RunError(f"{workdir} has no {CALIBRATION_FILE} of this teacher: its training never began")
+    return freeze(networks, config, mesh, class_names, ranges)
+
+
+def identity(networks: Sequence[weights.Network]) -> str | None:
+    """SHA-256 of a teacher's weights as its files have them, unfolded; None without a teacher."""
+    return weights.sha256([network.variables for network in networks]) if networks else None
 
 
 def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
@@ -46,13 +60,19 @@ def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
             std=teacher.input_std or card.std,
         )
         network = dataclasses.replace(network, architecture=dataclasses.replace(network.architecture, card=card))
-        _check(path, network.architecture, config)
+        _check(path, network, config)
         networks.append(network)
     return tuple(networks)
 
 
 def freeze(
-    networks: Sequence[weights.Network], config: Config, mesh: Mesh, class_names: Sequence[str], *, folded: bool = True
+    networks: Sequence[weights.Network],
+    config: Config,
+    mesh: Mesh,
+    class_names: Sequence[str],
+    ranges: Sequence[Ranges] = (),
+    *,
+    folded: bool = True,
 ) -> Teacher | None:
     """Places networks on every device, None without any.
 
@@ -61,15 +81,23 @@ def freeze(
       config: resolved.
       mesh: of the run.
       class_names: of the data, in the order of its labels; the teacher's logits are brought into it.
+      ranges: of each network, if `config.teacher.dtype` is int8; what is not a convolution of integers is then in
+        `config.dtype`.
       folded: whether normalisation that does not depend on the input is computed once, here, and the weights are
         stored in `config.teacher.dtype`; else everything is as the files have it, in float32.
     """
     if not networks:
         return None
-    dtype = config.teacher.dtype if folded else "float32"
-    variables = (models.fold(n.architecture.model, n.variables, dtype) if folded else n.variables for n in networks)
+    dtype = "float32" if not folded else config.dtype if ranges else config.teacher.dtype
+
+    def frozen(index: int, network: weights.Network) -> weights.Variables:
+        if not folded:
+            return network.variables
+        variables = models.fold(network.architecture.model, network.variables, dtype)
+        return models.quantize(variables, ranges[index]) if ranges else variables
+
     return Teacher(
-        variables=sharding.replicate(mesh, tuple(variables)),
+        variables=sharding.replicate(mesh, tuple(frozen(index, network) for index, network in enumerate(networks))),
         models=tuple(n.architecture.build(dtype, folded=folded) for n in networks),
         cards=tuple(n.architecture.card for n in networks),
         orders=tuple(_order(n.architecture.card.class_names, class_names) for n in networks),
@@ -86,8 +114,9 @@ def _order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None
     return tuple(list(theirs).index(name) for name in ours)
 
 
-def _check(path: str, teacher: weights.Architecture, config: Config) -> None:
-    view, size = config.view, teacher.card.image_size
+def _check(path: str, network: weights.Network, config: Config) -> None:
+    teacher, view = network.architecture, config.view
+    size = teacher.card.image_size
     if teacher.num_classes != config.num_classes:
         raise ConfigError(f"teacher {path} has {teacher.num_classes} classes, config.num_classes={config.num_classes}")
     if teacher.channels != view.channels:
@@ -97,6 +126,7 @@ def _check(path: str, teacher: weights.Architecture, config: Config) -> None:
             f"teacher {path} needs images of {size} px, config.view.image_size={view.image_size}: "
             "a view is as large as the largest network needs"
         )
+    weights.check_shapes(network)  # a ViT's are those of one image_size
 
 
 def _declared(config: Config) -> weights.Architecture:

@@ -11,18 +11,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from big_distill import objectives, optim, sharding, steps, weights
+from big_distill import calibration, objectives, optim, sharding, steps, weights
 from big_distill import teacher as teachers
 from big_distill import workdir as workdirs
-from big_distill.checkpoints import Checkpoints, Preemption
+from big_distill.checkpoints import Checkpoints, Preemption, has_checkpoint
 from big_distill.config import Config, fingerprint
+from big_distill.data import Source
 from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source
-from big_distill.errors import NonFiniteError, Preempted, RunError
+from big_distill.errors import DataError, NonFiniteError, Preempted, RunError
 from big_distill.evaluation import EvalStep, evaluate, jit_eval_step, open_eval, open_split
 from big_distill.metrics import MetricsLog, Progress, Stopwatch, profiler, say
 from big_distill.preflight import check_teacher
@@ -30,6 +32,7 @@ from big_distill.resolve import needs_labels
 from big_distill.state import Teacher, TrainState
 
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
+_NUM_CALIBRATION_IMAGES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +136,15 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
     check_source(config, source)
     splits = {"validation": config.evaluated_on.validation, "test": config.evaluated_on.test}
     eval_data = {name: open_eval(config, split) for name, split in splits.items() if split}
-    class_names = source.class_names or next((data.class_names for data in eval_data.values()), ())
-    initial = weights.load(config.init_from) if config.init_from else None
-    student = weights.architecture_of(config, class_names, initial)
-    if initial is not None:
-        _merge(config, student.abstract_variables(), initial)
+    initial = None
+    if has_checkpoint(workdir):
+        student = weights.read_architecture(workdir)
+    else:
+        class_names = _class_names(source, eval_data)
+        initial = weights.load(config.init_from) if config.init_from else None
+        student = weights.architecture_of(config, class_names, initial)
+        if initial is not None:
+            _merge(config, student.abstract_variables(), initial)
     model = student.build(config.dtype)
     tx = optim.make_optimizer(config.optimizer, config.total_steps)
     train_step = steps.make_train_step(
@@ -176,18 +183,50 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
     )
 
 
+def _class_names(source: Source, eval_data: Mapping[str, EvalPipeline]) -> tuple[str, ...]:
+    """In the order of the labels; () if the data have no names."""
+    ours, theirs = source.class_names, next((data.class_names for data in eval_data.values()), ())
+    if ours and theirs and ours != theirs:
+        index = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        raise DataError(
+            f"training and evaluation number their classes differently: class {index} of {source.name} is "
+            f"{ours[index]!r}, of the evaluation split {theirs[index]!r}"
+        )
+    return ours or theirs
+
+
 def _with_teacher(run: _Run) -> _Run:
     networks = teachers.read(run.config, run.workdir)
-    teacher = teachers.freeze(networks, run.config, run.mesh, run.student.card.class_names)
+    identity = teachers.identity(networks)
+    ranges = _ranges(run, networks, identity) if run.config.teacher.dtype == "int8" else ()
+    teacher = teachers.freeze(networks, run.config, run.mesh, run.student.card.class_names, ranges)
     if teacher is None:
         return run
     return dataclasses.replace(
         run,
         networks=networks,
         teacher=teacher,
-        identity={**run.identity, "teacher": weights.sha256([n.variables for n in networks])},
+        identity={**run.identity, "teacher": identity},
         teacher_hash=weights.sha256(teacher.variables),
     )
+
+
+def _ranges(run: _Run, networks: tuple[weights.Network, ...], identity: str | None) -> tuple[calibration.Ranges, ...]:
+    """Of the teacher's activations: those of the run's first session, or measured now."""
+    ranges = calibration.read(run.workdir, identity)
+    if ranges is None:
+        ranges = calibration.measure(networks, run.config, run.mesh, _first_crops(run))
+        if jax.process_index() == 0:
+            calibration.write(run.workdir, identity, ranges)
+    return ranges
+
+
+def _first_crops(run: _Run) -> list[dict[str, np.ndarray]]:
+    """This process's part of the first batches that the teacher will see, without labels."""
+    num_batches = -(-_NUM_CALIBRATION_IMAGES // run.config.batch_size)
+    batches = [run.train_data.batch(step) for step in range(min(num_batches, run.config.total_steps))]
+    crops = [batch.get("teacher_pixels", batch["pixels"]) for batch in batches]
+    return [{"pixels": pixels, "mask": np.ones(len(pixels), bool)} for pixels in crops]
 
 
 def _start(run: _Run, checkpoints: Checkpoints) -> _Position:
@@ -198,6 +237,7 @@ def _start(run: _Run, checkpoints: Checkpoints) -> _Position:
     logging.info("Parameters of the student:\n%s", overview)
     if jax.process_index() == 0:
         (run.workdir / workdirs.PARAMETERS_FILE).write_text(overview + "\n")
+        weights.write_architecture(run.workdir, run.student)
     start = checkpoints.latest_step()
     if start is None:
         state = _warm_started(run, run.init(key))
@@ -215,6 +255,7 @@ def _start(run: _Run, checkpoints: Checkpoints) -> _Position:
         f"{key}: {meta['machine'][key]} -> {machine[key]}" for key in machine if meta["machine"][key] != machine[key]
     ]:
         say(f"{run.workdir}: goes on on another machine, so not bit-exactly ({'; '.join(changed)})")
+    _preflight(run)
     workdirs.note_resume(run.workdir, start)
     state = checkpoints.restore(start, sharding.place(run.mesh, abstract))
     return _Position(state, start, _Clock(**meta["clock"]), meta["evaluated"])
@@ -243,17 +284,21 @@ def _merge(config: Config, variables: Any, initial: weights.Network) -> weights.
 
 
 def _preflight(run: _Run) -> None:
-    """Measures the teacher on the evaluation split before a step is spent on it, and keeps what was found."""
-    data, teacher = next(iter(run.eval_data.values()), None), run.config.teacher
-    if not run.networks:
+    """Measures the teacher before a step is spent on it, and keeps what was found.
+
+    On the evaluation split, or on crops of training images without one. Once for every form of the teacher: a session
+    that resumes with another dtype measures it again.
+    """
+    if run.teacher is None:
         return
-    if data is None:
-        if teacher.min_accuracy:
-            raise RunError(f"config.teacher.min_accuracy={teacher.min_accuracy} needs an evaluation split")
+    file = run.workdir / workdirs.PREFLIGHT_FILE
+    if file.is_file() and workdirs.read_json(file).get("sha256") == run.teacher_hash:
         return
-    results = check_teacher(run.networks, run.config, run.mesh, data, run.student.card.class_names)
+    batches = next(iter(run.eval_data.values()), None) or _first_crops(run)
+    class_names = run.student.card.class_names
+    results = check_teacher(run.networks, run.teacher, run.config, run.mesh, batches, class_names)
     if jax.process_index() == 0:
-        workdirs.write_json(run.workdir / workdirs.PREFLIGHT_FILE, {"teachers": results})
+        workdirs.write_json(file, {"sha256": run.teacher_hash, "teachers": results})
 
 
 def _train(

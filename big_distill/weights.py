@@ -22,24 +22,33 @@ from big_distill import models
 from big_distill.config import Config, ModelConfig, freeze
 from big_distill.errors import ConfigError, RunError
 from big_distill.pretrained import files, names
+from big_distill.resolve import BIT_BLOCKS
 from big_distill.state import Card, Model, path_name
-from big_distill.workdir import CONFIG_FILE
+from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, read_json, write_json
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 
 WEIGHTS_FILE = "student.npz"
+CARD_SUFFIX = ".card.json"
 _CARD = "__card__"
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What rebuilds a network: its config, its outputs and its input."""
+    """What rebuilds a network: its config, its outputs and its input.
+
+    channels: of an image.
+    resize: an image's shorter side, before a square of `view_size` is cut from its middle.
+    card: what the network expects; where its image_size is smaller, the square is resized to it.
+    view_size: 0 for card.image_size.
+    """
 
     model: ModelConfig
     num_classes: int
     channels: int
     resize: int
     card: Card
+    view_size: int = 0
 
     def build(self, dtype: str, *, folded: bool = False) -> Model:
         """The network as pure functions; `folded` as in `models.build`."""
@@ -58,10 +67,11 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """An architecture with its weights."""
+    """An architecture with its weights; `source` is what the user calls the file that they are from."""
 
     architecture: Architecture
     variables: Variables
+    source: str = ""
 
 
 def architecture_of(config: Config, class_names: tuple[str, ...], initial: Network | None) -> Architecture:
@@ -71,21 +81,44 @@ def architecture_of(config: Config, class_names: tuple[str, ...], initial: Netwo
       RunError: `initial` is a network of another kind.
     """
     view = config.view
-    size = view.size_for_student
-    card = Card(image_size=size, class_names=class_names)
+    card = Card(image_size=view.size_for_student, class_names=class_names)
     if initial is not None:
-        theirs, before = initial.architecture.model, initial.architecture.card
-        if differing := [
-            f.name for f in dataclasses.fields(theirs) if getattr(theirs, f.name) != getattr(config.student, f.name)
-        ]:
-            name = differing[0]
-            raise RunError(
-                f"{config.init_from} does not fit this student: its {name} is {getattr(theirs, name)!r}, "
-                f"config.student.{name}={getattr(config.student, name)!r}"
-            )
+        check_same(
+            initial.architecture.model,
+            config.student,
+            f"{config.init_from} does not fit this student",
+            "config.student",
+        )
+        before = initial.architecture.card
         card = dataclasses.replace(card, mean=before.mean, std=before.std)
-    resize = view.resize * size // view.image_size  # a smaller student sees as much of an image as the view shows
-    return Architecture(config.student, config.num_classes, view.channels, resize, card)
+    return Architecture(config.student, config.num_classes, view.channels, view.resize, card, view.image_size)
+
+
+def check_same(theirs: ModelConfig, ours: ModelConfig, subject: str, name: str) -> None:
+    """Raises RunError if two configs describe different networks; a BiT's depth is its blocks."""
+    blocks = [model.blocks or BIT_BLOCKS.get(model.depth, ()) for model in (theirs, ours)]
+    for field in (f.name for f in dataclasses.fields(ModelConfig)):
+        their, our = getattr(theirs, field), getattr(ours, field)
+        if their != our and not (field in ("depth", "blocks") and blocks[0] == blocks[1]):
+            raise RunError(f"{subject}: its {field} is {their!r}, {name}.{field}={our!r}")
+
+
+def write_architecture(workdir: pathlib.Path, architecture: Architecture) -> None:
+    """Keeps in a run directory what is trained there: a resume does not depend on what the run began from."""
+    write_json(workdir / ARCHITECTURE_FILE, dataclasses.asdict(architecture))
+
+
+def read_architecture(workdir: pathlib.Path) -> Architecture:
+    """What `write_architecture` kept.
+
+    Raises:
+      RunError: it is not there, or damaged.
+    """
+    path = workdir / ARCHITECTURE_FILE
+    try:
+        return _from_json(path.read_text(), path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def save(path: pathlib.Path, network: Network) -> None:
@@ -124,28 +157,58 @@ def load(path: str | pathlib.Path, otherwise: Architecture | None = None) -> Net
         file /= WEIGHTS_FILE
     arrays = files.read(file)
     if _CARD in arrays:
-        architecture = _from_card(arrays.pop(_CARD), file)
-    elif otherwise is not None and otherwise.model.name is not None and file.suffix == ".npz":
-        architecture = otherwise
+        architecture = _from_json(arrays.pop(_CARD).tobytes(), file)
     else:
         architecture, arrays = _foreign(arrays, str(path), file, otherwise)
-    return Network(architecture, _fill(architecture.abstract_variables(), arrays, file))
+    return Network(architecture, _fill(architecture.abstract_variables(), arrays, file), str(path))
 
 
 def _foreign(
     arrays: dict[str, np.ndarray], source: str, file: pathlib.Path, otherwise: Architecture | None
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """What a file of another framework is, and its arrays under our names."""
-    found = files.translate(arrays, file, source)
+    """What a file without a card of ours is, and its arrays under our names."""
+    declared = otherwise if otherwise is not None and otherwise.model.name is not None else None
+    try:
+        found = files.translate(arrays, file, source)
+    except RunError:
+        if declared is None:
+            raise
+        card = _beside(file, declared.card, declared.num_classes)
+        return dataclasses.replace(declared, card=card), arrays  # our names, or `_fill` says what is missing
+    if declared is not None:
+        check_same(found.model, declared.model, f"{source} is another network", "config.teacher.model")
     size = found.image_size or (otherwise.card.image_size if otherwise else 224)
-    card = Card(image_size=size, mean=found.mean, std=found.std)
+    card = _beside(file, Card(image_size=size, mean=found.mean, std=found.std), found.num_classes)
     resize = otherwise.resize if otherwise else card.image_size
     return Architecture(found.model, found.num_classes, 3, resize, card), found.arrays
 
 
-def _from_card(card: np.ndarray, path: pathlib.Path) -> Architecture:
+def _beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
+    """The card of a foreign file, corrected by the fields of the JSON file beside it, teacher.card.json, if any.
+
+    Those of `Card`, and instead of mean and std a `value_range`, such as [-1, 1], that pixels are brought to.
+    """
+    path = file.with_suffix(CARD_SUFFIX)
+    if not path.is_file():
+        return card
+    given = read_json(path)
     try:
-        values = json.loads(card.tobytes())
+        if "value_range" in given:
+            low, high = given.pop("value_range")
+            given |= {"mean": [-low / (high - low)], "std": [1 / (high - low)]}
+        beside: Card = freeze(Card, {**dataclasses.asdict(card), **given}, path.name)
+    except (ConfigError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise RunError(f"{path} is not a card: {error}") from error
+    if len(beside.class_names) not in (0, num_classes):
+        raise RunError(f"{path}: {len(beside.class_names)} class_names, but {file.name} has {num_classes} classes")
+    if beside.image_size < 1 or not beside.mean or not beside.std or min(beside.std) <= 0:
+        raise RunError(f"{path}: image_size and std must be positive, and mean and std not empty")
+    return beside
+
+
+def _from_json(card: str | bytes, path: pathlib.Path) -> Architecture:
+    try:
+        values = json.loads(card)
         inner: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.pop("card").items()}
         return Architecture(model=freeze(ModelConfig, values.pop("model"), "card.model"), card=Card(**inner), **values)
     except (ConfigError, ValueError, KeyError, TypeError) as error:
@@ -173,6 +236,18 @@ def _fill(abstract: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> A
         return value.reshape(wanted.shape).astype(wanted.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, abstract)
+
+
+def check_shapes(network: Network) -> None:
+    """Raises RunError unless a network's weights are those of its architecture, which is not the one it came with."""
+    shapes = {path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(network.variables)}
+    size = network.architecture.card.image_size
+    for key, wanted in jax.tree_util.tree_leaves_with_path(network.architecture.abstract_variables()):
+        if shapes[path_name(key)] != wanted.shape:
+            raise RunError(
+                f"{network.source} is not for images of {size} px: its {path_name(key)} has shape "
+                f"{shapes[path_name(key)]}, at this size it would be {wanted.shape}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

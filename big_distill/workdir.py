@@ -18,6 +18,8 @@ SUMMARY_FILE = "summary.json"
 PARAMETERS_FILE = "parameters.txt"
 CHECKPOINTS_DIR = "checkpoints"
 PREFLIGHT_FILE = "preflight.json"
+CALIBRATION_FILE = "calibration.json"
+ARCHITECTURE_FILE = "architecture.json"
 TEACHER_DIR = "teacher"
 _RESUMES_FILE = "resumes.json"
 
@@ -66,13 +68,13 @@ def read_config(workdir: pathlib.Path) -> Config:
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The summary of a finished run, else None."""
     path = workdir / SUMMARY_FILE
-    return _read_json(path) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def resumed_at(workdir: pathlib.Path) -> list[int]:
     """The steps a run was resumed at."""
     path = workdir / _RESUMES_FILE
-    return _read_json(path) if path.is_file() else []
+    return read_json(path) if path.is_file() else []
 
 
 def note_resume(workdir: pathlib.Path, step: int) -> None:
@@ -81,7 +83,12 @@ def note_resume(workdir: pathlib.Path, step: int) -> None:
         write_json(workdir / _RESUMES_FILE, [*resumed_at(workdir), step])
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path) -> Any:
+    """The value in a file of a run directory.
+
+    Raises:
+      RunError: it cannot be read.
+    """
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -1,9 +1,10 @@
 """Flowers-102 at 128 px: function matching, BiT R152x2 -> R50x1; `:variant=fast`, `medium`, `long` or `student_paper`.
 
-  python -m big_distill.main --config=configs/flowers_fm.py:variant=medium --data_dir=... --config.teacher.path=...
+  python -m big_distill.main --config=configs/flowers_fm.py:variant=medium --data_dir=...
 
-The teacher is `R152x2_T_flowers128.npz` of the paper's release, in the working directory unless `teacher.path` says
-otherwise. Expect of the student (Beyer et al. 2022, Table 4, test; teacher 97.82 %):
+The teacher is the paper's, `R152x2_T_flowers128.npz`: it is fetched from gs://bit_models/distill, unless
+`--config.teacher.path` names a file. Expect of the student (Beyer et al. 2022, Table 4, test;
+teacher 97.82 %):
 
   fast            10k epochs   92.83 %      medium   100k epochs   95.54 %      long   1M epochs   96.93 %
   student_paper    1k epochs   81.02 % from another teacher, R101x3 at 98.18 % ("Compressing Neural Nets", Table II);
@@ -37,14 +38,7 @@ def get_config(arg=""):
 
     config.student.name = "bit"
     config.student.depth = 50
-    config.teacher.path = "R152x2_T_flowers128.npz"
-    config.teacher.model.name = "bit"
-    config.teacher.model.depth = 152
-    config.teacher.model.width = 2.0
-    if arg.variant == "student_paper":
-        config.teacher.path = "flowers_r101x3.npz"
-        config.teacher.model.depth = 101
-        config.teacher.model.width = 3.0
+    config.teacher.path = "flowers_r101x3.npz" if arg.variant == "student_paper" else "bit-m-r152x2-flowers128"
 
     config.objective.name = "function_matching"
     config.batch_size = 512

@@ -1,9 +1,10 @@
 """Food-101 at 128 px: function matching, BiT R152x2 -> R50x1; `:variant=fast`, `medium` or `long`.
 
-  python -m big_distill.main --config=configs/food_fm.py:variant=medium --data_dir=... --config.teacher.path=...
+  python -m big_distill.main --config=configs/food_fm.py:variant=medium --data_dir=...
 
-The teacher is `R152x2_T_food128.npz` of the paper's release, in the working directory unless `teacher.path` says
-otherwise; everything else as in flowers_fm. Expect of the student (Beyer et al. 2022, Table 4, test; teacher 86.24 %):
+The teacher is the paper's, `R152x2_T_food128.npz`: it is fetched from gs://bit_models/distill, unless
+`--config.teacher.path` names a file. Everything else as in flowers_fm. Expect of the student
+(Beyer et al. 2022, Table 4, test; teacher 86.24 %):
 
   fast   100 epochs   83.29 %      medium   1k epochs   86.64 %      long   3k epochs   87.20 %
 
@@ -31,7 +32,7 @@ def get_config(arg=""):
     config.source.train = "train[:90%]"
     config.source.validation = "train[90%:]"
     config.source.test = "validation"
-    config.teacher.path = "R152x2_T_food128.npz"
+    config.teacher.path = "bit-m-r152x2-food128"
     config.total_epochs, config.objective.temperature = VARIANTS[arg.variant][:2]
     config.optimizer.lr, config.optimizer.weight_decay = VARIANTS[arg.variant][2:]
     return smoke(config) if arg.smoke else config

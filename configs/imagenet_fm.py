@@ -1,11 +1,10 @@
 """ImageNet-1k at 224 px: function matching, BiT R152x2 -> R50x1, 1,200 epochs unless `total_epochs` says otherwise.
 
-  python -m big_distill.main --config=configs/imagenet_fm.py --data_dir=... --config.teacher.path=...
-  --config.total_epochs=300
+  python -m big_distill.main --config=configs/imagenet_fm.py --data_dir=... --config.total_epochs=300
 
-The teacher is `R152x2_T_224.npz` of the paper's release, in the working directory unless `teacher.path` says
-otherwise. Expect of the student (Beyer et al. 2022, top-1 on the official validation set, which is the test split
-here; T = 1, lr 0.03, weight decay 3e-4):
+The teacher is the paper's, `R152x2_T_224.npz`: it is fetched from gs://bit_models/distill, unless
+`--config.teacher.path` names a file. Expect of the student (Beyer et al. 2022, top-1 on the
+official validation set, which is the test split here; T = 1, lr 0.03, weight decay 3e-4):
 
   epochs   30      90      300     600     1200    4800    9600
   top-1    73.89   78.00   80.30   81.17   81.54   82.18   82.31
@@ -29,7 +28,7 @@ def get_config(arg=""):
     config.source.num_train_examples = 1_255_544
     config.view.image_size = 224
     config.view.resize = 256
-    config.teacher.path = "R152x2_T_224.npz"
+    config.teacher.path = "bit-m-r152x2-imagenet224"
     config.objective.temperature = 1.0
     config.batch_size = 4096
     config.optimizer.lr = 0.03

@@ -1,9 +1,10 @@
 """Oxford-IIIT Pets at 128 px: function matching, BiT R152x2 -> R50x1; `:variant=fast`, `medium` or `long`.
 
-  python -m big_distill.main --config=configs/pets_fm.py:variant=medium --data_dir=... --config.teacher.path=...
+  python -m big_distill.main --config=configs/pets_fm.py:variant=medium --data_dir=...
 
-The teacher is `R152x2_T_pet128.npz` of the paper's release, in the working directory unless `teacher.path` says
-otherwise; everything else as in flowers_fm. Expect of the student (Beyer et al. 2022, Table 4, test; teacher 91.03 %):
+The teacher is the paper's, `R152x2_T_pet128.npz`: it is fetched from gs://bit_models/distill, unless
+`--config.teacher.path` names a file. Everything else as in flowers_fm. Expect of the student
+(Beyer et al. 2022, Table 4, test; teacher 91.03 %):
 
   fast   1k epochs   88.01 %      medium   3k epochs   90.08 %      long   30k epochs   91.06 %
 
@@ -30,7 +31,7 @@ def get_config(arg=""):
     config.source.num_train_examples = 3312
     config.source.train = "train[:90%]"
     config.source.validation = "train[90%:]"
-    config.teacher.path = "R152x2_T_pet128.npz"
+    config.teacher.path = "bit-m-r152x2-pet128"
     config.total_epochs, config.objective.temperature = VARIANTS[arg.variant][:2]
     config.optimizer.lr, config.optimizer.weight_decay = VARIANTS[arg.variant][2:]
     return smoke(config) if arg.smoke else config

@@ -7,7 +7,9 @@ import optax
 import pytest
 
 from big_distill import objectives, scoring, sharding, steps
-from big_distill.config import ObjectiveConfig
+from big_distill.config import Config, ObjectiveConfig, SourceConfig, ViewConfig
+from big_distill.data import array_source
+from big_distill.data.pipeline import TrainPipeline
 from big_distill.state import Card, Model, Teacher, TrainState
 from big_distill.views import for_network, make_views, mixup
 
@@ -225,3 +227,26 @@ def test_evaluation_counts_every_example_once(batch):
     assert got.keys() == want.keys()
     for name, value in want.items():
         assert got[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_a_fixed_teacher_never_changes_its_mind_about_an_example():
+    """Two epochs of the real pipeline through a teacher whose logits are its input."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 9, 9), dtype=np.uint8)
+    source = array_source("eight", images, np.arange(8) % K, tuple("abcde"))
+    view = ViewConfig(image_size=S, channels=1, regime="fixed", mixup=0.0, resize=S)
+    config = Config(
+        num_classes=K, batch_size=4, total_steps=4, view=view, source=SourceConfig(name="own", num_train_examples=8)
+    )
+    pipeline = TrainPipeline(config, source)
+    teacher = Teacher(({"params": {}},), (probe(),), (CARD,), (None,))
+    said, seen = {}, {}
+    for step in range(4):
+        student_view, teacher_view, _ = make_views(pipeline.batch(step), K)
+        logits = np.asarray(steps.teacher_logits(teacher, teacher_view))
+        for index, example in enumerate(pipeline.stream.ids(step)):
+            said.setdefault(int(example), []).append(logits[index])
+            seen.setdefault(int(example), []).append(np.asarray(student_view[index]))
+    for example in range(8):
+        first, second = said[example]
+        np.testing.assert_array_equal(first, second)
+        assert not np.array_equal(*seen[example]), "the student's crops are random"

@@ -16,7 +16,7 @@ FLOORS = [
     "main evaluate prepare",
     "train inference cli",
     "evaluation preflight",
-    "teacher checkpoints",
+    "teacher calibration checkpoints",
     "weights workdir",
     "steps metrics tensorboard_writer pretrained",
     "views scoring optim sharding",

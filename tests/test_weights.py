@@ -1,5 +1,8 @@
 """Weight files: ours, with a card, and the bare ones of the BiT distillation release."""
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -62,6 +65,45 @@ def test_what_does_not_fit_is_named(network, bit, tmp_path):
     np.savez(tmp_path / "w.npz", **arrays)
     with pytest.raises(RunError, match=r"params/head/kernel has shape \(3, 32\), the architecture has \(32, 3\)"):
         weights.load(tmp_path / "w.npz", otherwise=bit)
+
+
+def test_a_card_beside_a_file_of_others_wins(network, tmp_path):
+    np.savez(tmp_path / "w.npz", **bare(network))
+    card = tmp_path / "w.card.json"
+    card.write_text(json.dumps({"value_range": [-1, 3], "image_size": 16, "class_names": ["a", "b", "c"]}))
+    assert weights.load(tmp_path / "w.npz").architecture.card == Card(16, (0.25,), (0.25,), ("a", "b", "c"))
+    card.write_text(json.dumps({"mean": [0.1, 0.2, 0.3]}))
+    assert weights.load(tmp_path / "w.npz").architecture.card == Card(224, (0.1, 0.2, 0.3), (0.5,))
+    for wrong, said in {
+        '{"means": [0.1]}': r"w.card.json.means is not a field of the config; did you mean 'mean'",
+        '{"image_size": "16"}': r"image_size",
+        '{"std": [0]}': r"std must be positive",
+        '{"value_range": [1, 1]}': r"is not a card: ",
+        '{"value_range": 1}': r"is not a card: ",
+        "[]": r"is not a card: ",
+        '{"class_names": ["a"]}': r"1 class_names, but w.npz has 3 classes",
+        "{": r"w.card.json is damaged",
+    }.items():
+        card.write_text(wrong)
+        with pytest.raises(RunError, match=said) as error:
+            weights.load(tmp_path / "w.npz")
+        assert str(card) in str(error.value)
+
+
+def test_a_declared_architecture_must_be_the_files(network, bit, tmp_path):
+    np.savez(tmp_path / "w.npz", **bare(network))
+    other = dataclasses.replace(bit, model=dataclasses.replace(bit.model, width=0.25))
+    with pytest.raises(
+        RunError, match=r"w.npz is another network: its width is 0.125, config.teacher.model.width=0.25"
+    ):
+        weights.load(tmp_path / "w.npz", otherwise=other)
+
+
+def test_depth_and_blocks_say_the_same():
+    fifty, blocks = ModelConfig("bit", depth=50), ModelConfig("bit", blocks=(3, 4, 6, 3))
+    weights.check_same(fifty, blocks, "a", "b")
+    with pytest.raises(RunError, match=r"a: its depth is 50, b.depth=0"):
+        weights.check_same(fifty, ModelConfig("bit", blocks=(3, 4, 6)), "a", "b")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "pickle", "card"])

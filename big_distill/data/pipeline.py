@@ -93,9 +93,10 @@ class TrainPipeline:
         Decodes the split first if it fits.
         """
         _ = self._central  # here, before several threads want it
-        return _prefetched(range(start_step, self._total_steps), self._batch, self._options)
+        return _prefetched(range(start_step, self._total_steps), self.batch, self._options)
 
-    def _batch(self, step: int) -> HostBatch:
+    def batch(self, step: int) -> HostBatch:
+        """This process's part of one batch."""
         draws = self.stream.draws(step).part(*self._part)
         branches: dict[str, Draws | None] = {"pixels": draws}
         if self._view.regime == "fixed":

@@ -15,10 +15,11 @@ from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError
 from big_distill.models import bit, cnn, efficientnet_lite, mobilenet_v3, vit
 from big_distill.models.folding import fold
+from big_distill.models.quantization import input_ranges, quantize
 from big_distill.resolve import BIT_BLOCKS
 from big_distill.state import Model
 
-__all__ = ["build", "fold", "from_linen"]
+__all__ = ["build", "fold", "from_linen", "input_ranges", "quantize"]
 
 
 @functools.cache
@@ -31,7 +32,8 @@ def build(model: ModelConfig, num_classes: int, dtype: str, folded: bool = False
       model: as `resolve` checked it. A name with a colon is the user's own `module:function`, called as this is.
       num_classes: K, the number of logits.
       dtype: of activations, 'float32' or 'bfloat16'; parameters and logits are float32.
-      folded: the network of `fold`'s variables, for inference only; the same one where there is nothing to fold.
+      folded: the network of `fold`'s variables, and of `quantize`'s, for inference only; the same one where there is
+        nothing to fold.
 
     Returns:
       The Model; its image is float32 [B, H, W, C], already normalised.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from big_distill.config import ModelConfig
@@ -30,7 +31,12 @@ def fold(model: ModelConfig, variables: Mapping[str, Any], dtype: str = "float32
     elif ":" not in str(model.name):
         batch_stats = folded.pop("batch_stats", {})
         folded["params"] = _without_batch_norm(folded["params"], batch_stats, BATCH_NORM_EPSILON[model.padding])
-    return jax.tree.map(lambda x: np.asarray(x).astype(dtype if x.ndim > 1 else "float32"), folded)
+
+    def cast(x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        return x.astype(dtype if x.ndim > 1 else "float32") if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, folded)
 
 
 def _standardized(x: Any) -> np.ndarray:

@@ -66,6 +66,50 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Pa
     return lax.platform_dependent(x, kernel, cpu=shifted_sum, default=convolution)
 
 
+def int8_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    input_scale: jax.Array,
+    kernel_scale: jax.Array,
+    stride: int = 1,
+    padding: Padding = "SAME",
+) -> jax.Array:
+    """`conv` in integers: of round(x / input_scale), clipped to [-127, 127], with an int8 kernel.
+
+    Products are added up in int32, and on the CPU, where XLA is slow at that, in float32: the same integers up to 2^24,
+    rounded above.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: int8 [k, k, C, F].
+      input_scale: float32 [], what one step of the input is worth.
+      kernel_scale: float32 [F], what one step of each filter is worth.
+      stride, padding: as in `conv`.
+
+    Returns:
+      float32 [B, H', W', F].
+    """
+    steps = jnp.clip(jnp.round(x.astype(jnp.float32) / input_scale), -127, 127)
+    pads = _pads(x, kernel.shape[0], stride, padding)
+
+    def in_integers(steps: jax.Array, kernel: jax.Array) -> jax.Array:
+        sums = lax.conv_general_dilated(
+            steps.astype(jnp.int8),
+            kernel,
+            (stride, stride),
+            pads,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            preferred_element_type=jnp.int32,
+        )
+        return sums.astype(jnp.float32)
+
+    def in_floats(steps: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv(steps, kernel.astype(jnp.float32), stride, padding)
+
+    sums = lax.platform_dependent(steps, kernel, cpu=in_floats, default=in_integers)
+    return sums * (input_scale * kernel_scale)
+
+
 def max_pool(x: jax.Array, size: int, stride: int, padding: Padding = "VALID") -> jax.Array:
     """Maximum over windows of `x` [B, H, W, C], padded with -inf: [B, H', W', C]."""
     pads = _pads(x, size, stride, padding)
@@ -138,7 +182,16 @@ class StdConv(nn.Module):
         if not self.folded:
             kernel -= kernel.mean((0, 1, 2))
             kernel *= lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + STD_CONV_EPSILON)
-        return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.size // 2)
+        return _conv_of(self, x, kernel, self.stride, self.size // 2)
+
+
+def _conv_of(layer: StdConv | ConvNorm, x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """The dense convolution of a layer, in its dtype; in integers if `quantization.quantize` made its kernel int8."""
+    if kernel.dtype != jnp.int8:
+        return conv(x.astype(layer.dtype), kernel.astype(layer.dtype), stride, padding)
+    input_scale = layer.param("input_scale", nn.initializers.ones, ())
+    kernel_scale = layer.param("kernel_scale", nn.initializers.ones, (layer.features,))
+    return int8_conv(x, kernel, input_scale, kernel_scale, stride, padding).astype(layer.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -176,8 +229,8 @@ class ConvNorm(nn.Module):
 
     padding: 'same', as in TensorFlow, with BatchNorm's epsilon 1e-3, or 'symmetric' (size // 2 pixels on every side),
       as in PyTorch, with 1e-5. They pad alike unless the stride is 2 and the map's side even.
-    norm: 'batch' (Ioffe & Szegedy 2015, arXiv 1502.03167; moments in float32, over the global batch) or 'group', with 8
-      groups.
+    norm: 'batch' (Ioffe & Szegedy 2015, arXiv 1502.03167; moments in float32, over the global batch; the
+      running statistics move by a tenth a step, as in PyTorch: fine-tuning has few steps) or 'group', with 8 groups.
     folded: BatchNorm's factor is in the kernel, and a bias is left of it.
     """
 
@@ -195,12 +248,14 @@ class ConvNorm(nn.Module):
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         shape = (self.size, self.size, 1 if self.depthwise else x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        convolve = depthwise_conv if self.depthwise else conv
         padding = "SAME" if self.padding == "same" else self.size // 2
-        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
+        if self.depthwise:
+            x = depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
+        else:
+            x = _conv_of(self, x, kernel, self.stride, padding)
         if self.norm == "group":
             return GroupNorm(self.dtype, num_groups=8, name="norm")(x)
         if self.folded:
             return x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         epsilon = BATCH_NORM_EPSILON[self.padding]
-        return nn.BatchNorm(not train, momentum=0.99, epsilon=epsilon, dtype=self.dtype, name="norm")(x)
+        return nn.BatchNorm(not train, momentum=0.9, epsilon=epsilon, dtype=self.dtype, name="norm")(x)

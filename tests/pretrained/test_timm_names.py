@@ -1,5 +1,7 @@
 """State dicts as timm and the PyPI packages name them, written here from our variables, come back as they were."""
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,6 +137,40 @@ def test_mobilenet_v3_large():
         found = translate(state, source)
         assert_same(found.arrays, arrays)
         assert found.model == ModelConfig("mobilenet_v3_large", padding=padding) and found.num_classes == K
+
+
+def zeros(config):
+    """As `random_arrays`, for 1,000 classes and without the memory."""
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    abstract = jax.eval_shape(build(config, 1000, "float32").init, jax.random.key(0), image)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.broadcast_to(np.float32(0), leaf.shape)
+        for path, leaf in jax.tree.leaves_with_path(abstract)
+    }
+
+
+@pytest.mark.parametrize(
+    "config, write, stages, count, digest",  # count and digest: of state_dict() in timm 1.0.31
+    [
+        (ModelConfig("efficientnet_lite0"), timm_mobile, LITE_STAGES[0], 296, "335464100f8fc06c"),
+        (ModelConfig("efficientnet_lite1"), timm_mobile, LITE_STAGES[1], 386, "a20630e3f6fb6747"),
+        (ModelConfig("efficientnet_lite2"), timm_mobile, LITE_STAGES[2], 386, "048092e391e03af4"),
+        (ModelConfig("mobilenet_v3_large"), timm_mobile, LARGE_STAGES, 312, "c9cae77a0d37db0e"),
+        (ModelConfig("bit", depth=50), timm_bit, (3, 4, 6, 3), 153, "131dbffdd8874231"),
+    ],
+    ids=[
+        "tf_efficientnet_lite0",
+        "efficientnet_lite1",
+        "tf_efficientnet_lite2",
+        "mobilenetv3_large_100",
+        "resnetv2_50x1_bit",
+    ],
+)
+def test_names_and_shapes_are_timms(config, write, stages, count, digest):
+    state = write(zeros(config), stages)
+    described = {name: () if name.endswith("num_batches_tracked") else array.shape for name, array in state.items()}
+    lines = sorted(f"{name} {shape}" for name, shape in described.items())
+    assert (len(lines), hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]) == (count, digest)
 
 
 @pytest.mark.parametrize("blocks, depth, width", [((1, 2), 0, 3.0), ((3, 4, 6, 3), 50, 0.25)])

@@ -1,0 +1,74 @@
+"""Convolutions of a folded network in 8 bits: how large their inputs are, and integers for their kernels.
+
+Symmetric and static, after Jacob et al. 2018, "Quantization and training of neural networks for efficient
+integer-arithmetic-only inference" (arXiv 1712.05877), and Krishnamoorthi 2018 (arXiv 1806.08342): one scale for the
+input of a convolution, taken from real images, and one for each of its filters. The first convolution, depthwise ones
+and dense layers keep their floats: they are small, and lose most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from big_distill.models.layers import ConvNorm, StdConv
+from big_distill.state import Model
+
+Ranges = dict[str, float]
+"""For each convolution, by its path such as block1/unit01/conv1: the size of input that the integer 127 stands for."""
+
+
+def input_ranges(model: Model, variables: Any, image: jax.Array) -> dict[str, jax.Array]:
+    """How large the inputs of a network's convolutions are.
+
+    Args:
+      model: a folded network.
+      variables: `fold`'s.
+      image: [B, H, W, C], normalised.
+
+    Returns:
+      For each convolution that `quantize` is for, the largest |x| of its input, float32 [].
+    """
+    ranges: dict[str, jax.Array] = {}
+
+    def record(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        layer = context.module
+        if isinstance(layer, StdConv) or (isinstance(layer, ConvNorm) and not layer.depthwise):
+            (x,) = args
+            if x.shape[-1] != image.shape[-1]:  # not the first
+                ranges["/".join(layer.path)] = jnp.abs(x).max().astype(jnp.float32)
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        model.apply(variables, image, train=False)
+    return ranges
+
+
+def quantize(variables: Mapping[str, Any], ranges: Ranges) -> dict[str, Any]:
+    """The variables with the named convolutions in integers: kernel int8, kernel_scale float32 [F], input_scale [].
+
+    Args:
+      variables: `fold`'s, in float32 or bfloat16.
+      ranges: of some of its convolutions, see `Ranges`.
+    """
+
+    def walk(params: Any, path: str) -> Any:
+        if path in ranges:
+            kernel = np.asarray(params["kernel"], np.float32)
+            scale = np.maximum(np.abs(kernel).max((0, 1, 2)), np.float32(1e-30)) / np.float32(127)
+            return {
+                **params,
+                "kernel": np.round(kernel / scale).astype(np.int8),
+                "kernel_scale": scale,
+                "input_scale": np.float32(max(ranges[path], 1e-30) / 127),
+            }
+        if not isinstance(params, Mapping):
+            return params
+        return {name: walk(child, f"{path}/{name}".lstrip("/")) for name, child in params.items()}
+
+    return {**variables, "params": walk(variables["params"], "")}
