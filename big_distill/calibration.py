@@ -32,33 +32,39 @@ def measure(
     Raises:
       ConfigError: a network without a convolution that int8 is for.
     """
-    found = []
-    for network in networks:
-        architecture = network.architecture
-        model = architecture.build(config.dtype, folded=True)
-        variables = sharding.replicate(mesh, models.fold(architecture.model, network.variables, config.dtype))
-
-        def of_batch(variables: Any, pixels: jax.Array, model: Any = model, card: Any = architecture.card) -> Any:
-            return models.input_ranges(model, variables, for_network(to_unit(pixels), card))
-
-        step = jax.jit(of_batch, out_shardings=sharding.replicated(mesh))
-        ranges = [step(variables, **sharding.to_devices(mesh, {"pixels": batch["pixels"]})) for batch in batches]
-        if not ranges[0]:
-            raise ConfigError(
-                f"config.teacher.dtype='int8': the model {architecture.model.name!r} has no convolution for it; "
-                "those of bit, efficientnet_lite* and mobilenet_v3_large have"
-            )
-        found.append({name: max(float(values[name]) for values in ranges) for name in ranges[0]})
-    return tuple(found)
+    return tuple(_ranges(network, config.dtype, mesh, batches) for network in networks)
 
 
-def read(workdir: pathlib.Path, identity: str | None) -> tuple[Ranges, ...] | None:
-    """What `write` kept of the teacher with this hash, else None."""
+def _ranges(
+    network: weights.Network, dtype: str, mesh: Mesh, batches: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, float]:
+    architecture = network.architecture
+    model = architecture.build(dtype, folded=True)
+    folded = models.cast(models.fold(architecture.model, network.variables), dtype)
+    variables = sharding.replicate(mesh, folded)
+
+    def of_batch(variables: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+        return models.input_ranges(model, variables, for_network(to_unit(pixels), architecture.card))
+
+    step = jax.jit(of_batch, out_shardings=sharding.replicated(mesh))
+    ranges = [step(variables, **sharding.to_devices(mesh, {"pixels": batch["pixels"]})) for batch in batches]
+    if not ranges[0]:
+        raise ConfigError(
+            f"config.teacher.dtype='int8': the model {architecture.model.name!r} has no convolution for it; "
+            "those of bit, efficientnet_lite* and mobilenet_v3_large have"
+        )
+    return {name: max(float(values[name]) for values in ranges) for name in ranges[0]}
+
+
+def read(workdir: pathlib.Path, identity: str) -> tuple[Ranges, ...] | None:
+    """What `write` kept of the teacher with this identity, else None."""
     file = workdir / CALIBRATION_FILE
-    kept = read_json(file) if file.is_file() else {}
-    return tuple(kept["ranges"]) if kept.get("teacher") == identity else None
+    if not file.is_file():
+        return None
+    kept = read_json(file)
+    return tuple(kept["ranges"]) if kept["teacher"] == identity else None
 
 
-def write(workdir: pathlib.Path, identity: str | None, ranges: Sequence[Ranges]) -> None:
+def write(workdir: pathlib.Path, identity: str, ranges: Sequence[Ranges]) -> None:
     """Keeps ranges, so that a run has one teacher from its first session to its last."""
     write_json(workdir / CALIBRATION_FILE, {"teacher": identity, "ranges": ranges})

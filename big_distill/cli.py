@@ -34,10 +34,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         name, _, value = argument.lstrip("-").partition("=")
         if name == "config":
             _check_file(*value.partition(":")[::2])
-        elif name == "config.teacher.config":
+        elif name in ("config.teacher.config", "config.init_config"):
+            path = "config.teacher.path" if "teacher" in name else "config.init_from"
             raise ConfigError(
-                "config.teacher.config is set in a config file; its fields can be set one by one, as "
-                "--config.teacher.config.total_epochs=5, and --config.teacher.path=RUN replaces it"
+                f"{name} is set in a config file; its fields can be set one by one, as --{name}.total_epochs=5, and "
+                f"--{path}=RUN replaces it"
             )
         elif name.startswith("config."):
             check_path(name)

@@ -158,6 +158,24 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CompressConfig:
+    """How the student's kernels are represented while they train."""
+
+    layers: str = maths(".*/kernel", "regular expression: full paths of the kernels that are pruned or shared")
+    sparsity: float = maths(0.0, "share of their weights that are zero in the end; the smallest go")
+    layer_sparsity: tuple[str, ...] = maths(
+        (), "by layer, such as ('fc1/kernel=0.92',): regular expression and share; the first that matches wins"
+    )
+    scope: str = maths("global", "global: the smallest weights of all layers go; layer: each layer loses its own share")
+    prune_begin: float = maths(0.0, "share of the run's steps after which pruning begins")
+    prune_end: float = maths(0.5, "share after which it ends: cubic in between, at once if equal to prune_begin")
+    prune_every_steps: int = maths(100, "prune this often in between")
+    bits: int = maths(0, "k-means weight sharing: 2^bits values a layer beside zero, from the run's start; 0: none")
+    layer_bits: tuple[str, ...] = maths((), "by layer, such as ('conv.*=8',)")
+    centroids: str = maths("linear", "where k-means begins: linear, density or random")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run: a student trained against an objective."""
 
@@ -168,6 +186,9 @@ class Config:
     total_steps: int = maths(0, "length of the run in optimiser steps; when set it wins over total_epochs")
     total_epochs: float = maths(0.0, "length of the run in passes over the training split")
     init_from: str | None = maths(None, "start from this run's student or weight file (all that teacher.path takes)")
+    init_config: Config | None = maths(
+        None, "a config that is trained first, inside this run's directory (init/), whose student this run starts from"
+    )
     init_fresh: str | None = maths(
         None, "regular expression: full paths of the parameters that init_from leaves to initialise, such as head/.*"
     )
@@ -178,6 +199,7 @@ class Config:
     source: SourceConfig = maths(SourceConfig(), "the data")
     eval_source: SourceConfig = maths(SourceConfig(), "the data of evaluation, if they are another set's")
     optimizer: OptimizerConfig = maths(OptimizerConfig(), "the update")
+    compress: CompressConfig = maths(CompressConfig(), "pruned and shared weights")
     dtype: str = numerics("auto", "dtype of activations: float32, bfloat16, or auto: bfloat16 on TPU and GPU")
     log_every_steps: int = cosmetic(50, "write training metrics this often")
     eval_every_steps: int = cosmetic(0, "evaluate this often; 0: ten times a run")
@@ -288,9 +310,10 @@ def freeze(schema: type, values: Any, prefix: str) -> Any:
 
 def _checked(type_: Any, value: Any, path: str) -> Any:
     if typing.get_origin(type_) is tuple:
-        of, example = typing.get_args(type_)[0], "(3,4,6,3)" if typing.get_args(type_)[0] is int else "(0.5,)"
-        if not isinstance(value, tuple | list) or not all(type(v) in (int, of) for v in value):
-            raise ConfigError(f"{path}={value!r}: expected numbers of type {of.__name__}, such as {example}")
+        of = typing.get_args(type_)[0]
+        example = {int: "(3,4,6,3)", float: "(0.5,)", str: "('a','b')"}[of]
+        if not isinstance(value, tuple | list) or not all(type(v) in (int, of)[of is str :] for v in value):
+            raise ConfigError(f"{path}={value!r}: expected values of type {of.__name__}, such as {example}")
         return tuple(map(of, value))
     if type_ is float and type(value) is int:
         return float(value)

@@ -115,14 +115,20 @@ def smoke(config: ConfigDict) -> ConfigDict:
     if small.student.name in _NUM_STAGES:
         small.student.update(depth=0, blocks=(1,) * _NUM_STAGES[small.student.name], width=0.125)
     small.student.features = tuple(min(8, units) for units in small.student.features)
+    if config.init_config:
+        small.init_config = _two_steps(smoke(config.init_config))
     if config.teacher.path or config.teacher.config:
         teacher = smoke(config.teacher.config) if config.teacher.config else _supervised(small)
-        teacher.unlock().update(total_steps=2, eval_every_steps=2)
-        teacher.optimizer.update(schedule="constant", warmup_steps=0, boundaries=())
         small.teacher.update(path=None, model=_template(ModelConfig))
         small.teacher.update(image_size=(), input_mean=(), input_std=(), min_accuracy=0.0)
-        small.teacher.config = teacher
+        small.teacher.config = _two_steps(teacher)
     return small.lock()
+
+
+def _two_steps(config: ConfigDict) -> ConfigDict:
+    config.unlock().update(total_steps=2, eval_every_steps=2)
+    config.optimizer.update(schedule="constant", warmup_steps=0, boundaries=())
+    return config
 
 
 def _supervised(config: ConfigDict) -> ConfigDict:

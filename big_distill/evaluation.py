@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from big_distill import scoring, sharding, steps, weights
+from big_distill import compress, scoring, sharding, steps, weights
 from big_distill import teacher as teachers
 from big_distill.checkpoints import Checkpoints
 from big_distill.config import Config, SourceConfig
@@ -18,7 +18,7 @@ from big_distill.data import Source
 from big_distill.data.pipeline import EvalPipeline, check_classes
 from big_distill.data.sources import open_source
 from big_distill.errors import RunError
-from big_distill.state import Teacher
+from big_distill.state import Teacher, materialize
 from big_distill.workdir import CHECKPOINTS_DIR, read_config
 
 EvalStep = Callable[..., scoring.Sums]
@@ -89,5 +89,10 @@ def _saved(workdir: pathlib.Path, config: Config, step: str, mesh: Mesh) -> weig
             there = ", ".join(name for name, saved in known.items() if saved is not None) or "none"
             raise RunError(f"{workdir} has no checkpoint {step!r}; there are: {there}")
         student = weights.read_architecture(workdir)
-        abstract = sharding.place(mesh, {"batch_stats": {}, **student.abstract_variables()})
-        return weights.Network(student, checkpoints.restore_variables(found, abstract))
+        abstract = student.abstract_variables()
+        plan = compress.plan(config.compress, abstract["params"], config.total_steps, config.seed)
+        params, aux = jax.eval_shape(plan.encode, abstract["params"])
+        saved = {"batch_stats": {}, **abstract, "params": params, "aux": aux}
+        state = checkpoints.restore_variables(found, sharding.place(mesh, saved))
+        variables = {"params": materialize(state["params"], state["aux"]), "batch_stats": state["batch_stats"]}
+        return weights.Network(student, variables)

@@ -16,11 +16,18 @@ from big_distill.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of models: the fields of `ModelConfig` it reads, its smallest image in pixels, its stages (0: any)."""
+    """A family of models.
+
+    fields: of `ModelConfig`, those it reads.
+    min_image_size: in pixels.
+    num_stages: 0: any.
+    int8: whether it has convolutions that a teacher may compute in integers.
+    """
 
     fields: tuple[str, ...]
     min_image_size: int
     num_stages: int = 0
+    int8: bool = False
 
 
 MODELS = {
@@ -28,11 +35,11 @@ MODELS = {
     "lenet5": Family((), 16),
     "cnn": Family(("features",), 4),
     "six_layer_cnn": Family((), 4),
-    "bit": Family(("depth", "blocks", "width", "root_pool"), 4),  # doubled by every stage after the first
-    "efficientnet_lite0": Family(("blocks", "width", "padding"), 32, 7),
-    "efficientnet_lite1": Family(("blocks", "width", "padding"), 32, 7),
-    "efficientnet_lite2": Family(("blocks", "width", "padding"), 32, 7),
-    "mobilenet_v3_large": Family(("blocks", "width", "norm", "padding"), 32, 6),
+    "bit": Family(("depth", "blocks", "width", "root_pool"), 4, int8=True),  # doubled by every stage after the first
+    "efficientnet_lite0": Family(("blocks", "width", "padding"), 32, 7, int8=True),
+    "efficientnet_lite1": Family(("blocks", "width", "padding"), 32, 7, int8=True),
+    "efficientnet_lite2": Family(("blocks", "width", "padding"), 32, 7, int8=True),
+    "mobilenet_v3_large": Family(("blocks", "width", "norm", "padding"), 32, 6, int8=True),
     "vit_small": Family(("patch_size",), 1),  # a multiple of the patch
     "vit_base": Family(("patch_size",), 1),
 }
@@ -67,6 +74,8 @@ def resolve(config: ConfigDict, num_devices: int, platform: str) -> Config:
 def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Config:
     if config.teacher.path:
         config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, config=None))
+    if config.init_from:
+        config = dataclasses.replace(config, init_config=None)
     _check_numbers(config, num_devices, prefix)
     if ":" in config.source.name:
         plugins.load(config.source.name, f"{prefix}.source.name")
@@ -77,6 +86,7 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         size = config.teacher.image_size[0] if config.teacher.image_size else view.image_size
         _check_model(config.teacher.model, size, f"{prefix}.teacher.model")
     _check_teacher(config, prefix)
+    _check_compress(config, prefix)
     _check_objective(config, prefix)
     total_steps, warmup_steps, boundaries = _durations(config, prefix)
     _choice(f"{prefix}.optimizer.name", config.optimizer.name, ("adam", "sgd"))
@@ -90,11 +100,16 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         teacher = dataclasses.replace(
             teacher, config=_resolve(nested, num_devices, platform, f"{prefix}.teacher.config")
         )
+    init_config = config.init_config
+    if init_config is not None:
+        init_config = dataclasses.replace(init_config, source=_located(init_config.source, config.source))
+        init_config = _resolve(init_config, num_devices, platform, f"{prefix}.init_config")
     eval_every_steps = config.eval_every_steps or max(1, total_steps // 10)
     return dataclasses.replace(
         config,
         total_steps=total_steps,
         teacher=teacher,
+        init_config=init_config,
         view=view,
         eval_source=eval_source,
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup_steps, boundaries=boundaries),
@@ -145,7 +160,7 @@ def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
     _check_regex(f"{prefix}.optimizer.decay_mask", optimizer.decay_mask)
     _check_regex(f"{prefix}.init_fresh", config.init_fresh or "")
     _require(
-        config.init_fresh is None or bool(config.init_from),
+        config.init_fresh is None or bool(config.init_from or config.init_config),
         f"{prefix}.init_fresh={config.init_fresh!r} needs {prefix}.init_from",
     )
     for name in ("momentum", "b1", "b2"):
@@ -227,10 +242,45 @@ def _check_teacher(config: Config, prefix: str) -> None:
         _require(len(values) in (0, 1, channels), f"{path}.{name}={values}: expected one value, or {channels}")
     _require(min((*teacher.input_std, 1)) > 0, f"{path}.input_std={teacher.input_std}: expected numbers above 0")
     _require(min((*teacher.image_size, 1)) == 1, f"{path}.image_size={teacher.image_size}: expected positive sizes")
+    nested = teacher.config and MODELS.get(str(teacher.config.student.name))
+    _require(
+        teacher.dtype != "int8" or not nested or nested.int8,
+        f"{path}.dtype='int8': {teacher.config and teacher.config.student.name} has no convolution for it; those of "
+        f"{', '.join(name for name, family in MODELS.items() if family.int8)} have",
+    )
     num_teachers = len((teacher.path or "").split(","))
     _require(
         len(teacher.image_size) in (0, 1, num_teachers),
         f"{path}.image_size={teacher.image_size}: expected one size, or one for each of the {num_teachers} teachers",
+    )
+
+
+def _check_compress(config: Config, prefix: str) -> None:
+    compress, path = config.compress, f"{prefix}.compress"
+    _check_regex(f"{path}.layers", compress.layers)
+    for name, number, expected in (
+        ("layer_sparsity", r"0(\.\d+)?", "PATTERN=SHARE, such as 'fc1/kernel=0.92'"),
+        ("layer_bits", r"[1-9]|1[0-2]", "PATTERN=BITS, 1 to 12, such as 'conv.*=8'"),
+    ):
+        for rule in getattr(compress, name):
+            pattern, _, value = rule.rpartition("=")
+            _check_regex(f"{path}.{name}", pattern)
+            _require(bool(pattern and re.fullmatch(number, value)), f"{path}.{name}={rule!r}: expected {expected}")
+    _require(0 <= compress.sparsity < 1, f"{path}.sparsity={compress.sparsity}: expected a share in [0, 1)")
+    _choice(f"{path}.scope", compress.scope, ("global", "layer"))
+    _choice(f"{path}.centroids", compress.centroids, ("linear", "density", "random"))
+    _require(0 <= compress.bits <= 12, f"{path}.bits={compress.bits}: expected 0 to 12 bits")
+    _require(
+        not compress.layer_sparsity or compress.scope == "layer",
+        f"{path}.layer_sparsity={compress.layer_sparsity} needs {path}.scope='layer'",
+    )
+    _require(not compress.layer_bits or compress.bits > 0, f"{path}.layer_bits needs {path}.bits, for all others")
+    begin, end = compress.prune_begin, compress.prune_end
+    _require(0 <= begin <= end <= 1, f"{path}.prune_begin={begin}, prune_end={end}: expected shares, in this order")
+    _at_least(f"{path}.prune_every_steps", compress.prune_every_steps, 1)
+    _require(
+        not compress.bits or bool(config.init_from or config.init_config),
+        f"{path}.bits={compress.bits} shares the weights of a trained network: set {prefix}.init_from or init_config",
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
@@ -45,6 +47,17 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
         return jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index])
 
     return jax.tree.map(put, tree)
+
+
+def from_first_process(value: Any) -> Any:
+    """The JSON-ready value that process 0 has, in every process: what one disk says must not divide them."""
+    if jax.process_count() == 1:
+        return value
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    padded = np.zeros(size, np.uint8)
+    padded[: min(size, len(data))] = data[:size]
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes())
 
 
 def place(mesh: Mesh, abstract: Any) -> Any:

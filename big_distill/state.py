@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 Params = Any  # a nested dict of float32 arrays
+Aux = dict[str, jax.Array]
+"""How some of a student's parameters are represented, by path; `materialize` reads it, `compress` writes it."""
 Batch = Mapping[str, jax.Array]
 """What travels to the device:
 
@@ -76,19 +79,41 @@ class TrainState:
 
     step: int32 [], the number of updates applied.
     params: the trainable floats.
+    aux: how they become kernels, {} if they are.
     batch_stats: running statistics of normalisation layers, {} without any.
     opt_state: optax's.
     """
 
     step: jax.Array
     params: Params
+    aux: Aux
     batch_stats: Any
     opt_state: Any
 
     @property
     def variables(self) -> dict[str, Any]:
         """The student itself, as `Model.apply` takes it."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        return {"params": materialize(self.params, self.aux), "batch_stats": self.batch_stats}
+
+
+def materialize(params: Params, aux: Aux) -> Params:
+    """The dense parameters, which gradients flow through to the represented ones.
+
+    Args:
+      params: what is trained.
+      aux: by path, for a kernel that is pruned its mask (bool, False where it is zero), for one whose weights are
+        shared the code of each (uint16: 0 is zero, i + 1 the i-th trained value).
+    """
+
+    def leaf(path: jax.tree_util.KeyPath, value: jax.Array) -> jax.Array:
+        how = aux.get(path_name(path))
+        if how is None:
+            return value
+        if how.dtype == jnp.bool_:
+            return jnp.where(how, value, 0)
+        return jnp.concatenate([jnp.zeros(1, value.dtype), value])[how]
+
+    return jax.tree_util.tree_map_with_path(leaf, params) if aux else params
 
 
 def path_name(path: jax.tree_util.KeyPath) -> str:

@@ -12,10 +12,12 @@ import optax
 from big_distill import scoring
 from big_distill.errors import ConfigError
 from big_distill.objectives import Objective, kl_divergence, mean_teacher
-from big_distill.state import Batch, Card, Model, Teacher, TrainState
+from big_distill.state import Aux, Batch, Card, Model, Params, Teacher, TrainState, materialize
 from big_distill.views import for_network, make_views, to_unit, view_hash
 
 Metrics = dict[str, jax.Array]
+Refresh = Callable[[Params, Aux, jax.Array], Aux]
+"""(params, aux, number of updates) -> aux: `compress.Plan.refresh`."""
 
 
 def make_train_step(
@@ -26,6 +28,7 @@ def make_train_step(
     *,
     num_classes: int,
     seed: int,
+    refresh: Refresh | None = None,
     accumulate_steps: int = 1,
     log_view_hash: bool = False,
 ) -> Callable[[TrainState, Teacher | None, Batch], tuple[TrainState, Metrics]]:
@@ -38,6 +41,7 @@ def make_train_step(
       tx: the update rule.
       num_classes: K.
       seed: of the network's own randomness (dropout), folded with the step.
+      refresh: what becomes of `state.aux` after an update; None: it stays.
       accumulate_steps: parts of the global batch whose gradients are added up before the update; mixup comes before
         the split.
       log_view_hash: whether the metrics have `view_hash` and `teacher_view_hash`, hashes of what each branch saw.
@@ -49,9 +53,9 @@ def make_train_step(
       on the training view.
     """
 
-    def loss_fn(params: Any, batch_stats: Any, views: Any, target: jax.Array | None, rng: jax.Array) -> Any:
+    def loss_fn(params: Any, aux: Aux, batch_stats: Any, views: Any, target: jax.Array | None, rng: jax.Array) -> Any:
         view, _, targets = views
-        variables = {"params": params, "batch_stats": batch_stats}
+        variables = {"params": materialize(params, aux), "batch_stats": batch_stats}
         logits, batch_stats = model.apply(variables, for_network(view, card), train=True, rng=rng)
         losses = objective(logits, target, targets)
         if losses.shape != logits.shape[:1]:
@@ -64,8 +68,9 @@ def make_train_step(
             metrics["agreement"] = jnp.mean(jnp.argmax(target, -1) == jnp.argmax(logits, -1), dtype=jnp.float32)
         return metrics["loss"], (metrics, batch_stats)
 
-    def gradients(params: Any, batch_stats: Any, views: Any, target: jax.Array | None, rng: jax.Array) -> Any:
-        grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(params, batch_stats, views, target, rng)
+    def gradients(state: TrainState, batch_stats: Any, views: Any, target: jax.Array | None, rng: jax.Array) -> Any:
+        grad = jax.grad(loss_fn, has_aux=True)
+        grads, (metrics, batch_stats) = grad(state.params, state.aux, batch_stats, views, target, rng)
         return (grads, metrics), batch_stats
 
     def train_step(state: TrainState, teacher: Teacher | None, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -73,13 +78,13 @@ def make_train_step(
         views = make_views(batch, num_classes)
         if accumulate_steps == 1:
             target = teacher_logits(teacher, views[1])
-            (grads, metrics), batch_stats = gradients(state.params, state.batch_stats, views, target, rng)
+            (grads, metrics), batch_stats = gradients(state, state.batch_stats, views, target, rng)
         else:
             parts = _split(views, accumulate_steps), jax.random.split(rng, accumulate_steps)
 
             def of_part(batch_stats: Any, part: Any) -> Any:
                 views, rng = part
-                return gradients(state.params, batch_stats, views, teacher_logits(teacher, views[1]), rng)
+                return gradients(state, batch_stats, views, teacher_logits(teacher, views[1]), rng)
 
             def add_part(carry: Any, part: Any) -> Any:
                 sums, batch_stats = carry
@@ -95,9 +100,11 @@ def make_train_step(
             metrics["view_hash"], metrics["teacher_view_hash"] = view_hash(views[0]), view_hash(views[1])
         metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         new_state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
+            aux=refresh(params, state.aux, state.step + 1) if refresh else state.aux,
             batch_stats=batch_stats,
             opt_state=opt_state,
         )

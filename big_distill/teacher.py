@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
 
@@ -13,25 +15,33 @@ from big_distill.calibration import Ranges
 from big_distill.config import Config, nearest
 from big_distill.errors import ConfigError, RunError
 from big_distill.state import Card, Teacher
-from big_distill.workdir import CALIBRATION_FILE, TEACHER_DIR
+from big_distill.workdir import CALIBRATION_FILE, PREFLIGHT_FILE, TEACHER_DIR, read_json
 
 
 def load(config: Config, workdir: pathlib.Path, mesh: Mesh, class_names: Sequence[str]) -> Teacher | None:
-    """The teacher of a run that was trained, ready to use; see `read` and `freeze`.
+    """The teacher of a run that was trained, ready to use; None without one.
 
     Raises:
-      RunError: its dtype is int8, and the run directory does not say with which ranges.
+      RunError: it is not the one that the run was trained with, or (int8) nothing is known of its activations.
     """
     networks = read(config, workdir)
-    ranges = calibration.read(workdir, identity(networks)) if config.teacher.dtype == "int8" else ()
-    if ranges is None:
-        raise RunError(f"{workdir} has no {CALIBRATION_FILE} of this teacher: its training never began")
-    return freeze(networks, config, mesh, class_names, ranges)
+    if not networks:
+        return None
+    now, ranges, file = identity(networks), None, workdir / PREFLIGHT_FILE
+    if file.is_file() and (before := read_json(file)["teacher"]) != now:
+        raise RunError(f"{workdir} was trained with another teacher (hash {before[:12]}, now {now[:12]})")
+    if config.teacher.dtype == "int8":
+        ranges = calibration.read(workdir, now)
+        if ranges is None:
+            raise RunError(f"{workdir} has no {CALIBRATION_FILE} of this teacher: its training never began")
+    return place(networks, frozen_variables(networks, config, ranges or ()), config, mesh, class_names)
 
 
-def identity(networks: Sequence[weights.Network]) -> str | None:
-    """SHA-256 of a teacher's weights as its files have them, unfolded; None without a teacher."""
-    return weights.sha256([network.variables for network in networks]) if networks else None
+def identity(networks: Sequence[weights.Network]) -> str:
+    """SHA-256 of what a teacher is: its networks, their cards, and their weights as the files have them, unfolded."""
+    what = [(dataclasses.asdict(n.architecture.model), dataclasses.asdict(n.architecture.card)) for n in networks]
+    facts = json.dumps([what, weights.sha256([network.variables for network in networks])], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
@@ -65,44 +75,56 @@ def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
     return tuple(networks)
 
 
-def freeze(
-    networks: Sequence[weights.Network],
-    config: Config,
-    mesh: Mesh,
-    class_names: Sequence[str],
-    ranges: Sequence[Ranges] = (),
-    *,
-    folded: bool = True,
-) -> Teacher | None:
-    """Places networks on every device, None without any.
+def frozen_variables(
+    networks: Sequence[weights.Network], config: Config, ranges: Sequence[Ranges]
+) -> tuple[weights.Variables, ...]:
+    """The weights that a run computes with: what does not depend on the input is computed once, here.
 
     Args:
       networks: as `read` returns them.
+      config: resolved; `config.teacher.dtype` is what kernels are stored in. With int8 some are integers, and the
+        others in `config.dtype`.
+      ranges: of each network, for int8.
+    """
+    int8 = config.teacher.dtype == "int8"
+    folded = [models.fold(network.architecture.model, network.variables) for network in networks]
+    if int8:
+        folded = [models.quantize(variables, own) for variables, own in zip(folded, ranges, strict=True)]
+    return tuple(models.cast(variables, config.dtype if int8 else config.teacher.dtype) for variables in folded)
+
+
+def place(
+    networks: Sequence[weights.Network],
+    variables: tuple[weights.Variables, ...],
+    config: Config,
+    mesh: Mesh,
+    class_names: Sequence[str],
+    *,
+    folded: bool = True,
+) -> Teacher:
+    """A teacher on every device.
+
+    Args:
+      networks: as `read` returns them.
+      variables: `frozen_variables`' of these networks, or their own if not `folded`.
       config: resolved.
       mesh: of the run.
       class_names: of the data, in the order of its labels; the teacher's logits are brought into it.
-      ranges: of each network, if `config.teacher.dtype` is int8; what is not a convolution of integers is then in
-        `config.dtype`.
-      folded: whether normalisation that does not depend on the input is computed once, here, and the weights are
-        stored in `config.teacher.dtype`; else everything is as the files have it, in float32.
+      folded: False for networks that compute as their files have them, in float32.
     """
-    if not networks:
-        return None
-    dtype = "float32" if not folded else config.dtype if ranges else config.teacher.dtype
-
-    def frozen(index: int, network: weights.Network) -> weights.Variables:
-        if not folded:
-            return network.variables
-        variables = models.fold(network.architecture.model, network.variables, dtype)
-        return models.quantize(variables, ranges[index]) if ranges else variables
-
+    dtype = "float32" if not folded else config.dtype if config.teacher.dtype == "int8" else config.teacher.dtype
     return Teacher(
-        variables=sharding.replicate(mesh, tuple(frozen(index, network) for index, network in enumerate(networks))),
+        variables=sharding.replicate(mesh, variables),
         models=tuple(n.architecture.build(dtype, folded=folded) for n in networks),
         cards=tuple(n.architecture.card for n in networks),
         orders=tuple(_order(n.architecture.card.class_names, class_names) for n in networks),
         mean=config.teacher.mean,
     )
+
+
+def plain(network: weights.Network, config: Config, mesh: Mesh, class_names: Sequence[str]) -> Teacher:
+    """One network as its file has it: what a frozen one is measured against."""
+    return place((network,), (network.variables,), config, mesh, class_names, folded=False)
 
 
 def _order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
@@ -121,6 +143,11 @@ def _check(path: str, network: weights.Network, config: Config) -> None:
         raise ConfigError(f"teacher {path} has {teacher.num_classes} classes, config.num_classes={config.num_classes}")
     if teacher.channels != view.channels:
         raise ConfigError(f"teacher {path} has {teacher.channels} channels, config.view.channels={view.channels}")
+    for name, values in (("mean", teacher.card.mean), ("std", teacher.card.std)):
+        if len(values) not in (1, teacher.channels):
+            raise ConfigError(
+                f"teacher {path}: its card's {name} has {len(values)} values, expected one or {teacher.channels}"
+            )
     if size > view.image_size:
         raise ConfigError(
             f"teacher {path} needs images of {size} px, config.view.image_size={view.image_size}: "

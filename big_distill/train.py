@@ -11,13 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from big_distill import calibration, objectives, optim, sharding, steps, weights
+from big_distill import compress, objectives, optim, preflight, sharding, steps, weights
 from big_distill import teacher as teachers
 from big_distill import workdir as workdirs
 from big_distill.checkpoints import Checkpoints, Preemption, has_checkpoint
@@ -27,12 +26,10 @@ from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source
 from big_distill.errors import DataError, NonFiniteError, Preempted, RunError
 from big_distill.evaluation import EvalStep, evaluate, jit_eval_step, open_eval, open_split
 from big_distill.metrics import MetricsLog, Progress, Stopwatch, profiler, say
-from big_distill.preflight import check_teacher
 from big_distill.resolve import needs_labels
 from big_distill.state import Teacher, TrainState
 
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
-_NUM_CALIBRATION_IMAGES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,22 +39,27 @@ class _Run:
     config: Config
     workdir: pathlib.Path
     mesh: Mesh
-    networks: tuple[weights.Network, ...]  # the teacher's, as their files have them
-    teacher: Teacher | None
+    teacher: preflight.Checked | None
     student: weights.Architecture
     initial: weights.Network | None  # what the student starts from
+    plan: compress.Plan
     train_data: TrainPipeline
     eval_data: dict[str, EvalPipeline]
-    init: Callable[[jax.Array], TrainState]
+    init: Callable[[jax.Array], weights.Variables]
+    begin: Callable[[weights.Variables], TrainState]
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     eval_step: EvalStep
     identity: dict[str, str | None]  # hashes of the data and of the teacher, unfolded
-    teacher_hash: str | None  # of the teacher as it is used, folded
+
+    @property
+    def frozen(self) -> Teacher | None:
+        """The teacher as the steps take it."""
+        return self.teacher.teacher if self.teacher else None
 
     def evaluate(self, state: TrainState) -> Scores:
         """Metrics on the validation and the test split, as far as there are any."""
         return {
-            split: evaluate(self.eval_step, state.variables, self.teacher, data, self.mesh)
+            split: evaluate(self.eval_step, state.variables, self.frozen, data, self.mesh)
             for split, data in self.eval_data.items()
         }
 
@@ -113,18 +115,29 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
     if summary := workdirs.read_summary(workdir):
         say(f"{workdir}: finished already")
         return summary
-    run = _open(config, workdir)  # before a teacher is trained: what is wrong with the student shows now
-    if config.teacher.config is not None:
-        _run(config.teacher.config, workdir / workdirs.TEACHER_DIR, preemption, f"{prefix}.teacher.config")
-        if preemption.requested:
-            raise Preempted("stopped after the teacher, before the student; the same command goes on")
-    run = _with_teacher(run)
+    run = _open(config, workdir)  # before anything is trained: what is wrong with the student shows now
+    for inner, directory, name, what in (
+        (config.teacher.config, workdirs.TEACHER_DIR, "teacher.config", "teacher"),
+        (config.init_config, workdirs.INIT_DIR, "init_config", "first stage"),
+    ):
+        if inner is not None:
+            _run(inner, workdir / directory, preemption, f"{prefix}.{name}")
+            if preemption.requested:
+                raise Preempted(f"stopped after the {what}, before what follows; the same command goes on")
+    if config.init_config is not None:
+        run = _open(config, workdir)
     with contextlib.closing(Checkpoints.of(config, workdir)) as checkpoints:
+        run = _with_teacher(run, checkpoints)
         begin = _start(run, checkpoints)
-        name = "student" if prefix == "config" else "teacher"
-        state, scores = _train(run, checkpoints, begin, preemption, name)
+        state, scores = _train(run, checkpoints, begin, preemption, _name(prefix))
         best_step = checkpoints.best_step()
     return _finish(run, state, scores, begin.clock, best_step)
+
+
+def _name(prefix: str) -> str:
+    """What a run is called in the log: student, teacher, or whose first stage it is."""
+    whose = "teacher" if "teacher.config" in prefix else "student"
+    return f"{whose}'s init" if prefix.endswith("init_config") else whose
 
 
 def _open(config: Config, workdir: pathlib.Path) -> _Run:
@@ -141,10 +154,12 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
         student = weights.read_architecture(workdir)
     else:
         class_names = _class_names(source, eval_data)
-        initial = weights.load(config.init_from) if config.init_from else None
+        initial = _initial(config, workdir)
         student = weights.architecture_of(config, class_names, initial)
         if initial is not None:
             _merge(config, student.abstract_variables(), initial)
+    variables = student.abstract_variables()
+    plan = compress.plan(config.compress, variables["params"], config.total_steps, config.seed)
     model = student.build(config.dtype)
     tx = optim.make_optimizer(config.optimizer, config.total_steps)
     train_step = steps.make_train_step(
@@ -154,33 +169,44 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
         tx,
         num_classes=config.num_classes,
         seed=config.seed,
+        refresh=plan.refresh if plan.prunes else None,
         accumulate_steps=config.accumulate_steps,
         log_view_hash=config.log_view_hash,
     )
 
-    def init(rng: jax.Array) -> TrainState:
-        variables = model.init(rng, jnp.zeros(student.input_shape, jnp.float32))
-        params = variables["params"]
-        return TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), tx.init(params))
+    def init(rng: jax.Array) -> weights.Variables:
+        return model.init(rng, jnp.zeros(student.input_shape, jnp.float32))
 
-    jax.eval_shape(init, jax.random.key(0))  # raises where shapes do not work out, or the optimiser does not suit them
+    def begin(variables: weights.Variables) -> TrainState:
+        params, aux = plan.encode(variables["params"])
+        return TrainState(jnp.int32(0), params, aux, variables.get("batch_stats", {}), tx.init(params))
+
+    jax.eval_shape(begin, variables)  # raises where shapes do not work out, or the optimiser does not suit them
     everywhere = sharding.replicated(mesh)
     return _Run(
         config=config,
         workdir=workdir,
         mesh=mesh,
-        networks=(),
         teacher=None,
         student=student,
         initial=initial,
+        plan=plan,
         train_data=TrainPipeline(config, source, jax.process_index(), jax.process_count()),
         eval_data=eval_data,
         init=jax.jit(init, out_shardings=everywhere),
+        begin=jax.jit(begin, out_shardings=everywhere),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=everywhere),
         eval_step=jit_eval_step(student, config, mesh),
         identity={"data": source.fingerprint, "teacher": None},
-        teacher_hash=None,
     )
+
+
+def _initial(config: Config, workdir: pathlib.Path) -> weights.Network | None:
+    """What a new run starts from; None also as long as its first stage is not there."""
+    if config.init_config is not None:
+        directory = workdir / workdirs.INIT_DIR
+        return weights.load(directory) if workdirs.read_summary(directory) else None
+    return weights.load(config.init_from) if config.init_from else None
 
 
 def _class_names(source: Source, eval_data: Mapping[str, EvalPipeline]) -> tuple[str, ...]:
@@ -195,69 +221,52 @@ def _class_names(source: Source, eval_data: Mapping[str, EvalPipeline]) -> tuple
     return ours or theirs
 
 
-def _with_teacher(run: _Run) -> _Run:
+def _with_teacher(run: _Run, checkpoints: Checkpoints) -> _Run:
+    """The run with its teacher, after a check that it resumes with the teacher and the data that it began with."""
     networks = teachers.read(run.config, run.workdir)
-    identity = teachers.identity(networks)
-    ranges = _ranges(run, networks, identity) if run.config.teacher.dtype == "int8" else ()
-    teacher = teachers.freeze(networks, run.config, run.mesh, run.student.card.class_names, ranges)
-    if teacher is None:
-        return run
-    return dataclasses.replace(
-        run,
-        networks=networks,
-        teacher=teacher,
-        identity={**run.identity, "teacher": identity},
-        teacher_hash=weights.sha256(teacher.variables),
+    identity = {**run.identity, "teacher": teachers.identity(networks) if networks else None}
+    start = checkpoints.latest_step()
+    for part, before in (checkpoints.meta(start)["identity"] if start is not None else identity).items():
+        if before != identity[part]:
+            hashes = f"hash {str(before)[:12]}, now {str(identity[part])[:12]}"
+            raise RunError(f"{run.workdir} was trained with another {part} ({hashes}): choose another --workdir")
+    teacher = preflight.prepare(
+        networks,
+        run.config,
+        run.workdir,
+        run.mesh,
+        run.train_data,
+        next(iter(run.eval_data.values()), None),
+        run.student.card.class_names,
     )
-
-
-def _ranges(run: _Run, networks: tuple[weights.Network, ...], identity: str | None) -> tuple[calibration.Ranges, ...]:
-    """Of the teacher's activations: those of the run's first session, or measured now."""
-    ranges = calibration.read(run.workdir, identity)
-    if ranges is None:
-        ranges = calibration.measure(networks, run.config, run.mesh, _first_crops(run))
-        if jax.process_index() == 0:
-            calibration.write(run.workdir, identity, ranges)
-    return ranges
-
-
-def _first_crops(run: _Run) -> list[dict[str, np.ndarray]]:
-    """This process's part of the first batches that the teacher will see, without labels."""
-    num_batches = -(-_NUM_CALIBRATION_IMAGES // run.config.batch_size)
-    batches = [run.train_data.batch(step) for step in range(min(num_batches, run.config.total_steps))]
-    crops = [batch.get("teacher_pixels", batch["pixels"]) for batch in batches]
-    return [{"pixels": pixels, "mask": np.ones(len(pixels), bool)} for pixels in crops]
+    return dataclasses.replace(run, identity=identity, teacher=teacher)
 
 
 def _start(run: _Run, checkpoints: Checkpoints) -> _Position:
     """The newest checkpoint, or a new state."""
-    key = jax.random.key(run.config.seed)
-    abstract = jax.eval_shape(run.init, key)
-    overview = parameter_overview.get_parameter_overview(abstract.params, include_stats=False)
+    variables = run.student.abstract_variables()
+    overview = parameter_overview.get_parameter_overview(variables["params"], include_stats=False)
     logging.info("Parameters of the student:\n%s", overview)
     if jax.process_index() == 0:
         (run.workdir / workdirs.PARAMETERS_FILE).write_text(overview + "\n")
         weights.write_architecture(run.workdir, run.student)
     start = checkpoints.latest_step()
     if start is None:
-        state = _warm_started(run, run.init(key))
-        _preflight(run)
-        return _Position(state)
+        variables = run.init(jax.random.key(run.config.seed))
+        if run.initial is not None:
+            merge = _merge(run.config, variables, run.initial)
+            say(f"{run.initial.source}: {merge}")
+            variables = sharding.replicate(run.mesh, merge.variables)
+        return _Position(run.begin(variables))
     meta = checkpoints.meta(start)
-    for part, now in run.identity.items():
-        before = meta["identity"][part]
-        if before != now:
-            hashes = f"hash {str(before)[:12]}, now {str(now)[:12]}"
-            raise RunError(f"{run.workdir} was trained with another {part} ({hashes}): choose another --workdir")
     say(f"{run.workdir}: resumes at step {start:,} of {run.config.total_steps:,}")
     machine = _machine()
     if changed := [
         f"{key}: {meta['machine'][key]} -> {machine[key]}" for key in machine if meta["machine"][key] != machine[key]
     ]:
         say(f"{run.workdir}: goes on on another machine, so not bit-exactly ({'; '.join(changed)})")
-    _preflight(run)
     workdirs.note_resume(run.workdir, start)
-    state = checkpoints.restore(start, sharding.place(run.mesh, abstract))
+    state = checkpoints.restore(start, sharding.place(run.mesh, jax.eval_shape(run.begin, variables)))
     return _Position(state, start, _Clock(**meta["clock"]), meta["evaluated"])
 
 
@@ -270,35 +279,8 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _warm_started(run: _Run, state: TrainState) -> TrainState:
-    """A new run's state with the weights that it starts from, if any."""
-    if run.initial is None:
-        return state
-    merge = _merge(run.config, state.variables, run.initial)
-    say(f"{run.config.init_from}: {merge}")
-    return dataclasses.replace(state, **sharding.replicate(run.mesh, merge.variables))
-
-
 def _merge(config: Config, variables: Any, initial: weights.Network) -> weights.Merge:
-    return weights.merge(variables, initial.variables, config.init_fresh, str(config.init_from))
-
-
-def _preflight(run: _Run) -> None:
-    """Measures the teacher before a step is spent on it, and keeps what was found.
-
-    On the evaluation split, or on crops of training images without one. Once for every form of the teacher: a session
-    that resumes with another dtype measures it again.
-    """
-    if run.teacher is None:
-        return
-    file = run.workdir / workdirs.PREFLIGHT_FILE
-    if file.is_file() and workdirs.read_json(file).get("sha256") == run.teacher_hash:
-        return
-    batches = next(iter(run.eval_data.values()), None) or _first_crops(run)
-    class_names = run.student.card.class_names
-    results = check_teacher(run.networks, run.teacher, run.config, run.mesh, batches, class_names)
-    if jax.process_index() == 0:
-        workdirs.write_json(file, {"sha256": run.teacher_hash, "teachers": results})
+    return weights.merge(variables, initial.variables, config.init_fresh, initial.source)
 
 
 def _train(
@@ -326,7 +308,7 @@ def _train(
             evaluate_at(start)
         for step, batch in enumerate(run.train_data.batches(start), start + 1):
             last = step == total_steps
-            state, metrics = run.train_step(state, run.teacher, sharding.to_devices(run.mesh, batch))
+            state, metrics = run.train_step(state, run.frozen, sharding.to_devices(run.mesh, batch))
             if step == start + 1:
                 jax.block_until_ready(metrics)  # compiled: from here on, time is training time
                 stopwatch.start()
@@ -392,16 +374,20 @@ def _headline(scores: Scores) -> str:
 def _finish(run: _Run, state: TrainState, scores: Scores, clock: _Clock, best_step: int | None) -> dict[str, Any]:
     """Writes the student's weights, then the summary that marks the run as finished."""
     config, test = run.config, scores.get("test", {})
-    if run.teacher is not None and weights.sha256(run.teacher.variables) != run.teacher_hash:
-        raise RunError("the teacher's weights changed during the run: its results cannot be trusted")
     teacher = None
     if run.teacher is not None:
-        num_params = weights.num_params([network.variables["params"] for network in run.networks])
-        teacher = {"accuracy": test.get("teacher_accuracy"), "num_params": num_params}
+        if weights.sha256(run.teacher.teacher.variables) != run.teacher.sha256:
+            raise RunError("the teacher's weights changed during the run: its results cannot be trusted")
+        teacher = {"accuracy": test.get("teacher_accuracy"), "num_params": run.teacher.num_params}
+    variables = state.variables
     images = clock.timed_steps * config.batch_size
     bad_images = set(run.train_data.bad).union(*(data.bad for data in run.eval_data.values()))
     summary = {
-        "student": {"accuracy": test.get("accuracy"), "num_params": weights.num_params(state.params)},
+        "student": {
+            "accuracy": test.get("accuracy"),
+            "num_params": weights.num_params(variables["params"]),
+            "num_nonzero": weights.num_nonzero(variables["params"]),
+        },
         "teacher": teacher,
         "agreement": test.get("agreement"),
         "kl": test.get("kl"),
@@ -411,12 +397,12 @@ def _finish(run: _Run, state: TrainState, scores: Scores, clock: _Clock, best_st
         "images_per_second": round(images / clock.train_seconds, 1) if clock.train_seconds else None,
         "wall_seconds": round(clock.wall_seconds, 1),
         "bad_images": len(bad_images),
-        "params_sha256": weights.sha256(state.params),
+        "params_sha256": weights.sha256(variables["params"]),
         "config_fingerprint": fingerprint(config),
         "scores": scores,
     }
     if jax.process_index() == 0:
-        weights.save(run.workdir / weights.WEIGHTS_FILE, weights.Network(run.student, state.variables))
+        weights.save(run.workdir / weights.WEIGHTS_FILE, weights.Network(run.student, variables))
         workdirs.write_json(run.workdir / workdirs.SUMMARY_FILE, summary)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"finished {run.workdir}")

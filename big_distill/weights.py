@@ -24,7 +24,7 @@ from big_distill.errors import ConfigError, RunError
 from big_distill.pretrained import files, names
 from big_distill.resolve import BIT_BLOCKS
 from big_distill.state import Card, Model, path_name
-from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, read_json, write_json
+from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, write_json
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 
@@ -180,7 +180,7 @@ def _foreign(
     size = found.image_size or (otherwise.card.image_size if otherwise else 224)
     card = _beside(file, Card(image_size=size, mean=found.mean, std=found.std), found.num_classes)
     resize = otherwise.resize if otherwise else card.image_size
-    return Architecture(found.model, found.num_classes, 3, resize, card), found.arrays
+    return Architecture(found.model, found.num_classes, found.channels, resize, card), found.arrays
 
 
 def _beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
@@ -191,13 +191,15 @@ def _beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
     path = file.with_suffix(CARD_SUFFIX)
     if not path.is_file():
         return card
-    given = read_json(path)
     try:
+        given = json.loads(path.read_text())
         if "value_range" in given:
+            if given.keys() & {"mean", "std"}:
+                raise ConfigError("value_range stands instead of mean and std")
             low, high = given.pop("value_range")
             given |= {"mean": [-low / (high - low)], "std": [1 / (high - low)]}
         beside: Card = freeze(Card, {**dataclasses.asdict(card), **given}, path.name)
-    except (ConfigError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except (ConfigError, OSError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise RunError(f"{path} is not a card: {error}") from error
     if len(beside.class_names) not in (0, num_classes):
         raise RunError(f"{path}: {len(beside.class_names)} class_names, but {file.name} has {num_classes} classes")
@@ -309,12 +311,18 @@ def num_params(params: Any) -> int:
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
 
 
+def num_nonzero(params: Any) -> int:
+    """How many of them are not zero."""
+    return sum(int(np.count_nonzero(x)) for x in jax.tree.leaves(params))
+
+
 def sha256(params: Any) -> str:
     """Hash of every parameter's path, dtype, shape and bytes, in order of the paths."""
     digest = hashlib.sha256()
     leaves = sorted((path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params))
     for name, value in leaves:
-        array = np.ascontiguousarray(value)
+        # A jax.Array keeps its first host copy: of a fresh one this hashes what the device holds now.
+        array = np.ascontiguousarray(jnp.copy(value) if isinstance(value, jax.Array) else value)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

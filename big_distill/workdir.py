@@ -21,6 +21,7 @@ PREFLIGHT_FILE = "preflight.json"
 CALIBRATION_FILE = "calibration.json"
 ARCHITECTURE_FILE = "architecture.json"
 TEACHER_DIR = "teacher"
+INIT_DIR = "init"
 _RESUMES_FILE = "resumes.json"
 
 
@@ -38,7 +39,7 @@ def claim(workdir: pathlib.Path, config: Config, prefix: str) -> None:
         if changed := differences(before, config, "maths", prefix):
             raise RunError(
                 f"{workdir} holds a run with another config ({'; '.join(changed)}): choose another --workdir"
-                + ("" if "teacher" in prefix else ", or set config.init_from to start a new run from its student")
+                + ("" if prefix != "config" else ", or set config.init_from to start a new run from its student")
             )
         if changed := differences(before, config, "numerics", prefix):
             say(f"{workdir}: goes on with other numerics, so not bit-exactly ({'; '.join(changed)})")

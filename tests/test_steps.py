@@ -59,7 +59,7 @@ def setup(name="function_matching", accumulate_steps=1, **kwargs):
         num_classes=K, seed=0, accumulate_steps=accumulate_steps,
     )  # fmt: skip
     variables = model.init(jax.random.key(0), jnp.zeros((1, S, S, 1)))
-    state = TrainState(jnp.int32(0), variables["params"], variables["batch_stats"], tx.init(variables["params"]))
+    state = TrainState(jnp.int32(0), variables["params"], {}, variables["batch_stats"], tx.init(variables["params"]))
     teacher = Teacher((model.init(jax.random.key(1), jnp.zeros((1, S, S, 1))),), (model,), (CARD,), (None,))
     return step, state, teacher
 
@@ -103,7 +103,7 @@ def test_probes_see_the_same_through_the_real_step(batch):
     tx, variables = optax.sgd(1.0), {"params": {}, "batch_stats": {}}
     objective = objectives.build(ObjectiveConfig(name="logit_regression"))
     step = jax.jit(steps.make_train_step(probe(), CARD, objective, tx, num_classes=K, seed=0, log_view_hash=True))
-    state = TrainState(jnp.int32(0), **variables, opt_state=tx.init({}))
+    state = TrainState(jnp.int32(0), **variables, aux={}, opt_state=tx.init({}))
     teacher = Teacher((variables,), (probe(),), (CARD,), (None,))
     _, metrics = step(state, teacher, batch)
     assert float(metrics["loss"]) == 0 and int(metrics["view_hash"]) == int(metrics["teacher_view_hash"])

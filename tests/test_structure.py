@@ -20,7 +20,7 @@ FLOORS = [
     "weights workdir",
     "steps metrics tensorboard_writer pretrained",
     "views scoring optim sharding",
-    "objectives models data",
+    "objectives models data compress",
     "resolve",
     "config_files",
     "state plugins config",

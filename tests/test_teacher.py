@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import big_distill
-from big_distill import sharding, train, weights
+from big_distill import calibration, preflight, sharding, train, weights
 from big_distill import teacher as teachers
 from big_distill.config import ModelConfig
 from big_distill.config_files import template
@@ -99,7 +99,7 @@ def test_a_fold_that_costs_too_much_is_refused(distilled, tmp_path):
     distilled.teacher.dtype = "bfloat16"
     distilled.teacher.max_fold_kl = 1e-9
     with pytest.raises(
-        RunError, match=r"folding changes the teacher by a KL of .* above config.teacher.max_fold_kl=1e-09"
+        RunError, match=r"freezing changes the teacher by a KL of .* above config.teacher.max_fold_kl=1e-09"
     ):
         train_and_evaluate(resolved(distilled), tmp_path / "run")
     distilled.teacher.max_fold_kl = 0.5
@@ -111,7 +111,7 @@ def test_a_fold_that_costs_too_much_is_refused(distilled, tmp_path):
 def test_an_int8_teacher_is_calibrated_once_and_gated(distilled, tmp_path):
     distilled.teacher.dtype = "int8"
     distilled.teacher.max_fold_kl = 1e-9
-    with pytest.raises(RunError, match=r"folding changes the teacher by a KL of"):
+    with pytest.raises(RunError, match=r"freezing changes the teacher by a KL of"):
         train_and_evaluate(resolved(distilled), tmp_path / "run")
     distilled.teacher.max_fold_kl = 0.5
     whole = train_and_evaluate(resolved(distilled), tmp_path / "run")
@@ -127,13 +127,16 @@ def test_an_int8_teacher_is_calibrated_once_and_gated(distilled, tmp_path):
     (tmp_path / "run" / "calibration.json").unlink()
     with pytest.raises(RunError, match=r"has no calibration.json of this teacher"):
         evaluate_run(tmp_path / "run", "validation")
+    save_bit(tmp_path / "bit.npz", seed=1)
+    with pytest.raises(RunError, match=r"was trained with another teacher \(hash"):
+        evaluate_run(tmp_path / "run", "validation")
 
 
 def test_ranges_of_the_first_session_hold_for_the_next(distilled, tmp_path, monkeypatch):
     distilled.teacher.dtype, distilled.teacher.max_fold_kl = "int8", 0.5
     whole = train_and_evaluate(resolved(distilled), tmp_path / "whole")
     stop_after(monkeypatch, distilled, tmp_path / "run", step=3)
-    monkeypatch.setattr(train.calibration, "measure", None)
+    monkeypatch.setattr(calibration, "measure", None)
     resumed = train_and_evaluate(resolved(distilled), tmp_path / "run")
     assert resumed["resumed_at"] == [3] and resumed["params_sha256"] == whole["params_sha256"]
 
@@ -151,20 +154,69 @@ def test_a_teacher_without_convolutions_for_int8_is_refused(distilled, trained, 
         train_and_evaluate(resolved(distilled), tmp_path / "run")
 
 
+def test_int8_without_a_teacher_is_nothing(tiny, tmp_path):
+    tiny.teacher.dtype = "int8"
+    train_and_evaluate(resolved(tiny), tmp_path / "run")
+    assert evaluate_run(tmp_path / "run", "validation")["num_examples"] == 200
+    tiny.objective.name = "function_matching"
+    tiny.teacher.config = tiny.copy_and_resolve_references()
+    tiny.teacher.config.objective.name = "cross_entropy"
+    with pytest.raises(
+        ConfigError, match=r"config.teacher.dtype='int8': cnn has no convolution for it; those of bit, e"
+    ):
+        resolved(tiny)
+
+
+def test_int8_that_breaks_the_teacher_does_not_reach_min_accuracy(distilled, trained, tmp_path, monkeypatch):
+    """It is the frozen network that trains the student."""
+    distilled.teacher.path, distilled.teacher.min_accuracy = str(trained), 0.6
+    distilled.teacher.max_fold_kl = 100.0
+    honest = teachers.frozen_variables
+    broken = lambda *args: jax.tree.map(lambda x: x[..., ::-1], honest(*args))  # noqa: E731
+    monkeypatch.setattr(teachers, "frozen_variables", broken)
+    with pytest.raises(RunError, match=r"reaches .* of the evaluation split \(.* before freezing\), below"):
+        train_and_evaluate(resolved(distilled), tmp_path / "run")
+
+
+@pytest.mark.parametrize("field, value", [("min_accuracy", 0.99), ("max_fold_kl", 1e-12)])
+def test_a_stricter_gate_holds_for_a_resumed_run(distilled, tmp_path, monkeypatch, field, value):
+    distilled.teacher.dtype, distilled.teacher.max_fold_kl = "bfloat16", 0.5
+    stop_after(monkeypatch, distilled, tmp_path / "run", step=3)
+    distilled.teacher[field] = value
+    monkeypatch.setattr(preflight, "measure", None)
+    with pytest.raises(RunError, match=field):
+        train_and_evaluate(resolved(distilled), tmp_path / "run")
+
+
+def test_a_card_that_changed_is_another_teacher(distilled, tmp_path, monkeypatch):
+    network = weights.load(tmp_path / "bit.npz")
+    names = {"/".join(str(key.key) for key in path): x for path, x in jax.tree.leaves_with_path(network.variables)}
+    np.savez(tmp_path / "theirs.npz", **{name.removeprefix("params/"): x for name, x in names.items()})
+    card = tmp_path / "theirs.card.json"
+    card.write_text('{"mean": [0.4], "image_size": 8}')
+    distilled.teacher.path = str(tmp_path / "theirs.npz")
+    stop_after(monkeypatch, distilled, tmp_path / "run", step=3)
+    card.write_text('{"mean": [4.0], "image_size": 8}')
+    with pytest.raises(RunError, match=r"was trained with another teacher \(hash"):
+        train_and_evaluate(resolved(distilled), tmp_path / "run")
+    card.write_text('{"mean": [0.4, 0.5], "image_size": 8}')
+    with pytest.raises(ConfigError, match=r"its card's mean has 2 values, expected one or 1"):
+        train_and_evaluate(resolved(distilled), tmp_path / "run")
+
+
 def test_a_resumed_run_measures_a_teacher_of_another_dtype_again(distilled, tmp_path, monkeypatch):
     stop_after(monkeypatch, distilled, tmp_path / "run", step=3)
     distilled.teacher.dtype, distilled.teacher.max_fold_kl = "bfloat16", 1e-9
-    with pytest.raises(RunError, match="folding changes the teacher"):
+    with pytest.raises(RunError, match="freezing changes the teacher"):
         train_and_evaluate(resolved(distilled), tmp_path / "run")
     distilled.teacher.dtype = "float32"
-    monkeypatch.setattr(train, "check_teacher", None)  # measured already
     assert train_and_evaluate(resolved(distilled), tmp_path / "run")["resumed_at"] == [3]
 
 
 def test_without_an_evaluation_split_the_gate_reads_training_images(distilled, tmp_path):
     distilled.source.validation = distilled.source.test = None
     distilled.teacher.dtype, distilled.teacher.max_fold_kl = "bfloat16", 1e-9
-    with pytest.raises(RunError, match="folding changes the teacher"):
+    with pytest.raises(RunError, match="freezing changes the teacher"):
         train_and_evaluate(resolved(distilled), tmp_path / "run")
     distilled.teacher.max_fold_kl, distilled.teacher.min_accuracy = 0.5, 0.1
     with pytest.raises(RunError, match=r"min_accuracy=0.1 cannot be checked: there is no evaluation split with labels"):
@@ -215,21 +267,23 @@ def test_classes_in_another_order_in_the_evaluation_split(tiny, tmp_path, monkey
 def test_a_teacher_is_folded_and_still_known_by_its_file(distilled, tmp_path):
     config = resolved(distilled)
     (network,) = teachers.read(config, tmp_path)
-    teacher = teachers.freeze([network], config, sharding.make_mesh(), CLASSES)
-    kernel = teacher.variables[0]["params"]["root_block"]["conv_root"]["kernel"]
+    (variables,) = teachers.frozen_variables([network], config, ())
+    kernel = variables["params"]["root_block"]["conv_root"]["kernel"]
     np.testing.assert_allclose(np.mean(kernel, (0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(np.mean(np.square(kernel), (0, 1, 2)), 1, atol=1e-5)
-    run = train._with_teacher(train._open(config, tmp_path / "run"))
-    assert run.identity["teacher"] == weights.sha256([network.variables])
-    assert run.identity["teacher"] != run.teacher_hash == weights.sha256(teacher.variables)
+    train_and_evaluate(config, tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert kept["teacher"] == teachers.identity([network])
+    assert kept["teachers"][0]["sha256"] == weights.sha256(network.variables) != weights.sha256(variables)
 
 
 def test_a_teacher_that_changes_during_the_run_is_noticed(distilled, tmp_path, monkeypatch):
     honest = train._finish
 
     def finish(run, *args):
-        changed = run.teacher.replace(variables=jax.tree.map(lambda x: x + 1e-3, run.teacher.variables))
-        return honest(dataclasses.replace(run, teacher=changed), *args)
+        changed = run.frozen.replace(variables=jax.tree.map(lambda x: x + 1e-3, run.frozen.variables))
+        checked = dataclasses.replace(run.teacher, teacher=changed)
+        return honest(dataclasses.replace(run, teacher=checked), *args)
 
     monkeypatch.setattr(train, "_finish", finish)
     with pytest.raises(RunError, match="the teacher's weights changed during the run"):
@@ -240,11 +294,11 @@ def test_logits_come_in_the_order_of_the_datas_classes(distilled, tmp_path):
     config, mesh = resolved(distilled), sharding.make_mesh()
     (network,) = teachers.read(config, tmp_path)
     view = jnp.asarray(np.random.default_rng(0).random((8, 8, 8, 1)), jnp.float32)
-    logits = teacher_logits(teachers.freeze([network], config, mesh, CLASSES), view)
-    shifted = teacher_logits(teachers.freeze([network], config, mesh, CLASSES[3:] + CLASSES[:3]), view)
+    logits = teacher_logits(teachers.plain(network, config, mesh, CLASSES), view)
+    shifted = teacher_logits(teachers.plain(network, config, mesh, CLASSES[3:] + CLASSES[:3]), view)
     np.testing.assert_array_equal(shifted, jnp.roll(logits, -3, axis=1))
     with pytest.raises(ConfigError, match="the teacher has no class 'ten' of the data"):
-        teachers.freeze([network], config, mesh, (*CLASSES[:9], "ten"))
+        teachers.plain(network, config, mesh, (*CLASSES[:9], "ten"))
 
 
 def test_teachers_and_student_each_have_their_own_resolution(distilled, tmp_path):

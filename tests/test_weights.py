@@ -82,7 +82,8 @@ def test_a_card_beside_a_file_of_others_wins(network, tmp_path):
         '{"value_range": 1}': r"is not a card: ",
         "[]": r"is not a card: ",
         '{"class_names": ["a"]}': r"1 class_names, but w.npz has 3 classes",
-        "{": r"w.card.json is damaged",
+        "{": r"w.card.json is not a card: ",
+        '{"value_range": [0, 1], "std": [1]}': r"value_range stands instead of mean and std",
     }.items():
         card.write_text(wrong)
         with pytest.raises(RunError, match=said) as error:

@@ -163,6 +163,11 @@ class EvalPipeline:
         self._kept: list[HostBatch] = []
 
     @property
+    def fingerprint(self) -> str:
+        """Of its source."""
+        return self._source.fingerprint
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Of the source, in the order of its labels."""
         return self._source.class_names

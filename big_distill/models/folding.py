@@ -13,7 +13,7 @@ from big_distill.config import ModelConfig
 from big_distill.models.layers import BATCH_NORM_EPSILON, STD_CONV_EPSILON
 
 
-def fold(model: ModelConfig, variables: Mapping[str, Any], dtype: str = "float32") -> dict[str, Any]:
+def fold(model: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
     """The variables of the folded network, `build(..., folded=True)`, from those of the plain one.
 
     Kernels are standardised where the network would do so in every step, and every BatchNorm goes into the convolution
@@ -23,7 +23,9 @@ def fold(model: ModelConfig, variables: Mapping[str, Any], dtype: str = "float32
     Args:
       model: as `build` takes it.
       variables: of the plain network.
-      dtype: of the result's kernels, 'float32' or 'bfloat16'; vectors weigh little and are float32.
+
+    Returns:
+      Its variables in float32, on the host.
     """
     folded = dict(variables)
     if model.name == "bit":
@@ -31,12 +33,17 @@ def fold(model: ModelConfig, variables: Mapping[str, Any], dtype: str = "float32
     elif ":" not in str(model.name):
         batch_stats = folded.pop("batch_stats", {})
         folded["params"] = _without_batch_norm(folded["params"], batch_stats, BATCH_NORM_EPSILON[model.padding])
+    return cast(folded, "float32")
 
-    def cast(x: Any) -> np.ndarray:
+
+def cast(variables: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Kernels in 'float32' or 'bfloat16'; vectors weigh little and are float32, integers stay what they are."""
+
+    def leaf(x: Any) -> np.ndarray:
         x = np.asarray(x)
         return x.astype(dtype if x.ndim > 1 else "float32") if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    return jax.tree.map(cast, folded)
+    return jax.tree.map(leaf, dict(variables))
 
 
 def _standardized(x: Any) -> np.ndarray:

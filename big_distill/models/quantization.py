@@ -40,7 +40,7 @@ def input_ranges(model: Model, variables: Any, image: jax.Array) -> dict[str, ja
         layer = context.module
         if isinstance(layer, StdConv) or (isinstance(layer, ConvNorm) and not layer.depthwise):
             (x,) = args
-            if x.shape[-1] != image.shape[-1]:  # not the first
+            if x.shape != image.shape:  # not the first
                 ranges["/".join(layer.path)] = jnp.abs(x).max().astype(jnp.float32)
         return next_fun(*args, **kwargs)
 
@@ -53,12 +53,17 @@ def quantize(variables: Mapping[str, Any], ranges: Ranges) -> dict[str, Any]:
     """The variables with the named convolutions in integers: kernel int8, kernel_scale float32 [F], input_scale [].
 
     Args:
-      variables: `fold`'s, in float32 or bfloat16.
+      variables: `fold`'s.
       ranges: of some of its convolutions, see `Ranges`.
+
+    Raises:
+      ValueError: a range of what is no convolution.
     """
+    unknown = set(ranges)
 
     def walk(params: Any, path: str) -> Any:
         if path in ranges:
+            unknown.remove(path)
             kernel = np.asarray(params["kernel"], np.float32)
             scale = np.maximum(np.abs(kernel).max((0, 1, 2)), np.float32(1e-30)) / np.float32(127)
             return {
@@ -71,4 +76,7 @@ def quantize(variables: Mapping[str, Any], ranges: Ranges) -> dict[str, Any]:
             return params
         return {name: walk(child, f"{path}/{name}".lstrip("/")) for name, child in params.items()}
 
-    return {**variables, "params": walk(variables["params"], "")}
+    params = walk(variables["params"], "")
+    if unknown:
+        raise ValueError(f"no convolutions: {', '.join(sorted(unknown))}")
+    return {**variables, "params": params}

@@ -44,7 +44,8 @@ def translate(arrays: Mapping[str, np.ndarray], source: str) -> Translated:
     translated = apply(_table(blocks, big_transfer), by_name, recognised)
     model = bit_model(blocks, root.shape[-1], "zero" if big_transfer else "-inf")
     size = re.search(r"(\d{3})(\.npz)?$", source)  # R152x2_T_flowers128.npz, bit-r50x1-160
-    return Translated(model, len(translated["params/head/bias"]), translated, int(size[1]) if size else 0)
+    num_classes, channels = len(translated["params/head/bias"]), root.shape[2]
+    return Translated(model, num_classes, translated, int(size[1]) if size else 0, channels=channels)
 
 
 def _plain(name: str) -> str:

@@ -103,7 +103,8 @@ def _bit(arrays: Arrays, source: str) -> Translated:
     _affine(table, "head.fc", "head")
     translated = apply(table, arrays, f"{source} is a resnetv2 of timm")
     model = bit_model(blocks, len(arrays["stem.conv.weight"]), "zero")
-    return Translated(model, len(translated["params/head/bias"]), translated)
+    channels = arrays["stem.conv.weight"].shape[1]
+    return Translated(model, len(translated["params/head/bias"]), translated, image_size=0, channels=channels)
 
 
 def _vit(arrays: Arrays, source: str) -> Translated:

@@ -28,6 +28,7 @@ class Translated(NamedTuple):
     image_size: int = 224
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    channels: int = 3
 
 
 def apply(table: Table, arrays: Mapping[str, np.ndarray], recognised: str) -> dict[str, np.ndarray]:

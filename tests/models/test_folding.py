@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from big_distill.config import ModelConfig
-from big_distill.models import build, efficientnet_lite, fold, from_linen, mobilenet_v3, vit
+from big_distill.models import build, cast, efficientnet_lite, fold, from_linen, mobilenet_v3, vit
 from big_distill.models.inverted_residual import Unit
 
 K = 5
@@ -118,7 +118,7 @@ def test_bfloat16_is_for_kernels_alone(name):
     config = NETWORKS[name]
     plain, folded = networks(config, "bfloat16")
     variables = random_variables(plain)
-    halved = fold(config, variables, "bfloat16")
+    halved = cast(fold(config, variables), "bfloat16")
     assert {(leaf.ndim > 1, leaf.dtype.name) for leaf in jax.tree.leaves(halved)} == {
         (True, "bfloat16"),
         (False, "float32"),
