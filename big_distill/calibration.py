@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from big_distill import models, sharding, weights
 from big_distill.config import Config
-from big_distill.errors import ConfigError
+from big_distill.errors import ConfigError, RunError
 from big_distill.models.quantization import Ranges
 from big_distill.views import for_network, to_unit
 from big_distill.workdir import CALIBRATION_FILE, read_json, write_json
@@ -62,7 +62,10 @@ def read(workdir: pathlib.Path, identity: str) -> tuple[Ranges, ...] | None:
     if not file.is_file():
         return None
     kept = read_json(file)
-    return tuple(kept["ranges"]) if kept["teacher"] == identity else None
+    try:
+        return tuple(kept["ranges"]) if kept["teacher"] == identity else None
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{file} holds no ranges; remove it and the run's own command makes it again") from error
 
 
 def write(workdir: pathlib.Path, identity: str, ranges: Sequence[Ranges]) -> None:

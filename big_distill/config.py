@@ -299,7 +299,7 @@ def freeze(schema: type, values: Any, prefix: str) -> Any:
         type_, optional = type_of(schema, field.name)
         if value is None:
             if not optional:
-                raise ConfigError(f"{path} must be set: {field.metadata['help']}")
+                raise ConfigError(f"{path} must be set: {field.metadata.get('help', 'it has no default')}")
             frozen[field.name] = None
         elif dataclasses.is_dataclass(type_):
             frozen[field.name] = value if isinstance(value, as_type(type_)) else freeze(as_type(type_), value, path)

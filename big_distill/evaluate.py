@@ -3,6 +3,7 @@
   python -m big_distill.evaluate --workdir=runs/digits_fm-0123456789ab --split=test
   python -m big_distill.evaluate --workdir=... --split='train[:10%]' --step=best --json
 
+`--packed=FILE` evaluates a file of `big_distill.pack`, or any other weight file of ours, in place of the run's student.
 `--step` is `final` (the weights of a finished run), `latest` or `best` (on the validation split), or the number of a
 checkpoint that is still there.
 """
@@ -26,6 +27,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "The run directory.")
     flags.DEFINE_string("split", "test", "Split of the run's data set, in TFDS syntax.")
     flags.DEFINE_string("step", "final", "final, latest, best, or the number of a checkpoint.")
+    flags.DEFINE_string("packed", None, "A weight file in place of the run's student.")
     flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the run had them.")
     flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
@@ -35,7 +37,8 @@ def main() -> None:
     args = flags.FLAGS
     if not args.workdir:
         raise ConfigError("--workdir=DIR is needed: a run directory")
-    scores = evaluate_run(pathlib.Path(args.workdir), args.split, args.step, args.data_dir)
+    packed = pathlib.Path(args.packed) if args.packed else None
+    scores = evaluate_run(pathlib.Path(args.workdir), args.split, args.step, args.data_dir, packed)
     if jax.process_index() == 0:
         print(json.dumps(scores) if args.json else table(scores))
 

@@ -53,7 +53,11 @@ def open_eval(config: Config, split: str) -> EvalPipeline:
 
 
 def evaluate_run(
-    workdir: pathlib.Path, split: str, step: str = "final", data_dir: str | None = None
+    workdir: pathlib.Path,
+    split: str,
+    step: str = "final",
+    data_dir: str | None = None,
+    packed: pathlib.Path | None = None,
 ) -> dict[str, float]:
     """Metrics of a run's student on any split of its data set, against labels and its teacher.
 
@@ -62,6 +66,7 @@ def evaluate_run(
       split: in TFDS syntax.
       step: 'final' (the weights of a finished run), 'latest', 'best', or the number of a checkpoint.
       data_dir: where TFDS sets are, if not where the run had them.
+      packed: a weight file that takes the place of the run's student.
 
     Raises:
       RunError: no run, or no such step in it.
@@ -71,14 +76,17 @@ def evaluate_run(
         config = dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
     mesh = sharding.make_mesh()
     data = open_eval(config, split)
-    student = weights.load(workdir) if step == "final" else _saved(workdir, config, step, mesh)
+    student = weights.load(packed) if packed else student_of(workdir, step, mesh)
     eval_step = jit_eval_step(student.architecture, config, mesh)
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
     return evaluate(eval_step, student.variables, teacher, data, mesh)
 
 
-def _saved(workdir: pathlib.Path, config: Config, step: str, mesh: Mesh) -> weights.Network:
-    """The student of a checkpoint."""
+def student_of(workdir: pathlib.Path, step: str, mesh: Mesh) -> weights.Network:
+    """The student of a run, of its end ('final') or of a checkpoint; see `evaluate_run`."""
+    if step == "final":
+        return weights.load(workdir)
+    config = read_config(workdir)
     if not (workdir / CHECKPOINTS_DIR).is_dir():
         raise RunError(f"{workdir} has no checkpoints yet")
     with contextlib.closing(Checkpoints.of(config, workdir, read_only=True)) as checkpoints:

@@ -176,8 +176,8 @@ def _first_crops(config: Config, train_data: TrainPipeline) -> list[HostBatch]:
 
 def _read(workdir: pathlib.Path, key: str) -> list[dict[str, Any]] | None:
     file = workdir / PREFLIGHT_FILE
-    kept = read_json(file) if file.is_file() else {}
-    return kept["teachers"] if kept.get("key") == key else None
+    kept = read_json(file) if file.is_file() else None
+    return kept["teachers"] if isinstance(kept, dict) and kept.get("key") == key else None
 
 
 def _named(results: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

@@ -87,6 +87,9 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         _check_model(config.teacher.model, size, f"{prefix}.teacher.model")
     _check_teacher(config, prefix)
     _check_compress(config, prefix)
+    _require(
+        "," not in (config.init_from or ""), f"{prefix}.init_from={config.init_from!r}: a run starts from one network"
+    )
     _check_objective(config, prefix)
     total_steps, warmup_steps, boundaries = _durations(config, prefix)
     _choice(f"{prefix}.optimizer.name", config.optimizer.name, ("adam", "sgd"))

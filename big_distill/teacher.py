@@ -28,12 +28,13 @@ def load(config: Config, workdir: pathlib.Path, mesh: Mesh, class_names: Sequenc
     if not networks:
         return None
     now, ranges, file = identity(networks), None, workdir / PREFLIGHT_FILE
-    if file.is_file() and (before := read_json(file)["teacher"]) != now:
+    kept = read_json(file) if file.is_file() else None
+    if isinstance(kept, dict) and (before := str(kept.get("teacher"))) != now:
         raise RunError(f"{workdir} was trained with another teacher (hash {before[:12]}, now {now[:12]})")
     if config.teacher.dtype == "int8":
         ranges = calibration.read(workdir, now)
         if ranges is None:
-            raise RunError(f"{workdir} has no {CALIBRATION_FILE} of this teacher: its training never began")
+            raise RunError(f"{workdir} has no {CALIBRATION_FILE} of this teacher; the run's own command makes it")
     return place(networks, frozen_variables(networks, config, ranges or ()), config, mesh, class_names)
 
 
@@ -42,6 +43,11 @@ def identity(networks: Sequence[weights.Network]) -> str:
     what = [(dataclasses.asdict(n.architecture.model), dataclasses.asdict(n.architecture.card)) for n in networks]
     facts = json.dumps([what, weights.sha256([network.variables for network in networks])], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def class_names(networks: Sequence[weights.Network]) -> tuple[str, ...]:
+    """Of the first network that names its classes: their order, where the data have no names."""
+    return next((n.architecture.card.class_names for n in networks if n.architecture.card.class_names), ())
 
 
 def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:

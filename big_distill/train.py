@@ -230,6 +230,7 @@ def _with_teacher(run: _Run, checkpoints: Checkpoints) -> _Run:
         if before != identity[part]:
             hashes = f"hash {str(before)[:12]}, now {str(identity[part])[:12]}"
             raise RunError(f"{run.workdir} was trained with another {part} ({hashes}): choose another --workdir")
+    class_names = run.student.card.class_names or teachers.class_names(networks)
     teacher = preflight.prepare(
         networks,
         run.config,
@@ -237,9 +238,12 @@ def _with_teacher(run: _Run, checkpoints: Checkpoints) -> _Run:
         run.mesh,
         run.train_data,
         next(iter(run.eval_data.values()), None),
-        run.student.card.class_names,
+        class_names,
     )
-    return dataclasses.replace(run, identity=identity, teacher=teacher)
+    card = dataclasses.replace(run.student.card, class_names=class_names)
+    return dataclasses.replace(
+        run, identity=identity, teacher=teacher, student=dataclasses.replace(run.student, card=card)
+    )
 
 
 def _start(run: _Run, checkpoints: Checkpoints) -> _Position:
@@ -250,6 +254,7 @@ def _start(run: _Run, checkpoints: Checkpoints) -> _Position:
     if jax.process_index() == 0:
         (run.workdir / workdirs.PARAMETERS_FILE).write_text(overview + "\n")
         weights.write_architecture(run.workdir, run.student)
+        workdirs.write_config(run.workdir, run.config)
     start = checkpoints.latest_step()
     if start is None:
         variables = run.init(jax.random.key(run.config.seed))

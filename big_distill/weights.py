@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -90,6 +92,12 @@ def architecture_of(config: Config, class_names: tuple[str, ...], initial: Netwo
             "config.student",
         )
         before = initial.architecture.card
+        differ = [(a, b) for a, b in zip(before.class_names, class_names, strict=False) if a != b]
+        if differ and len(before.class_names) == len(class_names) and not config.init_fresh:
+            raise RunError(
+                f"{initial.source} has other classes, or in another order ({differ[0][0]!r} where the data have "
+                f"{differ[0][1]!r}): config.init_fresh='head/.*' starts the head anew"
+            )
         card = dataclasses.replace(card, mean=before.mean, std=before.std)
     return Architecture(config.student, config.num_classes, view.channels, view.resize, card, view.image_size)
 
@@ -115,18 +123,26 @@ def read_architecture(workdir: pathlib.Path) -> Architecture:
       RunError: it is not there, or damaged.
     """
     path = workdir / ARCHITECTURE_FILE
+    if not path.is_file() and (workdir / WEIGHTS_FILE).is_file():
+        return load(workdir).architecture
     try:
         return _from_json(path.read_text(), path)
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+        raise RunError(f"{path} cannot be read ({error}): begin again in another --workdir") from error
+
+
+def arrays_of(network: Network) -> dict[str, np.ndarray]:
+    """What a weight file of ours holds: the parameters by path, and the card."""
+    card = json.dumps(dataclasses.asdict(network.architecture), separators=(",", ":"))
+    arrays = {_CARD: np.frombuffer(card.encode(), np.uint8)}
+    for key, value in jax.tree_util.tree_leaves_with_path(network.variables):
+        arrays[path_name(key)] = np.asarray(value)
+    return arrays
 
 
 def save(path: pathlib.Path, network: Network) -> None:
     """Writes a weight file, whole or not at all."""
-    card = json.dumps(dataclasses.asdict(network.architecture))
-    contents: dict[str, Any] = {_CARD: np.frombuffer(card.encode(), np.uint8)}
-    for key, value in jax.tree_util.tree_leaves_with_path(network.variables):
-        contents[path_name(key)] = np.asarray(value)
+    contents: dict[str, Any] = arrays_of(network)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         np.savez(file, **contents)
@@ -198,22 +214,30 @@ def _beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
                 raise ConfigError("value_range stands instead of mean and std")
             low, high = given.pop("value_range")
             given |= {"mean": [-low / (high - low)], "std": [1 / (high - low)]}
-        beside: Card = freeze(Card, {**dataclasses.asdict(card), **given}, path.name)
+        return _card({**dataclasses.asdict(card), **given}, num_classes)
     except (ConfigError, OSError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise RunError(f"{path} is not a card: {error}") from error
-    if len(beside.class_names) not in (0, num_classes):
-        raise RunError(f"{path}: {len(beside.class_names)} class_names, but {file.name} has {num_classes} classes")
-    if beside.image_size < 1 or not beside.mean or not beside.std or min(beside.std) <= 0:
-        raise RunError(f"{path}: image_size and std must be positive, and mean and std not empty")
-    return beside
 
 
-def _from_json(card: str | bytes, path: pathlib.Path) -> Architecture:
+def _card(values: Mapping[str, Any], num_classes: int) -> Card:
+    """Raises ConfigError unless these values make a card."""
+    card: Card = freeze(Card, values, "card")
+    if len(card.class_names) not in (0, num_classes):
+        raise ConfigError(f"{len(card.class_names)} class_names, but the network has {num_classes} classes")
+    if card.image_size < 1:
+        raise ConfigError(f"image_size={card.image_size}: expected a positive number")
+    for name, row, least in (("mean", card.mean, -math.inf), ("std", card.std, 0)):
+        if not row or not all(math.isfinite(value) and value > least for value in row):
+            raise ConfigError(f"{name}={row}: expected finite numbers, those of std above 0")
+    return card
+
+
+def _from_json(text: str | bytes, path: pathlib.Path) -> Architecture:
     try:
-        values = json.loads(card)
-        inner: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.pop("card").items()}
-        return Architecture(model=freeze(ModelConfig, values.pop("model"), "card.model"), card=Card(**inner), **values)
-    except (ConfigError, ValueError, KeyError, TypeError) as error:
+        values = json.loads(text)
+        card = _card(values.pop("card"), values["num_classes"])
+        return Architecture(model=freeze(ModelConfig, values.pop("model"), "card.model"), card=card, **values)
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} has a damaged card: {error}") from error
 
 

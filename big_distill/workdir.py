@@ -19,6 +19,7 @@ PARAMETERS_FILE = "parameters.txt"
 CHECKPOINTS_DIR = "checkpoints"
 PREFLIGHT_FILE = "preflight.json"
 CALIBRATION_FILE = "calibration.json"
+PACK_FILE = "pack.json"
 ARCHITECTURE_FILE = "architecture.json"
 TEACHER_DIR = "teacher"
 INIT_DIR = "init"
@@ -26,7 +27,7 @@ _RESUMES_FILE = "resumes.json"
 
 
 def claim(workdir: pathlib.Path, config: Config, prefix: str) -> None:
-    """Writes the config into a run directory, after checking it against what was trained there.
+    """Makes a run directory, or checks a config against what was trained there; writes nothing into it.
 
     `prefix` is what the config is called in messages: 'config', or 'config.teacher.config'.
 
@@ -46,9 +47,16 @@ def claim(workdir: pathlib.Path, config: Config, prefix: str) -> None:
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            write_json(workdir / CONFIG_FILE, {"fingerprint": fingerprint(config), "config": to_dict(config)})
+            probe = workdir / ".writable"
+            probe.touch()
+            probe.unlink()
         except OSError as error:
             raise RunError(f"run directory {workdir} cannot be written: {error}") from error
+
+
+def write_config(workdir: pathlib.Path, config: Config) -> None:
+    """Keeps the config that is trained with from now on."""
+    write_json(workdir / CONFIG_FILE, {"fingerprint": fingerprint(config), "config": to_dict(config)})
 
 
 def read_config(workdir: pathlib.Path) -> Config:

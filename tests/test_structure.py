@@ -13,14 +13,14 @@ MODULES = {
 
 # Top floor first; a module imports from its own floor or below, and there are no circles.
 FLOORS = [
-    "main evaluate prepare",
-    "train inference cli",
+    "main evaluate prepare pack",
+    "train inference packing cli",
     "evaluation preflight",
     "teacher calibration checkpoints",
     "weights workdir",
     "steps metrics tensorboard_writer pretrained",
     "views scoring optim sharding",
-    "objectives models data compress",
+    "objectives models data compress artifact",
     "resolve",
     "config_files",
     "state plugins config",

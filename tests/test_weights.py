@@ -75,13 +75,17 @@ def test_a_card_beside_a_file_of_others_wins(network, tmp_path):
     card.write_text(json.dumps({"mean": [0.1, 0.2, 0.3]}))
     assert weights.load(tmp_path / "w.npz").architecture.card == Card(224, (0.1, 0.2, 0.3), (0.5,))
     for wrong, said in {
-        '{"means": [0.1]}': r"w.card.json.means is not a field of the config; did you mean 'mean'",
+        '{"means": [0.1]}': r"card.means is not a field of the config; did you mean 'mean'",
         '{"image_size": "16"}': r"image_size",
-        '{"std": [0]}': r"std must be positive",
+        '{"std": [0]}': r"std=\(0.0,\): expected finite numbers, those of std above 0",
+        '{"std": [NaN]}': r"std=\(nan,\): expected finite",
+        '{"image_size": null}': r"card.image_size must be set",
+        '{"image_size": 0}': r"image_size=0: expected a positive number",
+        '{"class_names": 5}': r"expected values of type str, such as \('a','b'\)",
         '{"value_range": [1, 1]}': r"is not a card: ",
         '{"value_range": 1}': r"is not a card: ",
         "[]": r"is not a card: ",
-        '{"class_names": ["a"]}': r"1 class_names, but w.npz has 3 classes",
+        '{"class_names": ["a"]}': r"1 class_names, but the network has 3 classes",
         "{": r"w.card.json is not a card: ",
         '{"value_range": [0, 1], "std": [1]}': r"value_range stands instead of mean and std",
     }.items():

@@ -9,13 +9,14 @@ import zlib
 
 import numpy as np
 
+from big_distill.artifact import container
 from big_distill.errors import RunError
 from big_distill.pretrained import bit_npz, safetensors_file, timm_names, torch_file
 from big_distill.pretrained.translation import Translated
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a weight file by name: `.npz`, `.safetensors`, or a PyTorch state dict (`.pth`, `.pt`, `.bin`).
+    """The arrays of a weight file by name: `.npz`, `.safetensors`, PyTorch's `.pth`, `.pt` and `.bin`, our `.bdz`.
 
     Raises:
       RunError: another kind of file, or a damaged one.
@@ -27,7 +28,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
             return safetensors_file.read(path)
         case ".pth" | ".pt" | ".bin":
             return torch_file.read(path)
-    raise RunError(f"{path} is not a weight file: expected .npz, .safetensors, .pth, .pt or .bin")
+        case container.SUFFIX:
+            return container.read(path)
+    raise RunError(f"{path} is not a weight file: expected .npz, .safetensors, .pth, .pt, .bin or {container.SUFFIX}")
 
 
 def translate(arrays: dict[str, np.ndarray], path: pathlib.Path, source: str) -> Translated:
@@ -37,7 +40,10 @@ def translate(arrays: dict[str, np.ndarray], path: pathlib.Path, source: str) ->
       RunError: not one that is known here.
     """
     module = bit_npz if path.suffix == ".npz" else timm_names
-    return module.translate(arrays, source)
+    try:
+        return module.translate(arrays, source)
+    except (IndexError, KeyError, ValueError) as error:
+        raise RunError(f"{source} has an array of an impossible shape: {error}") from error
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

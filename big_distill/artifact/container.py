@@ -1,0 +1,143 @@
+"""Arrays in one small file: what is shared or mostly zero is entropy-coded, everything comes back bit by bit.
+
+    b"BDZ" version | size of the header, uint32 | header, JSON deflated | payload | SHA-256 of all that
+
+The header has a list [name, dtype, shape, kind, order, sizes of its parts] for every array. An array's kind is
+
+* `raw`: its bytes.
+* `deflated`: its bytes, compressed by zlib.
+* `sparse`: the gaps between its values that are not zero, Huffman-coded, and the values.
+* `shared`: those gaps, the distinct values, and for each that is not zero which it is, Huffman-coded (Han et al. 2016,
+  "Deep Compression", arXiv 1510.00149, section 4).
+
+A gap of 255 or more zeros is written as as many symbols 255, each standing for 255 zeros and no value: the paper's
+filler zeros, which cost an index here but no value. All integers are little-endian.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from big_distill.artifact import huffman
+from big_distill.errors import RunError
+
+SUFFIX = ".bdz"
+_MAGIC, _VERSION = b"BDZ", 1
+_FILLER = 255
+_MAX_HEADER = 1 << 26
+_MAX_SIZE = 1 << 40  # of an array, in bytes
+
+
+def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a file, whole or not at all; each array as the kind and in the order of axes that is smallest."""
+    header, payload = [], []
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        kind, order, parts = min(_candidates(array), key=lambda candidate: sum(map(len, candidate[2])))
+        header.append([name, array.dtype.str, list(array.shape), kind, order, [len(part) for part in parts]])
+        payload += parts
+    packed = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
+    data = b"".join([_MAGIC, bytes([_VERSION]), struct.pack("<I", len(packed)), packed, *payload])
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data + hashlib.sha256(data).digest())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file.
+
+    Raises:
+      RunError: another kind of file, of another version, or damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    if data[:3] != _MAGIC or len(data) < 40:
+        raise RunError(f"{path} is not a container of big_distill (*{SUFFIX}), or it is cut off")
+    if data[3] != _VERSION:
+        raise RunError(f"{path} is a container of version {data[3]}; this big_distill reads version {_VERSION}")
+    content, checksum = data[:-32], data[-32:]
+    if hashlib.sha256(content).digest() != checksum:
+        raise RunError(f"{path} is damaged: its checksum is wrong")
+    try:
+        return _arrays(content)
+    except (ValueError, TypeError, KeyError, IndexError, struct.error, zlib.error, MemoryError) as error:
+        raise RunError(f"{path} is not a valid container: {error}") from error
+
+
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    (size,) = struct.unpack_from("<I", content, 4)
+    inflate = zlib.decompressobj()
+    header = json.loads(inflate.decompress(content[8 : 8 + size], _MAX_HEADER))
+    position, arrays = 8 + size, {}
+    for name, dtype, shape, kind, order, sizes in header:
+        parts = []
+        for length in sizes:
+            parts.append(content[position : position + length])
+            position += length
+        arrays[name] = _decoded(kind, order, parts, np.dtype(dtype), tuple(shape))
+    if position != len(content):
+        raise ValueError("its parts do not fill it")
+    return arrays
+
+
+def _candidates(array: np.ndarray) -> list[tuple[str, str, list[bytes]]]:
+    """(kind, order, parts) for every way to write an array."""
+    found = [("raw", "C", [array.tobytes()]), ("deflated", "C", [zlib.compress(array.tobytes(), 9)])]
+    if array.ndim < 2 or array.dtype != np.float32:
+        return found
+    for order in ("C", "F"):
+        flat = array.flatten(order)
+        used = np.flatnonzero(flat.view(np.uint32))  # -0.0 is a value
+        gaps = huffman.encode(_gaps(used))
+        found.append(("sparse", order, [gaps, flat[used].tobytes()]))
+        values, codes = np.unique(flat[used].view(np.uint32), return_inverse=True)
+        if 0 < len(values) <= huffman.MAX_SYMBOLS:
+            found.append(("shared", order, [gaps, values.tobytes(), huffman.encode(codes)]))
+    return found
+
+
+def _decoded(kind: str, order: str, parts: list[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    count = int(np.prod(shape, dtype=object))
+    if not all(type(n) is int and n >= 0 for n in shape) or count * dtype.itemsize > _MAX_SIZE or dtype.hasobject:
+        raise ValueError(f"an array of {shape} {dtype}")
+    if kind == "raw":
+        return np.frombuffer(parts[0], dtype).reshape(shape).copy()
+    if kind == "deflated":
+        plain = zlib.decompressobj().decompress(parts[0], max(1, count * dtype.itemsize))
+        return np.frombuffer(plain, dtype).reshape(shape).copy()
+    flat = np.zeros(count, np.uint32)
+    used = _positions(huffman.decode(parts[0]))
+    if len(used) and used[-1] >= count:
+        raise ValueError("a value beyond the end of its array")
+    values = np.frombuffer(parts[1], "<u4")
+    flat[used] = values if kind == "sparse" else values[huffman.decode(parts[2])]
+    return flat.view(np.float32).reshape(shape, order=order)  # type: ignore[call-overload]
+
+
+def _gaps(used: np.ndarray) -> np.ndarray:
+    """Numbers of zeros before each of these positions, a gap of 255 or more in several symbols."""
+    gaps = np.diff(used, prepend=-1) - 1
+    fillers = gaps // _FILLER
+    symbols = np.full(len(used) + int(fillers.sum()), _FILLER)
+    symbols[np.cumsum(fillers + 1) - 1] = gaps % _FILLER
+    return symbols
+
+
+def _positions(symbols: np.ndarray) -> np.ndarray:
+    """The inverse of `_gaps`."""
+    is_value = symbols != _FILLER
+    return (np.cumsum(symbols + is_value) - 1)[is_value]
