@@ -46,8 +46,8 @@ def decode(data: bytes) -> np.ndarray:
     lengths = np.frombuffer(_decompressed(data[8 : 8 + table_size]), np.uint8).astype(np.int64)
     num_blocks = -(-count // _BLOCK)
     start = 8 + table_size + 4 * num_blocks
-    if len(data) < start:
-        raise ValueError("a stream that ends in its table")
+    if len(data) < start or count > 8 * (len(data) - start):
+        raise ValueError("a stream that ends in its table, or has more symbols than bits")
     block_bits = np.frombuffer(data, "<u4", num_blocks, 8 + table_size).astype(np.int64)
     if count == 0:
         return np.zeros(0, np.int64)

@@ -1,0 +1,216 @@
+"""Pruned and shared weights: what is zero, what has which value, and that no optimiser leaks through."""
+
+import functools
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_distill import compress, weights
+from big_distill.compress import pruning, sharing
+from big_distill.config import CompressConfig
+from big_distill.errors import ConfigError, Preempted
+from big_distill.evaluation import evaluate_run
+from big_distill.resolve import resolve
+from big_distill.state import materialize
+from big_distill.train import Preemption, train_and_evaluate
+
+KEY = jax.random.key(0)
+
+
+def params(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"conv1": (3, 3, 2, 8), "fc1": (40, 30), "head": (30, 10)}
+    return {
+        name: {"kernel": jnp.float32(rng.normal(size=shape)), "bias": jnp.float32(rng.normal(size=shape[-1]))}
+        for name, shape in shapes.items()
+    }
+
+
+def plan(total_steps=100, **fields):
+    return compress.plan(CompressConfig(**fields), params(), total_steps, seed=0)
+
+
+def zeros(mask):
+    return int((~np.asarray(mask)).sum())
+
+
+def test_cubic_is_zhu_and_guptas():
+    got = [float(pruning.cubic(jnp.int32(step), 10, 30)) for step in (0, 10, 15, 20, 30, 99)]
+    np.testing.assert_allclose(got, [0, 0, 1 - 0.75**3, 1 - 0.5**3, 1, 1], rtol=1e-6)
+    assert [float(pruning.cubic(jnp.int32(step), 5, 5)) for step in (4, 5)] == [0, 1]
+    due = [step for step in range(40) if pruning.is_due(jnp.int32(step), 10, 30, 7)]
+    assert due == [10, 17, 24, 30]
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_exactly_so_many_of_the_smallest_go(scope):
+    dense = params()
+    asked = plan(sparsity=0.7, scope=scope, prune_end=0.0)
+    _, masks = asked.encode(dense)
+    assert sorted(masks) == ["conv1/kernel", "fc1/kernel", "head/kernel"]
+    kernels = {name: np.asarray(dense[name.split("/")[0]]["kernel"]) for name in masks}
+    groups = [list(masks)] if scope == "global" else [[name] for name in masks]
+    for group in groups:
+        sizes = np.concatenate([np.abs(kernels[name]).ravel() for name in group])
+        kept = np.concatenate([np.asarray(masks[name]).ravel() for name in group])
+        assert (~kept).sum() == round(0.7 * len(sizes))
+        assert sizes[~kept].max() <= sizes[kept].min()
+
+
+def test_rates_by_layer_and_what_is_not_named_stays_dense():
+    asked = plan(layer_sparsity=("fc.*/kernel=0.9", "head/.*=0.5"), scope="layer", prune_end=0.0)
+    _, masks = asked.encode(params())
+    assert {name: zeros(mask) / mask.size for name, mask in masks.items()} == {
+        "conv1/kernel": 0, "fc1/kernel": 0.9, "head/kernel": 0.5,
+    }  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"config.compress.layer_sparsity: 'fc9/kernel' matches no kernel; did you mean"
+    ):
+        plan(layer_sparsity=("fc9/kernel=0.9",), scope="layer")
+    with pytest.raises(ConfigError, match=r"config.compress.layers='conv9' matches no kernel"):
+        plan(sparsity=0.5, layers="conv9")
+
+
+def test_what_is_pruned_never_comes_back():
+    asked = plan(total_steps=100, sparsity=0.8, prune_begin=0.1, prune_end=0.5, prune_every_steps=10)
+    _, masks = asked.encode(params())
+    refresh = jax.jit(asked.refresh)
+    counts = []
+    for step in range(1, 101):
+        before = masks
+        other = params(seed=step)  # every weight changes its size
+        masks = refresh(other, masks, jnp.int32(step))
+        assert all(not np.any(masks[name] & ~before[name]) for name in masks)
+        counts.append(sum(map(zeros, masks.values())))
+    total = sum(mask.size for mask in masks.values())
+    assert counts[8] == 0 and counts[-1] == round(0.8 * total)
+    changed = [step for step, (a, b) in enumerate(itertools.pairwise(counts), 2) if a != b]
+    assert changed == [20, 30, 40, 50]
+    assert counts[29] == round(0.8 * total * (1 - 0.5**3))
+
+
+def test_a_new_head_of_zeros_is_not_taken_for_pruned():
+    dense = params()
+    dense["head"]["kernel"] *= 0
+    dense["fc1"]["kernel"] = dense["fc1"]["kernel"].at[:20].set(0)
+    _, masks = plan(sparsity=0.3).encode(dense)
+    assert zeros(masks["head/kernel"]) == 0 and zeros(masks["fc1/kernel"]) == 600
+
+
+@pytest.mark.parametrize("initial", ["linear", "density", "random"])
+def test_k_means_ends_where_no_weight_has_a_nearer_value(initial):
+    kernel = np.random.default_rng(0).normal(size=(30, 20)).astype("f")
+    kernel[np.abs(kernel) < 0.5] = 0
+    values, codes = map(np.asarray, sharing.share(jnp.array(kernel), 3, initial, KEY))
+    assert values.shape == (8,) and (np.diff(values) >= 0).all() and codes.dtype == np.uint16
+    np.testing.assert_array_equal(codes == 0, kernel == 0)
+    used = kernel[kernel != 0]
+    distance = np.abs(used[:, None] - values)
+    np.testing.assert_allclose(distance[np.arange(len(used)), codes[codes != 0] - 1], distance.min(1), atol=1e-6)
+    for code in range(8):
+        mine = kernel[codes == code + 1]
+        if len(mine):
+            np.testing.assert_allclose(values[code], mine.mean(), atol=1e-5)
+
+
+def test_as_many_values_as_weights_lose_nothing():
+    kernel = jnp.float32([[0.5, -1, 0], [2, 0, 7]])
+    values, codes = sharing.share(kernel, 2, "density", KEY)
+    np.testing.assert_allclose(materialize({"kernel": values}, {"kernel": codes})["kernel"], kernel)
+
+
+def test_a_values_gradient_is_the_sum_over_its_weights():
+    """Han et al. 2016, figure 3."""
+    codes = jnp.uint16([[4, 1, 2, 3], [2, 2, 1, 4], [1, 4, 2, 1], [4, 1, 3, 3]]).T
+    gradient = jnp.float32(np.random.default_rng(0).normal(size=(4, 4)))
+
+    def loss(values):
+        return jnp.sum(gradient * materialize({"kernel": values}, {"kernel": codes})["kernel"])
+
+    got = jax.grad(loss)(jnp.zeros(4))
+    np.testing.assert_allclose(
+        got, [np.asarray(gradient)[np.asarray(codes) == code].sum() for code in (1, 2, 3, 4)], rtol=1e-5
+    )
+
+
+def resolved(config):
+    return resolve(config, jax.device_count(), "cpu")
+
+
+@pytest.fixture
+def staged(tiny):
+    """Two stages: pruned while it trains, then its weights shared."""
+    first = tiny.copy_and_resolve_references()
+    first.compress.sparsity, first.compress.prune_end, first.compress.prune_every_steps = 0.6, 0.5, 1
+    tiny.init_config = first
+    tiny.compress.bits = 3
+    tiny.compress.layer_bits = ("head/kernel=2",)
+    tiny.optimizer.weight_decay = 0.1  # would leak through a mask
+    return tiny
+
+
+def kernels(directory):
+    named = jax.tree.leaves_with_path(weights.load(directory).variables["params"])
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in named if x.ndim > 1}
+
+
+def test_prune_then_share(staged, tmp_path):
+    summary = train_and_evaluate(resolved(staged), tmp_path / "run")
+    pruned, shared = kernels(tmp_path / "run" / "init"), kernels(tmp_path / "run")
+    total = sum(kernel.size for kernel in pruned.values())
+    assert sum(int((kernel == 0).sum()) for kernel in pruned.values()) == round(0.6 * total)
+    for name, kernel in shared.items():
+        np.testing.assert_array_equal(kernel == 0, pruned[name] == 0)
+        assert len(np.unique(kernel[kernel != 0])) <= 2 ** (2 if name.startswith("head") else 3)
+    assert any(not np.isin(shared[name], pruned[name]).all() for name in shared)
+    assert summary["student"]["num_nonzero"] < summary["student"]["num_params"]
+    latest = evaluate_run(tmp_path / "run", "validation", "latest")
+    assert latest == evaluate_run(tmp_path / "run", "validation")
+    assert evaluate_run(tmp_path / "run" / "init", "validation", "latest")["accuracy"] == pytest.approx(
+        json.loads((tmp_path / "run" / "init" / "summary.json").read_text())["student"]["accuracy"]
+    )
+
+
+@pytest.mark.parametrize("stop", [2, 6 + 2])
+def test_every_stage_resumes_to_the_bit(staged, tmp_path, monkeypatch, stop):
+    staged.checkpoint_every_steps = staged.init_config.checkpoint_every_steps = 1
+    whole = train_and_evaluate(resolved(staged), tmp_path / "whole")
+    seen = iter(range(1, 100))
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(Preemption, "reached", lambda self, now: next(seen) == stop)
+        train_and_evaluate(resolved(staged), tmp_path / "run")
+    resumed = train_and_evaluate(resolved(staged), tmp_path / "run")
+    assert resumed["params_sha256"] == whole["params_sha256"]
+    first, second = (tmp_path / "run" / "init" / "resumes.json").is_file(), bool(resumed["resumed_at"])
+    assert (first, second) == ((True, False) if stop < 6 else (False, True))
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("sparsity", 1.0, r"config.compress.sparsity=1.0: expected a share in \[0, 1\)"),
+        ("layer_sparsity", ("fc1=1",), r"layer_sparsity='fc1=1': expected PATTERN=SHARE"),
+        ("layer_sparsity", ("fc1/kernel=0.5",), r"needs config.compress.scope='layer'"),
+        ("layer_bits", ("fc1=99",), r"layer_bits='fc1=99': expected PATTERN=BITS, 1 to 12"),
+        ("bits", 4, r"config.compress.bits=4 shares the weights of a trained network: set config.init_from"),
+        ("scope", "globl", r"config.compress.scope='globl' is not known; did you mean 'global'\?"),
+        ("prune_begin", 0.7, r"prune_begin=0.7, prune_end=0.5: expected shares, in this order"),
+        ("layers", "(", r"config.compress.layers='\(' is not a regular expression"),
+    ],
+)
+def test_mistakes_are_named(tiny, field, value, message):
+    tiny.compress[field] = value
+    with pytest.raises(ConfigError, match=message):
+        resolved(tiny)
+
+
+def test_an_uncompressed_run_is_untouched():
+    dense = params()
+    same, aux = plan().encode(dense)
+    assert aux == {} and same is dense and materialize(dense, aux) is dense
+    assert not plan().prunes and not plan(bits=3).prunes and plan(sparsity=0.1).prunes
+    assert functools.reduce(lambda a, b: a and b, (plan().bits == {}, plan().sparsity == {}))
