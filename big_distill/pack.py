@@ -3,8 +3,8 @@
   python -m big_distill.pack --workdir=runs/deep_compression_lenet300-0123456789ab
   python -m big_distill.pack --workdir=... --step=best --formats=container --split=validation
 
-Formats: `container` (student.bdz: what is shared or mostly zero is entropy-coded), `safetensors` and `npz` (float32).
-They are written into the run directory, with the table as pack.json. Every file holds the network's card, so
+Formats: `container` (student.bdz: what is shared or mostly zero is entropy-coded) and `safetensors` (float32). They are
+written into the run directory, with the table as pack.json. Every file holds the network's card, so
 big_distill.load(FILE), --config.teacher.path=FILE and big_distill.evaluate --packed=FILE take it as it is.
 
 In the table `bytes` is the size of the file, `ratio` that of the weights in float32 to it, `bits/weight` its bits by
@@ -27,7 +27,7 @@ from big_distill.errors import ConfigError
 def define_flags() -> None:
     """Defines the flags: not on import, so that one process can import several commands."""
     flags.DEFINE_string("workdir", None, "The run directory.")
-    flags.DEFINE_list("formats", ["container", "safetensors"], "Any of container, safetensors and npz.")
+    flags.DEFINE_list("formats", ["container", "safetensors"], "Any of container and safetensors.")
     flags.DEFINE_string("step", "final", "final, latest, best, or the number of a checkpoint.")
     flags.DEFINE_string("split", "test", "Split that the decoded files are evaluated on, in TFDS syntax.")
     flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the run had them.")

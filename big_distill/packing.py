@@ -53,8 +53,7 @@ def pack(
     for name in formats:
         suffix, write = FORMATS[name]
         path = (workdir / "student").with_suffix(suffix)
-        if path.name != weights.WEIGHTS_FILE or step != "final":
-            write(path, weights.arrays_of(student))
+        write(path, weights.arrays_of(student))
         decoded = weights.load(path)
         if weights.sha256(decoded.variables) != wanted:
             raise RunError(f"{path} does not hold what was written into it: this is a bug, or a bad disk")
@@ -109,14 +108,7 @@ def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> Non
     temporary.replace(path)
 
 
-def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    temporary = path.with_name("student.tmp.npz")
-    np.savez(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
-
-
 FORMATS: dict[str, tuple[str, Callable[[pathlib.Path, dict[str, np.ndarray]], None]]] = {
     "container": (container.SUFFIX, container.write),
     "safetensors": (".safetensors", _write_safetensors),
-    "npz": (".npz", _write_npz),
 }

@@ -1,0 +1,26 @@
+"""MNIST: a six-layer CNN, then the same with one weight in five, as in "Compressing Neural Nets".
+
+  python -m big_distill.main --config=configs/prune_six_layer.py --data_dir=...
+  python -m big_distill.pack --workdir=RUN
+
+The first stage (`init_config`) is the dense network, on labels; the second prunes it to 5x sparsity over its first half
+and trains on. Compare init/summary.json with summary.json; the paper has "minimal reduction" and no figure.
+Run here as `:smoke` alone.
+"""
+
+import pathlib
+
+from big_distill.config_files import load_config, parse_arg, smoke
+
+
+def get_config(arg=""):
+    arg = parse_arg(arg, smoke=False)
+    config = load_config(pathlib.Path(__file__).with_name("mnist_teacher.py")).unlock()
+    config.student.name = "six_layer_cnn"
+    config.student.features = ()
+    config.batch_size = 128
+    config.total_epochs = 10
+    config.init_config = config.copy_and_resolve_references()
+    config.compress.sparsity = 0.8
+    config.compress.prune_every_steps = 50
+    return smoke(config.lock()) if arg.smoke else config.lock()

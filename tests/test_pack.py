@@ -1,0 +1,91 @@
+"""Files of a student: what they weigh is what they are on disk, what they score is what was read back."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import big_distill
+from big_distill import packing, weights
+from big_distill.errors import ConfigError, RunError
+from big_distill.evaluation import evaluate_run
+from big_distill.pack import table
+from big_distill.resolve import resolve
+from big_distill.train import train_and_evaluate
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """A student pruned and shared, from a teacher."""
+    teacher = tiny.copy_and_resolve_references()
+    first = tiny.copy_and_resolve_references()
+    first.compress.sparsity, first.compress.prune_every_steps = 0.9, 1
+    tiny.teacher.config, tiny.init_config = teacher, first
+    tiny.objective.name = "function_matching"
+    tiny.compress.bits = 2
+    train_and_evaluate(resolve(tiny, jax.device_count(), "cpu"), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_every_row_is_a_file_that_was_read_back(run):
+    rows = packing.pack(run, ["container", "safetensors"], "final", "validation")
+    assert json.loads((run / "pack.json").read_text()) == rows
+    scores = evaluate_run(run, "validation")
+    network = weights.load(run)
+    for row, name in zip(rows, ("student.bdz", "student.safetensors"), strict=True):
+        assert row["bytes"] == (run / name).stat().st_size
+        assert (row["accuracy"], row["agreement"]) == (scores["accuracy"], scores["agreement"])
+        assert weights.sha256(weights.load(run / name).variables) == weights.sha256(network.variables)
+        assert row["latency_ms"] > 0 and row["flops"] > 1000
+    num_params = weights.num_params(network.variables["params"])
+    assert rows[0]["ratio"] == pytest.approx(4 * num_params / rows[0]["bytes"])
+    assert rows[0]["bits_per_weight"] == pytest.approx(8 * rows[0]["bytes"] / num_params)
+    assert rows[0]["bytes"] < rows[1]["bytes"] and rows[0]["nonzero"] == weights.num_nonzero(
+        network.variables["params"]
+    )
+    lines = table(rows).splitlines()
+    assert len(lines) == 3 and len(set(map(len, lines))) == 1 and f"{rows[0]['bytes']:,}" in lines[1]
+
+
+def test_a_container_is_a_network(run):
+    packing.pack(run, ["container"], "latest", "validation")
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+    want = big_distill.load(run).predict(images)
+    packed = big_distill.load(run / "student.bdz")
+    np.testing.assert_array_equal(packed.predict(images), want)
+    assert packed.class_names == tuple("0123456789")
+    (run / "student.npz").unlink()
+    assert evaluate_run(run, "validation", packed=run / "student.bdz")["num_examples"] == 200
+
+
+def test_mistakes_are_one_line(run, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"--formats=conteiner: 'conteiner' is not known; did you mean 'container'\?"):
+        packing.pack(run, ["conteiner"], "final", "validation")
+    with pytest.raises(RunError, match="is not a run directory"):
+        packing.pack(tmp_path, ["container"], "final", "validation")
+
+    def lossy(path, arrays):
+        packing.container.write(path, {name: np.round(array, 3) for name, array in arrays.items()})
+
+    monkeypatch.setitem(packing.FORMATS, "container", (".bdz", lossy))
+    with pytest.raises(RunError, match=r"student.bdz does not hold what was written into it"):
+        packing.pack(run, ["container"], "final", "validation")
+
+
+def test_the_command(run):
+    command = [
+        sys.executable,
+        "-m",
+        "big_distill.pack",
+        f"--workdir={run}",
+        "--formats=container",
+        "--split=validation",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "container" in done.stdout and "bits/weight" in done.stdout
+    done = subprocess.run(command[:3], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "--workdir=DIR is needed" in done.stderr
