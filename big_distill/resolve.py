@@ -107,6 +107,13 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
     if init_config is not None:
         init_config = dataclasses.replace(init_config, source=_located(init_config.source, config.source))
         init_config = _resolve(init_config, num_devices, platform, f"{prefix}.init_config")
+        for field in dataclasses.fields(ModelConfig):
+            theirs, ours = getattr(init_config.student, field.name), getattr(config.student, field.name)
+            _require(
+                theirs == ours,
+                f"{prefix}.init_config.student.{field.name}={theirs!r} differs from {prefix}.student.{field.name}="
+                f"{ours!r}: both stages are of one network",
+            )
     eval_every_steps = config.eval_every_steps or max(1, total_steps // 10)
     return dataclasses.replace(
         config,

@@ -116,16 +116,17 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
         say(f"{workdir}: finished already")
         return summary
     run = _open(config, workdir)  # before anything is trained: what is wrong with the student shows now
+    begun = has_checkpoint(workdir)
     for inner, directory, name, what in (
         (config.teacher.config, workdirs.TEACHER_DIR, "teacher.config", "teacher"),
-        (config.init_config, workdirs.INIT_DIR, "init_config", "first stage"),
+        (None if begun else config.init_config, workdirs.INIT_DIR, "init_config", "first stage"),
     ):
         if inner is not None:
             _run(inner, workdir / directory, preemption, f"{prefix}.{name}")
             if preemption.requested:
                 raise Preempted(f"stopped after the {what}, before what follows; the same command goes on")
-    if config.init_config is not None:
-        run = _open(config, workdir)
+    if config.init_config is not None and not begun:
+        run = _open(config, workdir)  # now from the first stage's student
     with contextlib.closing(Checkpoints.of(config, workdir)) as checkpoints:
         run = _with_teacher(run, checkpoints)
         begin = _start(run, checkpoints)

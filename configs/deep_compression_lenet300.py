@@ -7,22 +7,18 @@ The first stage (`init_config`, in the run's init/) learns on labels and prunes 
 of each layer one of 2^bits values, by k-means, and trains those. Han et al.: error 1.64 -> 1.58 %, 1,070 -> 27 KB, 40x.
 """
 
-from big_distill.config_files import parse_arg, smoke, template
+import pathlib
+
+from big_distill.config_files import load_config, parse_arg, smoke
 
 
 def get_config(arg=""):
     arg = parse_arg(arg, smoke=False)
-    config = template()
-    config.num_classes = 10
-    config.source.name = "mnist"
-    config.source.num_train_examples = 60_000
-    config.view.image_size = 28
-    config.view.channels = 1
-    config.view.area_min = 0.6
-    config.view.flip = False
+    config = load_config(pathlib.Path(__file__).with_name("mnist_teacher.py")).unlock()
+    config.view.crop = "inception"
+    config.view.area_min = 0.85
     config.student.name = "mlp"
     config.student.features = (300, 100)
-    config.objective.name = "cross_entropy"
     config.batch_size = 128
     config.optimizer.lr = 2e-3
     config.total_epochs = 60
@@ -35,4 +31,4 @@ def get_config(arg=""):
     config.compress.bits = 4
     config.total_epochs = 15
     config.optimizer.lr = 3e-4
-    return smoke(config) if arg.smoke else config
+    return smoke(config.lock()) if arg.smoke else config.lock()

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -187,6 +188,25 @@ def test_every_stage_resumes_to_the_bit(staged, tmp_path, monkeypatch, stop):
     assert resumed["params_sha256"] == whole["params_sha256"]
     first, second = (tmp_path / "run" / "init" / "resumes.json").is_file(), bool(resumed["resumed_at"])
     assert (first, second) == ((True, False) if stop < 6 else (False, True))
+
+
+def test_a_begun_second_stage_does_not_need_the_first(staged, tmp_path, monkeypatch):
+    whole = train_and_evaluate(resolved(staged), tmp_path / "whole")
+    seen = iter(range(1, 100))
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(Preemption, "reached", lambda self, now: next(seen) == 6 + 3)
+        train_and_evaluate(resolved(staged), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "init")
+    resumed = train_and_evaluate(resolved(staged), tmp_path / "run")
+    assert resumed["params_sha256"] == whole["params_sha256"] and not (tmp_path / "run" / "init").exists()
+
+
+def test_both_stages_are_of_one_network(staged):
+    staged.init_config.student.features = (4, 9)
+    with pytest.raises(
+        ConfigError, match=r"config.init_config.student.features=\(4, 9\) differs from config.student.feat"
+    ):
+        resolved(staged)
 
 
 @pytest.mark.parametrize(
