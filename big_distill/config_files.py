@@ -82,9 +82,20 @@ def parse_arg(arg: str | None, **defaults: str | bool) -> types.SimpleNamespace:
     return types.SimpleNamespace(**values)
 
 
+def copied(config: ConfigDict) -> ConfigDict:
+    """A copy of a config that does not follow it, locked; unset fields keep their types, for the command line."""
+    values = config.to_dict()
+    del values["teacher"]["config"], values["init_config"]
+    copy = _template(Config)
+    copy.update(values)
+    copy.teacher.config = config.teacher.config and copied(config.teacher.config)
+    copy.init_config = config.init_config and copied(config.init_config)
+    return copy.lock()
+
+
 def teacher_of(config: ConfigDict) -> ConfigDict:
     """A copy of a config to make the teacher's from, on the student's data."""
-    return with_data_of(config.copy_and_resolve_references(), config)
+    return with_data_of(copied(config), config)
 
 
 def with_data_of(teacher: ConfigDict, config: ConfigDict) -> ConfigDict:
@@ -101,7 +112,7 @@ _NUM_STAGES = {"bit": 4, "mobilenet_v3_large": 6} | {f"efficientnet_lite{i}": 7 
 
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same config shrunk, on random pixels and with a two-step teacher: runs anywhere, offline, in a minute."""
-    small = config.copy_and_resolve_references().unlock()
+    small = copied(config).unlock()
     small.update(total_steps=20, total_epochs=0.0, batch_size=8, accumulate_steps=1)
     small.update(init_from=None, init_fresh=None)
     small.update(log_every_steps=5, eval_every_steps=10, checkpoint_every_steps=0)
@@ -119,7 +130,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
         small.init_config = _two_steps(smoke(config.init_config))
     if config.teacher.path or config.teacher.config:
         teacher = smoke(config.teacher.config) if config.teacher.config else _supervised(small)
-        small.teacher.update(path=None, model=_template(ModelConfig))
+        small.teacher.path, small.teacher.model = None, _template(ModelConfig)
         small.teacher.update(image_size=(), input_mean=(), input_std=(), min_accuracy=0.0)
         small.teacher.config = _two_steps(teacher)
     return small.lock()
@@ -133,7 +144,7 @@ def _two_steps(config: ConfigDict) -> ConfigDict:
 
 def _supervised(config: ConfigDict) -> ConfigDict:
     """The same run on labels alone."""
-    teacher = config.copy_and_resolve_references().unlock()
+    teacher = copied(config).unlock()
     teacher.teacher = _template(TeacherConfig)
     teacher.objective = _template(ObjectiveConfig)
     teacher.objective.name = "cross_entropy"

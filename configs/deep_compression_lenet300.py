@@ -9,12 +9,12 @@ of each layer one of 2^bits values, by k-means, and trains those. Han et al.: er
 
 import pathlib
 
-from big_distill.config_files import load_config, parse_arg, smoke
+from big_distill.config_files import copied, load_config, parse_arg, smoke
 
 
 def get_config(arg=""):
     arg = parse_arg(arg, smoke=False)
-    config = load_config(pathlib.Path(__file__).with_name("mnist_teacher.py")).unlock()
+    config = load_config(pathlib.Path(__file__).with_name("mnist_teacher.py"))
     config.view.crop = "inception"
     config.view.area_min = 0.85
     config.student.name = "mlp"
@@ -23,12 +23,12 @@ def get_config(arg=""):
     config.optimizer.lr = 2e-3
     config.total_epochs = 60
 
-    first = config.copy_and_resolve_references()
-    first.compress.sparsity = 0.96
+    first = copied(config)
+    first.compress.sparsity = 0.95
     first.compress.prune_begin, first.compress.prune_end = 0.1, 0.7
     config.init_config = first
 
     config.compress.bits = 4
     config.total_epochs = 15
     config.optimizer.lr = 3e-4
-    return smoke(config.lock()) if arg.smoke else config.lock()
+    return smoke(config) if arg.smoke else config

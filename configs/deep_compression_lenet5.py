@@ -13,11 +13,11 @@ from big_distill.config_files import load_config, parse_arg, smoke
 
 def get_config(arg=""):
     arg = parse_arg(arg, smoke=False)
-    config = load_config(pathlib.Path(__file__).with_name("deep_compression_lenet300.py")).unlock()
+    config = load_config(pathlib.Path(__file__).with_name("deep_compression_lenet300.py"))
     for stage in (config, config.init_config):
         stage.student.name = "lenet5"
         stage.student.features = ()
     config.init_config.total_epochs = 30
     config.total_epochs = 10
     config.init_config.compress.sparsity = 0.97
-    return smoke(config.lock()) if arg.smoke else config.lock()
+    return smoke(config) if arg.smoke else config

@@ -10,17 +10,17 @@ Run here as `:smoke` alone.
 
 import pathlib
 
-from big_distill.config_files import load_config, parse_arg, smoke
+from big_distill.config_files import copied, load_config, parse_arg, smoke
 
 
 def get_config(arg=""):
     arg = parse_arg(arg, smoke=False)
-    config = load_config(pathlib.Path(__file__).with_name("mnist_teacher.py")).unlock()
+    config = load_config(pathlib.Path(__file__).with_name("mnist_teacher.py"))
     config.student.name = "six_layer_cnn"
     config.student.features = ()
     config.batch_size = 128
     config.total_epochs = 10
-    config.init_config = config.copy_and_resolve_references()
+    config.init_config = copied(config)
     config.compress.sparsity = 0.8
     config.compress.prune_every_steps = 50
-    return smoke(config.lock()) if arg.smoke else config.lock()
+    return smoke(config) if arg.smoke else config

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from big_distill.config import Config, fields_of
 from big_distill.config_files import load_config
 from big_distill.resolve import resolve
 from big_distill.train import train_and_evaluate
@@ -28,6 +29,19 @@ def test_smoke(path, tmp_path, one_device):
     summary = train_and_evaluate(config, tmp_path)
     assert summary["steps"] == 20
     assert (summary["teacher"] is not None) == bool(full.teacher.path or full.teacher.config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("arg", ["", "smoke"])
+def test_every_unset_field_can_be_set_from_the_command_line(path, arg):
+    config = load_config(path, arg)
+    for name, field, type_ in fields_of():
+        if field.default is None and type_ is not Config:
+            *parents, last = name.split(".")[1:]
+            for nested in filter(None, (config, config.teacher.config, config.init_config)):
+                for parent in parents:
+                    nested = nested[parent]
+                assert nested.get_type(last) is type_, name
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

@@ -23,8 +23,7 @@ from big_distill.state import Aux, Params, path_name
 class Plan:
     """What is done to each kernel, by its path.
 
-    sparsity: share of its weights that are zero in the end. Under the scope 'global' all have the same number, that of
-      all of them together.
+    sparsity: share of its weights that are zero in the end; under the scope 'global' that of all of them together.
     bits: of a code; 0 where weights are not shared.
     """
 
@@ -77,9 +76,7 @@ class Plan:
         progress = pruning.cubic(step, *self._span)
         sizes = {name: jnp.where(masks[name], jnp.abs(kernel), -1) for name, kernel in kernels.items()}
         if self.config.scope == "global":
-            total = sum(kernel.size for kernel in kernels.values())
-            goal = sum(self.sparsity[name] * kernel.size for name, kernel in kernels.items()) / total
-            return pruning.keep_largest(sizes, progress * goal)
+            return pruning.keep_largest(sizes, progress * self.config.sparsity)
         return {
             name: pruning.keep_largest({name: size}, progress * self.sparsity[name])[name]
             for name, size in sizes.items()
