@@ -21,9 +21,8 @@ from big_distill import teacher as teachers
 from big_distill import workdir as workdirs
 from big_distill.checkpoints import Checkpoints, Preemption, has_checkpoint
 from big_distill.config import Config, fingerprint
-from big_distill.data import Source
-from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source
-from big_distill.errors import DataError, NonFiniteError, Preempted, RunError
+from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source, class_names_of
+from big_distill.errors import NonFiniteError, Preempted, RunError
 from big_distill.evaluation import EvalStep, evaluate, jit_eval_step, open_eval, open_split
 from big_distill.metrics import MetricsLog, Progress, Stopwatch, profiler, say
 from big_distill.resolve import needs_labels
@@ -154,8 +153,8 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
     if has_checkpoint(workdir):
         student = weights.read_architecture(workdir)
     else:
-        class_names = _class_names(source, eval_data)
-        initial = _initial(config, workdir)
+        class_names = class_names_of(source, list(eval_data.values()))
+        initial = weights.initial(config, workdir)
         student = weights.architecture_of(config, class_names, initial)
         if initial is not None:
             _merge(config, student.abstract_variables(), initial)
@@ -200,26 +199,6 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
         eval_step=jit_eval_step(student, config, mesh),
         identity={"data": source.fingerprint, "teacher": None},
     )
-
-
-def _initial(config: Config, workdir: pathlib.Path) -> weights.Network | None:
-    """What a new run starts from; None also as long as its first stage is not there."""
-    if config.init_config is not None:
-        directory = workdir / workdirs.INIT_DIR
-        return weights.load(directory) if workdirs.read_summary(directory) else None
-    return weights.load(config.init_from) if config.init_from else None
-
-
-def _class_names(source: Source, eval_data: Mapping[str, EvalPipeline]) -> tuple[str, ...]:
-    """In the order of the labels; () if the data have no names."""
-    ours, theirs = source.class_names, next((data.class_names for data in eval_data.values()), ())
-    if ours and theirs and ours != theirs:
-        index = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-        raise DataError(
-            f"training and evaluation number their classes differently: class {index} of {source.name} is "
-            f"{ours[index]!r}, of the evaluation split {theirs[index]!r}"
-        )
-    return ours or theirs
 
 
 def _with_teacher(run: _Run, checkpoints: Checkpoints) -> _Run:

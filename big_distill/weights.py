@@ -23,10 +23,10 @@ import numpy as np
 from big_distill import models
 from big_distill.config import Config, ModelConfig, freeze
 from big_distill.errors import ConfigError, RunError
+from big_distill.families import BIT_BLOCKS
 from big_distill.pretrained import files, names
-from big_distill.resolve import BIT_BLOCKS
 from big_distill.state import Card, Model, path_name
-from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, write_json
+from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, INIT_DIR, read_summary, write_json
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 
@@ -100,6 +100,14 @@ def architecture_of(config: Config, class_names: tuple[str, ...], initial: Netwo
             )
         card = dataclasses.replace(card, mean=before.mean, std=before.std)
     return Architecture(config.student, config.num_classes, view.channels, view.resize, card, view.image_size)
+
+
+def initial(config: Config, workdir: pathlib.Path) -> Network | None:
+    """What a new run starts from, if anything; None also as long as its first stage is not finished."""
+    if config.init_config is not None:
+        directory = workdir / INIT_DIR
+        return load(directory) if read_summary(directory) else None
+    return load(config.init_from) if config.init_from else None
 
 
 def check_same(theirs: ModelConfig, ours: ModelConfig, subject: str, name: str) -> None:

@@ -4,6 +4,7 @@
   python -m big_distill.pack --workdir=RUN
 
 As deep_compression_lenet300, with 431,080 parameters. Han et al.: error 0.80 -> 0.74 %, 1,720 -> 44 KB, 39x.
+Run here as `:smoke` alone.
 """
 
 import pathlib

@@ -22,7 +22,8 @@ FLOORS = [
     "views scoring optim sharding",
     "objectives models data compress artifact",
     "resolve",
-    "config_files",
+    "config_files families",
+    "checks",
     "state plugins config",
     "errors",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import NamedTuple
 
@@ -49,6 +49,22 @@ def check_classes(config: Config, source: Source) -> None:
             f"config.num_classes={config.num_classes}, but {source.name} has {source.num_classes}"
             f"{names if source.class_names else ''}"
         )
+
+
+def class_names_of(source: Source, eval_data: Sequence[EvalPipeline]) -> tuple[str, ...]:
+    """In the order of the labels; () if the data have no names.
+
+    Raises:
+      DataError: training and evaluation number their classes differently.
+    """
+    ours, theirs = source.class_names, next((data.class_names for data in eval_data), ())
+    if ours and theirs and ours != theirs:
+        index = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        raise DataError(
+            f"training and evaluation number their classes differently: class {index} of {source.name} is "
+            f"{ours[index]!r}, of the evaluation split {theirs[index]!r}"
+        )
+    return ours or theirs
 
 
 class TrainPipeline:

@@ -13,10 +13,10 @@ from flax import linen as nn
 from big_distill import plugins
 from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError
+from big_distill.families import BIT_BLOCKS
 from big_distill.models import bit, cnn, efficientnet_lite, mobilenet_v3, vit
 from big_distill.models.folding import cast, fold
 from big_distill.models.quantization import input_ranges, quantize
-from big_distill.resolve import BIT_BLOCKS
 from big_distill.state import Model
 
 __all__ = ["build", "cast", "fold", "from_linen", "input_ranges", "quantize"]

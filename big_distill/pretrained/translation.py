@@ -9,7 +9,7 @@ import numpy as np
 
 from big_distill.config import ModelConfig
 from big_distill.errors import RunError
-from big_distill.resolve import BIT_BLOCKS
+from big_distill.families import BIT_BLOCKS
 
 Table = dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
 """Our name, such as params/head/kernel -> (their name, what makes our array of theirs)."""

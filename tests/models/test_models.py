@@ -14,8 +14,8 @@ from flax import linen as nn
 
 from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError
+from big_distill.families import BIT_BLOCKS
 from big_distill.models import bit, build, from_linen
-from big_distill.resolve import BIT_BLOCKS
 
 K = 5
 TINY = {  # id -> (config, shape of the images, reference)
