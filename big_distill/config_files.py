@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from big_distill.config import (
+    CompressConfig,
     Config,
     ModelConfig,
     ObjectiveConfig,
@@ -128,6 +129,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     small.student.features = tuple(min(8, units) for units in small.student.features)
     if config.init_config:
         small.init_config = _two_steps(smoke(config.init_config))
+    elif config.init_from:
+        small.compress = _template(CompressConfig)  # shares the weights of a network that is not there
     if config.teacher.path or config.teacher.config:
         teacher = smoke(config.teacher.config) if config.teacher.config else _supervised(small)
         small.teacher.path, small.teacher.model = None, _template(ModelConfig)
@@ -146,6 +149,8 @@ def _supervised(config: ConfigDict) -> ConfigDict:
     """The same run on labels alone."""
     teacher = copied(config).unlock()
     teacher.teacher = _template(TeacherConfig)
+    teacher.compress = _template(CompressConfig)
+    teacher.init_config = None
     teacher.objective = _template(ObjectiveConfig)
     teacher.objective.name = "cross_entropy"
     teacher.view.regime = "consistent"

@@ -37,6 +37,8 @@ def main() -> None:
     args = flags.FLAGS
     if not args.workdir:
         raise ConfigError("--workdir=DIR is needed: a run directory")
+    if args.packed and args.step != "final":
+        raise ConfigError(f"--packed={args.packed} takes the place of --step={args.step}: give one of them")
     packed = pathlib.Path(args.packed) if args.packed else None
     scores = evaluate_run(pathlib.Path(args.workdir), args.split, args.step, args.data_dir, packed)
     if jax.process_index() == 0:

@@ -77,9 +77,22 @@ def evaluate_run(
     mesh = sharding.make_mesh()
     data = open_eval(config, split)
     student = weights.load(packed) if packed else student_of(workdir, step, mesh)
+    if packed:
+        _check_packed(packed, student.architecture, weights.read_architecture(workdir))
     eval_step = jit_eval_step(student.architecture, config, mesh)
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
     return evaluate(eval_step, student.variables, teacher, data, mesh)
+
+
+def _check_packed(packed: pathlib.Path, found: weights.Architecture, ours: weights.Architecture) -> None:
+    for name, theirs, wanted in (
+        ("num_classes", found.num_classes, ours.num_classes),
+        ("channels", found.channels, ours.channels),
+        ("image_size", found.card.image_size, ours.card.image_size),
+        ("class_names", found.card.class_names, ours.card.class_names),
+    ):
+        if theirs != wanted:
+            raise RunError(f"{packed} is not of this run: its {name} is {theirs}, the run's {wanted}")
 
 
 def student_of(workdir: pathlib.Path, step: str, mesh: Mesh) -> weights.Network:
@@ -98,7 +111,7 @@ def student_of(workdir: pathlib.Path, step: str, mesh: Mesh) -> weights.Network:
             raise RunError(f"{workdir} has no checkpoint {step!r}; there are: {there}")
         student = weights.read_architecture(workdir)
         abstract = student.abstract_variables()
-        plan = compress.plan(config.compress, abstract["params"], config.total_steps, config.seed)
+        plan = compress.plan(config, abstract["params"])
         params, aux = jax.eval_shape(plan.encode, abstract["params"])
         saved = {"batch_stats": {}, **abstract, "params": params, "aux": aux}
         state = checkpoints.restore_variables(found, sharding.place(mesh, saved))

@@ -36,7 +36,8 @@ def pack(
       data_dir: where TFDS sets are, if not where the run had them.
 
     Returns:
-      For each file `format`, `path`, `bytes`, `ratio` (to its weights in float32), `nonzero`, `bits_per_weight`,
+      For each file `format`, `path`, `step`, `split`, `bytes`, `ratio` (to its weights, running statistics included, in
+      float32), `nonzero`, `bits_per_weight`,
       `accuracy` and `agreement` (fractions, of the decoded file; None without labels, or without a teacher),
       `latency_ms` (median, one image) and `flops` (of one image).
 
@@ -58,7 +59,6 @@ def pack(
         if weights.sha256(decoded.variables) != wanted:
             raise RunError(f"{path} does not hold what was written into it: this is a bug, or a bad disk")
         scores = evaluate_run(workdir, split, data_dir=data_dir, packed=path)
-        num_params = weights.num_params(decoded.variables["params"])
         num_weights = weights.num_params(decoded.variables)
         latency, flops = _cost(decoded)
         size = path.stat().st_size
@@ -66,10 +66,12 @@ def pack(
             {
                 "format": name,
                 "path": str(path),
+                "step": step,
+                "split": split,
                 "bytes": size,
                 "ratio": 4 * num_weights / size,
-                "nonzero": weights.num_nonzero(decoded.variables["params"]),
-                "bits_per_weight": 8 * size / num_params,
+                "nonzero": weights.num_nonzero(decoded.variables),
+                "bits_per_weight": 8 * size / num_weights,
                 "accuracy": scores.get("accuracy"),
                 "agreement": scores.get("agreement"),
                 "latency_ms": latency,

@@ -83,6 +83,14 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
                 f"{prefix}.init_config.student.{field.name}={theirs!r} differs from {prefix}.student.{field.name}="
                 f"{ours!r}: both stages are of one network",
             )
+        for name, theirs, ours in (
+            ("num_classes", init_config.num_classes, config.num_classes),
+            ("view.channels", init_config.view.channels, config.view.channels),
+        ):
+            require(
+                theirs == ours,
+                f"{prefix}.init_config.{name}={theirs} differs from {prefix}.{name}={ours}: both are of one network",
+            )
     eval_every_steps = config.eval_every_steps or max(1, total_steps // 10)
     return dataclasses.replace(
         config,
@@ -235,6 +243,14 @@ def _check_compress(config: Config, prefix: str) -> None:
     require(
         not compress.bits or bool(config.init_from or config.init_config),
         f"{path}.bits={compress.bits} shares the weights of a trained network: set {prefix}.init_from or init_config",
+    )
+    require(
+        not compress.bits or not config.init_fresh,
+        f"{path}.bits={compress.bits} with {prefix}.init_fresh={config.init_fresh!r}: new weights have nothing to share",
+    )
+    require(
+        end > 0 or not (compress.sparsity or compress.layer_sparsity) or bool(config.init_from or config.init_config),
+        f"{path}.prune_end={end} prunes before anything is learned: set {prefix}.init_from, or a later end",
     )
 
 

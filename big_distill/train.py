@@ -159,7 +159,7 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
         if initial is not None:
             _merge(config, student.abstract_variables(), initial)
     variables = student.abstract_variables()
-    plan = compress.plan(config.compress, variables["params"], config.total_steps, config.seed)
+    plan = compress.plan(config, variables["params"])
     model = student.build(config.dtype)
     tx = optim.make_optimizer(config.optimizer, config.total_steps)
     train_step = steps.make_train_step(
@@ -327,7 +327,8 @@ def _train(
                         "clock": dataclasses.asdict(clock),
                         "evaluated": to_evaluate or not due,
                     }
-                    checkpoints.save(step, state, meta, scores.get("validation") if to_evaluate else None)
+                    comparable = to_evaluate and step >= run.plan.done_at
+                    checkpoints.save(step, state, meta, scores.get("validation") if comparable else None)
             if stop:
                 raise Preempted(f"saved and stopped at step {step:,} of {total_steps:,}; the same command goes on")
     return state, scores or run.evaluate(state)

@@ -10,7 +10,7 @@ Run here (two CPU cores, 5 minutes, seed 0): 98.50 % of test, 14,784 bytes, 72x.
 
 import pathlib
 
-from big_distill.config_files import copied, load_config, parse_arg, smoke
+from big_distill.config_files import copied, load_config, parse_arg, smoke, with_data_of
 
 
 def get_config(arg=""):
@@ -24,7 +24,8 @@ def get_config(arg=""):
     config.optimizer.lr = 2e-3
     config.total_epochs = 60
 
-    first = copied(config)
+    first = with_data_of(copied(config), config)
+    first.seed = config.get_ref("seed")
     first.compress.sparsity = 0.95
     first.compress.prune_begin, first.compress.prune_end = 0.1, 0.7
     config.init_config = first

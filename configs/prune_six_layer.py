@@ -10,7 +10,7 @@ Run here as `:smoke` alone.
 
 import pathlib
 
-from big_distill.config_files import copied, load_config, parse_arg, smoke
+from big_distill.config_files import copied, load_config, parse_arg, smoke, with_data_of
 
 
 def get_config(arg=""):
@@ -20,7 +20,8 @@ def get_config(arg=""):
     config.student.features = ()
     config.batch_size = 128
     config.total_epochs = 10
-    config.init_config = copied(config)
+    config.init_config = with_data_of(copied(config), config)
+    config.init_config.seed = config.get_ref("seed")
     config.compress.sparsity = 0.8
     config.compress.prune_every_steps = 50
     return smoke(config) if arg.smoke else config

@@ -1,5 +1,6 @@
 """Files of a student: what they weigh is what they are on disk, what they score is what was read back."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def test_every_row_is_a_file_that_was_read_back(run):
         assert (row["accuracy"], row["agreement"]) == (scores["accuracy"], scores["agreement"])
         assert weights.sha256(weights.load(run / name).variables) == weights.sha256(network.variables)
         assert row["latency_ms"] > 0 and row["flops"] > 1000
-    num_params = weights.num_params(network.variables["params"])
+    num_params = weights.num_params(network.variables)
     assert rows[0]["ratio"] == pytest.approx(4 * num_params / rows[0]["bytes"])
     assert rows[0]["bits_per_weight"] == pytest.approx(8 * rows[0]["bytes"] / num_params)
     assert rows[0]["bytes"] < rows[1]["bytes"] and rows[0]["nonzero"] == weights.num_nonzero(
@@ -61,9 +62,23 @@ def test_a_container_is_a_network(run):
     assert evaluate_run(run, "validation", packed=run / "student.bdz")["num_examples"] == 200
 
 
+def network_of(run):
+    return weights.load(run)
+
+
 def test_mistakes_are_one_line(run, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"--formats=conteiner: 'conteiner' is not known; did you mean 'container'\?"):
         packing.pack(run, ["conteiner"], "final", "validation")
+    names = network_of(run).architecture.card.class_names
+    other = dataclasses.replace(network_of(run).architecture.card, class_names=names[::-1])
+    weights.save(
+        tmp_path / "other.npz",
+        dataclasses.replace(
+            network_of(run), architecture=dataclasses.replace(network_of(run).architecture, card=other)
+        ),
+    )
+    with pytest.raises(RunError, match=r"other.npz is not of this run: its class_names is \('9'"):
+        evaluate_run(run, "validation", packed=tmp_path / "other.npz")
     with pytest.raises(RunError, match="is not a run directory"):
         packing.pack(tmp_path, ["container"], "final", "validation")
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import struct
@@ -34,14 +35,22 @@ SUFFIX = ".bdz"
 _MAGIC, _VERSION = b"BDZ", 1
 _FILLER = 255
 _MAX_HEADER = 1 << 26
-_MAX_SIZE = 1 << 40  # of an array, in bytes
+_MAX_BYTES = 1 << 33  # of all arrays of a file together
+_DTYPES = ("<f4", "<f2", "<i4", "|i1", "|u1", "|b1")
+_PARTS = {"raw": 1, "deflated": 1, "sparse": 2, "shared": 3}
 
 
 def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a file, whole or not at all; each array as the kind and in the order of axes that is smallest."""
+    """Writes a file, whole or not at all; each array as the kind and in the order of axes that is smallest.
+
+    Raises:
+      ValueError: an array of another dtype than float32, float16, int32, int8, uint8 and bool.
+    """
     header, payload = [], []
     for name, array in arrays.items():
         array = np.asarray(array)
+        if array.dtype.str not in _DTYPES:
+            raise ValueError(f"{name} has dtype {array.dtype}: expected one of {', '.join(_DTYPES)}")
         kind, order, parts = min(_candidates(array), key=lambda candidate: sum(map(len, candidate[2])))
         header.append([name, array.dtype.str, list(array.shape), kind, order, [len(part) for part in parts]])
         payload += parts
@@ -74,7 +83,16 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise RunError(f"{path} is damaged: its checksum is wrong")
     try:
         return _arrays(content)
-    except (ValueError, TypeError, KeyError, IndexError, struct.error, zlib.error, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        RecursionError,
+        struct.error,
+        zlib.error,
+        MemoryError,
+    ) as error:
         raise RunError(f"{path} is not a valid container: {error}") from error
 
 
@@ -83,7 +101,15 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]:
     inflate = zlib.decompressobj()
     header = json.loads(inflate.decompress(content[8 : 8 + size], _MAX_HEADER))
     position, arrays = 8 + size, {}
+    total = 0
     for name, dtype, shape, kind, order, sizes in header:
+        if type(name) is not str or name in arrays or dtype not in _DTYPES or len(sizes) != _PARTS[kind]:
+            raise ValueError(f"an entry {name!r} of {dtype!r}, {kind!r}")
+        if not all(type(n) is int and n >= 0 for n in [*shape, *sizes]):
+            raise ValueError(f"{name} has shape {shape} and parts of {sizes} bytes")
+        total += math.prod(shape) * np.dtype(dtype).itemsize
+        if total > _MAX_BYTES:
+            raise ValueError(f"arrays of more than {_MAX_BYTES} bytes")
         parts = []
         for length in sizes:
             parts.append(content[position : position + length])
@@ -111,20 +137,22 @@ def _candidates(array: np.ndarray) -> list[tuple[str, str, list[bytes]]]:
 
 
 def _decoded(kind: str, order: str, parts: list[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-    count = int(np.prod(shape, dtype=object))
-    if not all(type(n) is int and n >= 0 for n in shape) or count * dtype.itemsize > _MAX_SIZE or dtype.hasobject:
-        raise ValueError(f"an array of {shape} {dtype}")
+    count = math.prod(shape)
     if kind == "raw":
         return np.frombuffer(parts[0], dtype).reshape(shape).copy()
     if kind == "deflated":
         plain = zlib.decompressobj().decompress(parts[0], max(1, count * dtype.itemsize))
         return np.frombuffer(plain, dtype).reshape(shape).copy()
-    flat = np.zeros(count, np.uint32)
+    if dtype != np.float32:
+        raise ValueError(f"{kind} values of {dtype}")
     used = _positions(huffman.decode(parts[0]))
-    if len(used) and used[-1] >= count:
-        raise ValueError("a value beyond the end of its array")
     values = np.frombuffer(parts[1], "<u4")
-    flat[used] = values if kind == "sparse" else values[huffman.decode(parts[2])]
+    if kind == "shared":
+        values = values[huffman.decode(parts[2])]
+    if len(values) != len(used) or (len(used) and used[-1] >= count):
+        raise ValueError(f"{len(values)} values at {len(used)} places of an array of {count}")
+    flat = np.zeros(count, np.uint32)
+    flat[used] = values
     return flat.view(np.float32).reshape(shape, order=order)  # type: ignore[call-overload]
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from big_distill.compress import pruning, sharing
-from big_distill.config import CompressConfig, nearest
+from big_distill.config import CompressConfig, Config, nearest
 from big_distill.errors import ConfigError
 from big_distill.state import Aux, Params, path_name
 
@@ -23,6 +23,7 @@ from big_distill.state import Aux, Params, path_name
 class Plan:
     """What is done to each kernel, by its path.
 
+    keep_zeros: whether the zeros of the network that the run starts from are pruned weights, which stay what they are.
     sparsity: share of its weights that are zero in the end; under the scope 'global' that of all of them together.
     bits: of a code; 0 where weights are not shared.
     """
@@ -30,11 +31,12 @@ class Plan:
     config: CompressConfig
     total_steps: int
     seed: int
+    keep_zeros: bool
     sparsity: dict[str, float]
     bits: dict[str, int]
 
     def encode(self, params: Params) -> tuple[Params, Aux]:
-        """Dense parameters as this run begins with them; zeros stay zero from here on.
+        """Dense parameters as this run begins with them.
 
         Returns:
           (what is trained, what `materialize` needs to know of it), both with the paths of `params`.
@@ -42,8 +44,7 @@ class Plan:
         kernels = self._kernels(params)
         if not kernels:
             return params, {}
-        # A kernel that is all zeros, as some heads begin, is new and not pruned.
-        masks = {name: (kernel != 0) | ~jnp.any(kernel) for name, kernel in kernels.items()}
+        masks = {name: (kernel != 0) | (not self.keep_zeros) for name, kernel in kernels.items()}
         pruned = self._masks(kernels, masks, jnp.int32(self.total_steps if self.bits else 0))
         if not self.bits:
             return params, pruned
@@ -66,6 +67,11 @@ class Plan:
         return bool(self.sparsity) and not self.bits
 
     @property
+    def done_at(self) -> int:
+        """The step from which on the student is as sparse as it will be."""
+        return self._span[1] if self.prunes else 0
+
+    @property
     def _span(self) -> tuple[int, int]:
         """First and last step of pruning."""
         begin, end = (round(share * self.total_steps) for share in (self.config.prune_begin, self.config.prune_end))
@@ -74,11 +80,11 @@ class Plan:
     def _masks(self, kernels: dict[str, jax.Array], masks: Aux, step: jax.Array) -> Aux:
         """Masks for the sparsity of a step; what was zero stays zero."""
         progress = pruning.cubic(step, *self._span)
-        sizes = {name: jnp.where(masks[name], jnp.abs(kernel), -1) for name, kernel in kernels.items()}
+        sizes = {name: _sizes(kernel, masks[name]) for name, kernel in kernels.items()}
         if self.config.scope == "global":
-            return pruning.keep_largest(sizes, progress * self.config.sparsity)
+            return pruning.keep_largest(sizes, self.config.sparsity, progress)
         return {
-            name: pruning.keep_largest({name: size}, progress * self.sparsity[name])[name]
+            name: pruning.keep_largest({name: size}, self.sparsity[name], progress)[name]
             for name, size in sizes.items()
         }
 
@@ -87,27 +93,33 @@ class Plan:
         return {name: named[name] for name in self.sparsity}
 
 
-def plan(config: CompressConfig, abstract: Params, total_steps: int, seed: int) -> Plan:
-    """What a config asks of a network's parameters.
+def plan(run: Config, abstract: Params) -> Plan:
+    """What a config asks of its student's parameters.
 
     Args:
-      config: resolved.
+      run: resolved.
       abstract: the dense parameters, or their shapes.
-      total_steps: of the run.
-      seed: of randomly chosen centroids.
 
     Raises:
       ConfigError: a pattern that matches nothing.
     """
+    config = run.compress
+    keep_zeros = bool(run.init_from or run.init_config) and not run.init_fresh
     if not (config.sparsity or config.layer_sparsity or config.bits):
-        return Plan(config, total_steps, seed, {}, {})
+        return Plan(config, run.total_steps, run.seed, keep_zeros, {}, {})
     names = [path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract) if leaf.ndim > 1]
     chosen = [name for name in names if re.fullmatch(config.layers, name)]
     if not chosen:
         raise ConfigError(f"config.compress.layers={config.layers!r} matches no kernel{nearest(config.layers, names)}")
     sparsity = _by_layer("layer_sparsity", config.layer_sparsity, config.sparsity, chosen)
     bits = _by_layer("layer_bits", config.layer_bits, config.bits, chosen) if config.bits else {}
-    return Plan(config, total_steps, seed, sparsity, {name: round(value) for name, value in bits.items()})
+    rounded = {name: round(value) for name, value in bits.items()}
+    return Plan(config, run.total_steps, run.seed, keep_zeros, sparsity, rounded)
+
+
+def _sizes(kernel: jax.Array, mask: jax.Array) -> jax.Array:
+    """Magnitudes for `keep_largest`; a kernel that is all zeros, as some heads begin, is new and not small."""
+    return jnp.where(mask, jnp.where(jnp.any(kernel), jnp.abs(kernel), jnp.inf), -1)
 
 
 def _by_layer(field: str, rules: tuple[str, ...], otherwise: float, names: list[str]) -> dict[str, float]:

@@ -23,18 +23,21 @@ def is_due(step: jax.Array, begin: int, end: int, every: int) -> jax.Array:
     return (step == end) | ((step >= begin) & (step < end) & ((step - begin) % every == 0))
 
 
-def keep_largest(sizes: dict[str, jax.Array], sparsity: jax.Array) -> dict[str, jax.Array]:
-    """Masks, False for the smallest of all the weights together: exactly round(sparsity * N) of them.
+def keep_largest(sizes: dict[str, jax.Array], sparsity: float, progress: jax.Array) -> dict[str, jax.Array]:
+    """Masks, False for the smallest of all the weights together.
 
     Args:
-      sizes: magnitudes; -1 for a weight that is pruned already, which counts as the smallest and never comes back.
-      sparsity: float32 [], a share in [0, 1].
+      sizes: magnitudes; -1 for a weight that is pruned already, which counts as the smallest and never comes back; inf for one
+        that must not be.
+      sparsity: the final one: of N weights exactly round(sparsity N) are zero then, or those that were before.
+      progress: float32 [], how much of it is due, in [0, 1].
     """
     flat = jnp.concatenate([size.reshape(-1) for size in sizes.values()])
-    num_zeros = jnp.round(sparsity * flat.size).astype(jnp.int32)
+    final = round(sparsity * flat.size)  # float32 cannot count above 2^24
+    num_zeros = jnp.where(progress < 1, jnp.round(progress * final).astype(jnp.int32), final)
     order = jnp.argsort(flat)  # stable: of equal ones the first goes first
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(flat.size, dtype=order.dtype))
-    kept = (rank >= num_zeros) & (flat >= 0)
+    kept = ((rank >= num_zeros) | jnp.isinf(flat)) & (flat >= 0)
     masks, start = {}, 0
     for name, size in sizes.items():
         masks[name] = kept[start : start + size.size].reshape(size.shape)

@@ -18,7 +18,7 @@ def share(kernel: jax.Array, bits: int, initial: str, key: jax.Array) -> tuple[j
       kernel: float32, any shape.
       bits: there are 2^bits values beside zero.
       initial: where the values begin: 'linear' (evenly between the smallest and the largest weight: best in section
-        3.2), 'density' (evenly among the weights in order of size) or 'random' (weights, drawn).
+        3.2), 'density' (evenly among the weights in order of size) or 'random' (a weight drawn from each 2^bits-th).
       key: for 'random'.
 
     Returns:
@@ -34,7 +34,7 @@ def share(kernel: jax.Array, bits: int, initial: str, key: jax.Array) -> tuple[j
     elif initial == "density":
         values = rising[((jnp.arange(count) + 0.5) / count * num_used).astype(jnp.int32)]
     else:
-        values = rising[jnp.sort(jax.random.randint(key, (count,), 0, num_used))]
+        values = rising[((jnp.arange(count) + jax.random.uniform(key, (count,))) / count * num_used).astype(jnp.int32)]
     values = jnp.where(used.any(), values, 0.0)
 
     def nearest(values: jax.Array) -> jax.Array:
@@ -43,7 +43,7 @@ def share(kernel: jax.Array, bits: int, initial: str, key: jax.Array) -> tuple[j
     def lloyd(_: int, values: jax.Array) -> jax.Array:
         codes = nearest(values)
         sums = jax.ops.segment_sum(jnp.where(used, weights, 0), codes, count)
-        sizes = jax.ops.segment_sum(used.astype(jnp.float32), codes, count)
+        sizes = jax.ops.segment_sum(used.astype(jnp.int32), codes, count)
         return jnp.sort(jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1), values))
 
     values = jax.lax.fori_loop(0, NUM_ITERATIONS, lloyd, values)

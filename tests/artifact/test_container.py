@@ -134,6 +134,11 @@ def signed(header, payload=b""):
         ([["k", "<f4", [1 << 50], "deflated", "C", [4]]], bytes(4)),
         ([["k", "<f4", [-1], "raw", "C", [4]]], bytes(4)),
         ([["k", "O", [1], "raw", "C", [8]]], bytes(8)),
+        ([["k", "(,)f4,i4", [1], "raw", "C", [8]]], bytes(8)),
+        ([[7, "<f4", [1], "raw", "C", [4]]], bytes(4)),
+        ([["k", "<f4", [1], "raw", "C", [4]], ["k", "<f4", [1], "raw", "C", [4]]], bytes(8)),
+        ([["k", "<f4", [1], "raw", "C", [8, -4]]], bytes(4)),
+        ([["k", "<f4", [1 << 32], "sparse", "C", [len(huffman.encode(np.array([9]))), 4]]], bytes(4)),
         ([["k", "<f4", [4], "shared", "C", [4]]], bytes(4)),
         ([["k", "<f4", [4], "sparse", "C", [30, 4]]], bytes(34)),
         (
@@ -157,3 +162,11 @@ def test_random_streams_never_hang_or_crash():
             data[position] = rng.integers(256)
         with contextlib.suppress(ValueError, zlib.error):
             assert len(huffman.decode(bytes(data))) <= 8 * len(data)
+
+
+def test_a_header_that_is_too_deep_is_one_line(tmp_path):
+    packed = zlib.compress(b"[" * 200_000)
+    data = b"BDZ\x01" + struct.pack("<I", len(packed)) + packed
+    (tmp_path / "a.bdz").write_bytes(data + sha256(data).digest())
+    with pytest.raises(RunError, match=r"a.bdz is not a valid container"):
+        container.read(tmp_path / "a.bdz")

@@ -12,7 +12,7 @@ import pytest
 
 from big_distill import compress, weights
 from big_distill.compress import pruning, sharing
-from big_distill.config import CompressConfig
+from big_distill.config import CompressConfig, Config
 from big_distill.errors import ConfigError, Preempted
 from big_distill.evaluation import evaluate_run
 from big_distill.resolve import resolve
@@ -31,8 +31,9 @@ def params(seed=0):
     }
 
 
-def plan(total_steps=100, **fields):
-    return compress.plan(CompressConfig(**fields), params(), total_steps, seed=0)
+def plan(total_steps=100, init_from=None, **fields):
+    run = Config(num_classes=10, total_steps=total_steps, init_from=init_from, compress=CompressConfig(**fields))
+    return compress.plan(run, params())
 
 
 def zeros(mask):
@@ -94,12 +95,28 @@ def test_what_is_pruned_never_comes_back():
     assert counts[29] == round(0.8 * total * (1 - 0.5**3))
 
 
-def test_a_new_head_of_zeros_is_not_taken_for_pruned():
+def test_a_new_head_of_zeros_is_not_taken_for_small():
     dense = params()
     dense["head"]["kernel"] *= 0
+    for scope in ("global", "layer"):
+        _, masks = plan(sparsity=0.3, scope=scope, prune_end=0.0).encode(dense)
+        assert zeros(masks["head/kernel"]) == 0 and zeros(masks["fc1/kernel"]) >= 360
+
+
+def test_zeros_of_what_a_run_starts_from_stay():
+    dense = params()
     dense["fc1"]["kernel"] = dense["fc1"]["kernel"].at[:20].set(0)
-    _, masks = plan(sparsity=0.3).encode(dense)
-    assert zeros(masks["head/kernel"]) == 0 and zeros(masks["fc1/kernel"]) == 600
+    dense["head"]["kernel"] *= 0
+    _, masks = plan(sparsity=0.01, init_from="run").encode(dense)
+    assert (zeros(masks["fc1/kernel"]), zeros(masks["head/kernel"])) == (600, 300)
+    _, masks = plan(sparsity=0.01).encode(dense)
+    assert (zeros(masks["fc1/kernel"]), zeros(masks["head/kernel"])) == (0, 0)
+
+
+def test_the_final_count_is_exact_for_many_weights():
+    sizes = {"kernel": jnp.ones(17_000_001)}
+    (mask,) = jax.jit(lambda p: pruning.keep_largest(sizes, 0.9, p))(jnp.float32(1)).values()
+    assert zeros(mask) == round(0.9 * 17_000_001)
 
 
 @pytest.mark.parametrize("initial", ["linear", "density", "random"])
@@ -112,6 +129,7 @@ def test_k_means_ends_where_no_weight_has_a_nearer_value(initial):
     used = kernel[kernel != 0]
     distance = np.abs(used[:, None] - values)
     np.testing.assert_allclose(distance[np.arange(len(used)), codes[codes != 0] - 1], distance.min(1), atol=1e-6)
+    assert np.square(distance.min(1)).mean() < 0.05 * used.var()
     for code in range(8):
         mine = kernel[codes == code + 1]
         if len(mine):
@@ -147,10 +165,10 @@ def staged(tiny):
     """Two stages: pruned while it trains, then its weights shared."""
     first = tiny.copy_and_resolve_references()
     first.compress.sparsity, first.compress.prune_end, first.compress.prune_every_steps = 0.6, 0.5, 1
+    first.optimizer.weight_decay = 0.1  # would leak through a mask
     tiny.init_config = first
     tiny.compress.bits = 3
     tiny.compress.layer_bits = ("head/kernel=2",)
-    tiny.optimizer.weight_decay = 0.1  # would leak through a mask
     return tiny
 
 
@@ -217,12 +235,14 @@ def test_both_stages_are_of_one_network(staged):
         ("layer_sparsity", ("fc1/kernel=0.5",), r"needs config.compress.scope='layer'"),
         ("layer_bits", ("fc1=99",), r"layer_bits='fc1=99': expected PATTERN=BITS, 1 to 12"),
         ("bits", 4, r"config.compress.bits=4 shares the weights of a trained network: set config.init_from"),
+        ("prune_end", 0.0, r"config.compress.prune_end=0.0 prunes before anything is learned: set config.init_from"),
         ("scope", "globl", r"config.compress.scope='globl' is not known; did you mean 'global'\?"),
         ("prune_begin", 0.7, r"prune_begin=0.7, prune_end=0.5: expected shares, in this order"),
         ("layers", "(", r"config.compress.layers='\(' is not a regular expression"),
     ],
 )
 def test_mistakes_are_named(tiny, field, value, message):
+    tiny.compress.sparsity = 0.5
     tiny.compress[field] = value
     with pytest.raises(ConfigError, match=message):
         resolved(tiny)
@@ -234,3 +254,13 @@ def test_an_uncompressed_run_is_untouched():
     assert aux == {} and same is dense and materialize(dense, aux) is dense
     assert not plan().prunes and not plan(bits=3).prunes and plan(sparsity=0.1).prunes
     assert functools.reduce(lambda a, b: a and b, (plan().bits == {}, plan().sparsity == {}))
+
+
+def test_only_a_student_that_is_pruned_is_the_best(tiny, tmp_path):
+    tiny.compress.sparsity, tiny.compress.prune_end, tiny.compress.prune_every_steps = 0.5, 0.8, 1
+    tiny.eval_every_steps = tiny.checkpoint_every_steps = 1
+    tiny.keep_best = 6
+    summary = train_and_evaluate(resolved(tiny), tmp_path / "run")
+    assert summary["best_step"] >= round(0.8 * 6)
+    best = evaluate_run(tmp_path / "run", "validation", "best")
+    assert best["num_examples"] == 200
