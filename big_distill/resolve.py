@@ -246,7 +246,7 @@ def _check_compress(config: Config, prefix: str) -> None:
     )
     require(
         not compress.bits or not config.init_fresh,
-        f"{path}.bits={compress.bits} with {prefix}.init_fresh={config.init_fresh!r}: new weights have nothing to share",
+        f"{path}.bits={compress.bits} with {prefix}.init_fresh={config.init_fresh!r}: new weights cannot be shared",
     )
     require(
         end > 0 or not (compress.sparsity or compress.layer_sparsity) or bool(config.init_from or config.init_config),

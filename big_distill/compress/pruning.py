@@ -27,8 +27,8 @@ def keep_largest(sizes: dict[str, jax.Array], sparsity: float, progress: jax.Arr
     """Masks, False for the smallest of all the weights together.
 
     Args:
-      sizes: magnitudes; -1 for a weight that is pruned already, which counts as the smallest and never comes back; inf for one
-        that must not be.
+      sizes: magnitudes; -1 for a weight that is pruned already, which counts as the smallest and never comes back, inf
+        for one that must not go.
       sparsity: the final one: of N weights exactly round(sparsity N) are zero then, or those that were before.
       progress: float32 [], how much of it is due, in [0, 1].
     """
