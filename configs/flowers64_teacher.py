@@ -6,7 +6,9 @@
 The images are enlarged to 160 px; the head is new. `trainval` learns from the 2,040 images of the official training and
 validation splits together, and chooses nothing on a validation split; `train` from the 1,020 training images alone.
 `flowers64_fm.py:teacher=lite0` trains this first and distils from it. No paper has figures at this size.
-TEACHERRUN
+
+Run here as `trainval` (two CPU cores, 83 minutes beside other work): 77.59, 81.93 and 83.15 % of the 6,149 test images
+after 10, 20 and 30 epochs. `train` was run with an earlier recipe (128 px, no mixup, crops of 30 %): 68.56 %.
 """
 
 from big_distill.config_files import parse_arg, smoke, template
