@@ -5,7 +5,7 @@
 
 The first stage (`init_config`, in the run's init/) learns on labels and prunes as it goes; the second makes the weights
 of each layer one of 2^bits values, by k-means, and trains those. Han et al.: error 1.64 -> 1.58 %, 1,070 -> 27 KB, 40x.
-Run here (two CPU cores, 5 minutes, seed 0): 98.50 % of test, 14,784 bytes, 72x.
+Run here (two CPU cores, 5 minutes): seeds 0, 1, 2 reach 98.50, 98.49, 98.52 % of test in 14,784, 14,730, 14,760 bytes.
 """
 
 import pathlib

@@ -12,7 +12,9 @@ scratch on its teacher alone. Run here for 12 + 12 epochs instead of 40 + 100: t
 agreement 69.17 %. Training from scratch on ten images a class takes far longer than that.
 
 `:teacher=lite0` is the ImageNet network of flowers64_teacher.py. It sees the view at 160 px, the student at 64.
-Run here for 24 epochs from that teacher's 68.56 %: student 18.60 % of test, agreement 20.39 %.
+Run here from that teacher's 83.15 % of test (`:data=trainval`, 30 epochs): student 44.58 %, agreement 45.67 % after 100
+epochs, 22 minutes; on the validation split 14.61, 27.75, 32.55, 37.45, 42.75, 46.86, 48.33, 49.71 and 49.90 % after 10
+to 90 epochs.
 """
 
 import pathlib
