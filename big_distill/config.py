@@ -42,7 +42,12 @@ class ModelConfig:
         "mlp, lenet5, cnn, six_layer_cnn, bit, efficientnet_lite0, efficientnet_lite1, efficientnet_lite2, "
         "mobilenet_v3_large, vit_small, vit_base, or your own module:function",
     )
-    features: tuple[int, ...] = maths((), "mlp: units of each hidden layer; cnn: channels of its two convolutions")
+    features: tuple[int, ...] = maths(
+        (),
+        "mlp: units of each hidden layer; cnn: channels of its two convolutions; in other families the widths of the "
+        "layers that no skip connection ties, in order (bit: two a unit; mobile networks: the expansions; vit: the "
+        "MLPs), or () for their own",
+    )
     depth: int = maths(0, "bit: 26, 50, 101 or 152; 0: blocks says")
     blocks: tuple[int, ...] = maths(
         (), "bit, efficientnet_lite*, mobilenet_v3_large: units in each stage, such as (1,1,1,1); bit: instead of depth"
@@ -56,6 +61,15 @@ class ModelConfig:
         "(symmetric)",
     )
     patch_size: int = maths(16, "vit_*: side of a patch in pixels")
+    ranks: tuple[str, ...] = maths(
+        (),
+        "factored layers, such as ('fc1=32', 'conv2=8x16'): the rank of a dense layer or 1 x 1 convolution, those of "
+        "inputs and outputs of a larger one",
+    )
+    activation_bits: int = maths(
+        0,
+        "inputs of convolutions and dense layers in this many bits, 2 to 8, with ranges learned on the way; 0: floats",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,7 +125,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     small.source.test = "test"
     small.eval_source = _template(SourceConfig)
     if small.student.name in _NUM_STAGES:
-        small.student.update(depth=0, blocks=(1,) * _NUM_STAGES[small.student.name], width=0.125)
+        small.student.update(depth=0, blocks=(1,) * _NUM_STAGES[small.student.name], width=0.125, features=())
     small.student.features = tuple(min(8, units) for units in small.student.features)
     if config.init_config:
         small.init_config = _two_steps(smoke(config.init_config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from big_distill.checks import at_least, choice, require
 from big_distill.config import ModelConfig
@@ -27,29 +28,36 @@ class Family:
 
 MODELS = {
     "mlp": Family(("features",), 1),
-    "lenet5": Family((), 16),
+    "lenet5": Family(("features",), 16),
     "cnn": Family(("features",), 4),
-    "six_layer_cnn": Family((), 4),
-    "bit": Family(("depth", "blocks", "width", "root_pool"), 4, int8=True),  # doubled by every stage after the first
-    "efficientnet_lite0": Family(("blocks", "width", "padding"), 32, 7, int8=True),
-    "efficientnet_lite1": Family(("blocks", "width", "padding"), 32, 7, int8=True),
-    "efficientnet_lite2": Family(("blocks", "width", "padding"), 32, 7, int8=True),
-    "mobilenet_v3_large": Family(("blocks", "width", "norm", "padding"), 32, 6, int8=True),
-    "vit_small": Family(("patch_size",), 1),  # a multiple of the patch
-    "vit_base": Family(("patch_size",), 1),
+    "six_layer_cnn": Family(("features",), 4),
+    "bit": Family(
+        ("features", "depth", "blocks", "width", "root_pool"), 4, int8=True
+    ),  # doubled by every stage after the first
+    "efficientnet_lite0": Family(("features", "blocks", "width", "padding"), 32, 7, int8=True),
+    "efficientnet_lite1": Family(("features", "blocks", "width", "padding"), 32, 7, int8=True),
+    "efficientnet_lite2": Family(("features", "blocks", "width", "padding"), 32, 7, int8=True),
+    "mobilenet_v3_large": Family(("features", "blocks", "width", "norm", "padding"), 32, 6, int8=True),
+    "vit_small": Family(("features", "patch_size"), 1),  # a multiple of the patch
+    "vit_base": Family(("features", "patch_size"), 1),
 }
+_FORMS = ("ranks", "activation_bits")  # of layers, in every family
 BIT_BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def check_model(model: ModelConfig, image_size: int, path: str) -> None:
     """Raises ConfigError unless `path`, as the config calls it, is a network for images of `image_size` px."""
     choice(f"{path}.name", model.name, MODELS, or_own=True)
+    for rule in model.ranks:
+        require(bool(re.fullmatch(r"[^=]+=[1-9]\d*(x[1-9]\d*)?", rule)), f"{path}.ranks: {rule!r}: expected LAYER=RANK")
+    bits = model.activation_bits
+    require(bits == 0 or 2 <= bits <= 8, f"{path}.activation_bits={bits}: expected 0, or 2 to 8 bits")
     family = MODELS.get(str(model.name))
     if family is None:
         return
     for field in dataclasses.fields(ModelConfig):
         value = getattr(model, field.name)
-        if field.name not in ("name", *family.fields) and value != field.default:
+        if field.name not in ("name", *_FORMS, *family.fields) and value != field.default:
             reads = ", ".join(family.fields) or "no field"
             raise ConfigError(
                 f"{path}.{field.name}={value!r}: the model {model.name!r} does not read it (it reads {reads}); "

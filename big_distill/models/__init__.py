@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +15,24 @@ from big_distill import plugins
 from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError
 from big_distill.families import BIT_BLOCKS
-from big_distill.models import bit, cnn, efficientnet_lite, mobilenet_v3, vit
+from big_distill.models import bit, cnn, efficientnet_lite, inverted_residual, mobilenet_v3, vit
 from big_distill.models.folding import cast, fold
+from big_distill.models.forms import format_ranks, formed, kernel_inputs
+from big_distill.models.inverted_residual import Unit
 from big_distill.models.quantization import input_ranges, quantize
 from big_distill.state import Model
 
-__all__ = ["build", "cast", "fold", "from_linen", "input_ranges", "quantize"]
+__all__ = [
+    "build",
+    "cast",
+    "features_of",
+    "fold",
+    "format_ranks",
+    "from_linen",
+    "input_ranges",
+    "kernel_inputs",
+    "quantize",
+]
 
 
 @functools.cache
@@ -41,30 +54,73 @@ def build(model: ModelConfig, num_classes: int, dtype: str, folded: bool = False
     Raises:
       ConfigError: the user's own function cannot be imported, or does not return a Model.
     """
+    return formed(_family(model, num_classes, dtype, folded), model)
+
+
+def features_of(model: ModelConfig) -> tuple[int, ...]:
+    """The widths of all layers that no skip connection ties, in order: `model.features`, or the family's own."""
+    match model.name:
+        case _ if model.features:
+            return model.features
+        case "lenet5":
+            return cnn.LENET5
+        case "six_layer_cnn":
+            return cnn.SIX_LAYER
+        case "bit":
+            return bit.features(_blocks(model), model.width)
+        case "efficientnet_lite0" | "efficientnet_lite1" | "efficientnet_lite2" | "mobilenet_v3_large":
+            return inverted_residual.features(*_units(model))
+        case "vit_small" | "vit_base" as name:
+            width, depth, _ = vit.SIZES[name]
+            return (4 * width,) * depth
+        case _:
+            return ()
+
+
+def _blocks(model: ModelConfig) -> tuple[int, ...]:
+    return model.blocks or BIT_BLOCKS[model.depth]
+
+
+def _units(model: ModelConfig) -> tuple[tuple[Unit, ...], int]:
+    """(blocks, channels of the stem)."""
+    if model.name == "mobilenet_v3_large":
+        units = mobilenet_v3.units(model.blocks, model.width)
+        return units, units[0].expanded
+    return efficientnet_lite.units(str(model.name), model.blocks, model.width), efficientnet_lite.STEM
+
+
+def _family(model: ModelConfig, num_classes: int, dtype: str, folded: bool) -> Model:
+    features, own = features_of(model), features_of(dataclasses.replace(model, features=()))
+    if own and len(features) != len(own):
+        raise ConfigError(f"features={features}: this {model.name} has {len(own)} widths: {own}")
     match model.name:
         case "mlp":
-            return from_linen(cnn.MLP(model.features, num_classes, dtype))
+            return from_linen(cnn.MLP(features, num_classes, dtype))
         case "lenet5":
-            return from_linen(cnn.LeNet5(num_classes, dtype))
+            return from_linen(cnn.LeNet5(features, num_classes, dtype))
         case "cnn":
-            return from_linen(cnn.CNN(model.features, num_classes, dtype))
+            return from_linen(cnn.CNN(features, num_classes, dtype))
         case "six_layer_cnn":
-            return from_linen(cnn.SixLayerCNN(num_classes, dtype))
+            return from_linen(cnn.SixLayerCNN(features, num_classes, dtype))
         case "bit":
-            blocks = model.blocks or BIT_BLOCKS[model.depth]
-            return from_linen(bit.BiT(blocks, model.width, model.root_pool, num_classes, dtype, folded))
+            return from_linen(
+                bit.BiT(_blocks(model), features, model.width, model.root_pool, num_classes, dtype, folded)
+            )
         case "efficientnet_lite0" | "efficientnet_lite1" | "efficientnet_lite2" as name:
-            units, dropout = efficientnet_lite.units(name, model.blocks, model.width), efficientnet_lite.DROPOUT[name]
+            units = inverted_residual.with_features(*_units(model), features)
+            dropout = efficientnet_lite.DROPOUT[name]
             return from_linen(
                 efficientnet_lite.EfficientNetLite(units, dropout, model.padding, num_classes, dtype, folded)
             )
         case "mobilenet_v3_large":
-            units, dropout = mobilenet_v3.units(model.blocks, model.width), mobilenet_v3.DROPOUT
+            units = inverted_residual.with_features(*_units(model), features)
+            dropout = mobilenet_v3.DROPOUT
             return from_linen(
                 mobilenet_v3.MobileNetV3(units, dropout, model.norm, model.padding, num_classes, dtype, folded)
             )
         case "vit_small" | "vit_base" as name:
-            return from_linen(vit.ViT(*vit.SIZES[name], model.patch_size, num_classes, dtype))
+            width, _, num_heads = vit.SIZES[name]
+            return from_linen(vit.ViT(features, width, num_heads, model.patch_size, num_classes, dtype))
         case _:
             own = plugins.load(str(model.name), "model.name")(model, num_classes, dtype)
             if not isinstance(own, Model):

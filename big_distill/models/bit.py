@@ -7,12 +7,23 @@ consistent", arXiv 2106.05237: `block1/unit01/conv1/kernel`. Scales and biases h
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from big_distill.models.layers import GroupNorm, StdConv, max_pool
+from big_distill.models.layers import Dense, GroupNorm, StdConv, max_pool
+
+
+def root_features(width: float) -> int:
+    """Channels of the root, 64 of width 1, rounded down."""
+    return max(1, int(64 * width))
+
+
+def features(blocks: tuple[int, ...], width: float) -> tuple[int, ...]:
+    """Channels of the first two convolutions of every unit, which no skip connection ties."""
+    return tuple(root_features(width) * 2**i for i, num_units in enumerate(blocks) for _ in range(2 * num_units))
 
 
 class Root(nn.Module):
@@ -30,7 +41,7 @@ class Root(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / 4), ceil(W / 4), features]."""
-        x = StdConv(self.features, 7, self.dtype, 2, self.folded, name="conv_root")(x)
+        x = StdConv(self.features, self.dtype, 7, 2, self.folded, name="conv_root")(x)
         if self.pool == "zero":
             return max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
         return max_pool(x, 3, 2, padding=1)
@@ -41,43 +52,49 @@ class Unit(nn.Module):
 
     The 3 x 3 convolution has the stride. Where the shape changes, a projection of the *activated* input replaces the
     identity.
+
+    hidden: channels of the first two convolutions.
     """
 
     features: int
+    hidden: tuple[int, int]
     stride: int
     dtype: str
     folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), 4 * features]."""
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         conv = functools.partial(StdConv, dtype=self.dtype, folded=self.folded)
         y = nn.relu(GroupNorm(self.dtype, name="gn1")(x))
-        if self.stride != 1 or x.shape[-1] != 4 * self.features:
-            x = conv(4 * self.features, 1, stride=self.stride, name="conv_proj")(y)
-        y = conv(self.features, 1, name="conv1")(y)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = conv(self.features, size=1, stride=self.stride, name="conv_proj")(y)
+        y = conv(self.hidden[0], size=1, name="conv1")(y)
         y = nn.relu(GroupNorm(self.dtype, name="gn2")(y))
-        y = conv(self.features, 3, stride=self.stride, name="conv2")(y)
+        y = conv(self.hidden[1], size=3, stride=self.stride, name="conv2")(y)
         y = nn.relu(GroupNorm(self.dtype, name="gn3")(y))
-        y = conv(4 * self.features, 1, name="conv3")(y)
+        y = conv(self.features, size=1, name="conv3")(y)
         return x + y
 
 
 class Stage(nn.Module):
-    """Units at one resolution; the first has the stride."""
+    """Units at one resolution; the first has the stride.
 
-    num_units: int
+    hidden: two widths a unit, see `Unit`.
+    """
+
     features: int
+    hidden: tuple[int, ...]
     stride: int
     dtype: str
     folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), 4 * features]."""
-        for i in range(self.num_units):
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        for i, hidden in enumerate(zip(self.hidden[::2], self.hidden[1::2], strict=True)):
             stride = self.stride if i == 0 else 1
-            x = Unit(self.features, stride, self.dtype, self.folded, name=f"unit{i + 1:02d}")(x)
+            x = Unit(self.features, hidden, stride, self.dtype, self.folded, name=f"unit{i + 1:02d}")(x)
         return x
 
 
@@ -85,6 +102,7 @@ class BiT(nn.Module):
     """The whole network: R50x1 has blocks (3, 4, 6, 3) and width 1.
 
     blocks: units of each stage; the resolution halves and the channels double from stage to stage.
+    features: of the first two convolutions of every unit, see `features`.
     width: factor on the channels, rounded down to whole channels in the root: 0.3 makes 19 of 64.
     root_pool: 'zero' or '-inf', see `Root`.
     folded: the kernels are already standardised.
@@ -93,6 +111,7 @@ class BiT(nn.Module):
     """
 
     blocks: tuple[int, ...]
+    features: tuple[int, ...]
     width: float
     root_pool: str
     num_classes: int
@@ -102,11 +121,11 @@ class BiT(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] -> logits [B, K]."""
-        features = max(1, int(64 * self.width))
-        x = Root(features, self.root_pool, self.dtype, self.folded, name="root_block")(image)
+        root, hidden = root_features(self.width), iter(self.features)
+        x = Root(root, self.root_pool, self.dtype, self.folded, name="root_block")(image)
         for i, num_units in enumerate(self.blocks):
             stride = 1 if i == 0 else 2
-            x = Stage(num_units, features * 2**i, stride, self.dtype, self.folded, name=f"block{i + 1}")(x)
+            widths = tuple(itertools.islice(hidden, 2 * num_units))
+            x = Stage(4 * root * 2**i, widths, stride, self.dtype, self.folded, name=f"block{i + 1}")(x)
         x = nn.relu(GroupNorm("float32", name="norm-pre-head")(x))
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")
-        return head(x.mean((1, 2)))
+        return Dense(self.num_classes, "float32", nn.initializers.zeros, name="head")(x.mean((1, 2)))

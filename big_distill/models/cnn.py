@@ -11,7 +11,7 @@ import functools
 import jax
 from flax import linen as nn
 
-from big_distill.models.layers import Conv, max_pool
+from big_distill.models.layers import Conv, Dense, max_pool
 
 
 class MLP(nn.Module):
@@ -26,8 +26,12 @@ class MLP(nn.Module):
         """[B, H, W, C] -> logits [B, K]."""
         x = _flatten(image)
         for i, features in enumerate(self.features, 1):
-            x = nn.relu(nn.Dense(features, dtype=self.dtype, name=f"fc{i}")(x))
-        return nn.Dense(self.num_classes, dtype="float32", name="head")(x)
+            x = nn.relu(Dense(features, self.dtype, name=f"fc{i}")(x))
+        return Dense(self.num_classes, "float32", name="head")(x)
+
+
+LENET5 = (20, 50, 500)
+SIX_LAYER = (32, 32, 64, 64, 256)
 
 
 class LeNet5(nn.Module):
@@ -36,18 +40,19 @@ class LeNet5(nn.Module):
     Unlike the network of 1998 it is 20-50-500-K wide, has max-pools, and no nonlinearity follows its convolutions.
     """
 
+    features: tuple[int, ...]
     num_classes: int
     dtype: str
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] -> logits [B, K]."""
-        x = Conv(20, 5, self.dtype, padding="VALID", name="conv1")(image)
+        x = Conv(self.features[0], self.dtype, 5, padding="VALID", name="conv1")(image)
         x = max_pool(x, 2, 2)
-        x = Conv(50, 5, self.dtype, padding="VALID", name="conv2")(x)
+        x = Conv(self.features[1], self.dtype, 5, padding="VALID", name="conv2")(x)
         x = max_pool(x, 2, 2)
-        x = nn.relu(nn.Dense(500, dtype=self.dtype, name="fc1")(_flatten(x)))
-        return nn.Dense(self.num_classes, dtype="float32", name="head")(x)
+        x = nn.relu(Dense(self.features[2], self.dtype, name="fc1")(_flatten(x)))
+        return Dense(self.num_classes, "float32", name="head")(x)
 
 
 class CNN(nn.Module):
@@ -63,16 +68,17 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] -> logits [B, K]."""
-        x = Conv(self.features[0], 3, self.dtype, stride=2, name="conv1")(image)
+        x = Conv(self.features[0], self.dtype, 3, stride=2, name="conv1")(image)
         x = nn.leaky_relu(x, 0.2)
         x = max_pool(x, 2, 1, "SAME")
-        x = Conv(self.features[1], 3, self.dtype, stride=2, name="conv2")(x)
-        return nn.Dense(self.num_classes, dtype="float32", name="head")(_flatten(x))
+        x = Conv(self.features[1], self.dtype, 3, stride=2, name="conv2")(x)
+        return Dense(self.num_classes, "float32", name="head")(_flatten(x))
 
 
 class SixLayerCNN(nn.Module):
-    """3 x 3 convolutions of 32, 32, 64 and 64 channels, a max-pool after each pair, two dense layers; ReLU between."""
+    """Four 3 x 3 convolutions, a max-pool after each pair, two dense layers; ReLU between; 32-32-64-64-256-K wide."""
 
+    features: tuple[int, ...]
     num_classes: int
     dtype: str
 
@@ -80,14 +86,14 @@ class SixLayerCNN(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] -> logits [B, K]."""
         conv = functools.partial(Conv, size=3, dtype=self.dtype)
-        x = nn.relu(conv(32, name="conv1")(image))
-        x = nn.relu(conv(32, name="conv2")(x))
+        x = nn.relu(conv(self.features[0], name="conv1")(image))
+        x = nn.relu(conv(self.features[1], name="conv2")(x))
         x = max_pool(x, 2, 2)
-        x = nn.relu(conv(64, name="conv3")(x))
-        x = nn.relu(conv(64, name="conv4")(x))
+        x = nn.relu(conv(self.features[2], name="conv3")(x))
+        x = nn.relu(conv(self.features[3], name="conv4")(x))
         x = max_pool(x, 2, 2)
-        x = nn.relu(nn.Dense(256, dtype=self.dtype, name="fc1")(_flatten(x)))
-        return nn.Dense(self.num_classes, dtype="float32", name="head")(x)
+        x = nn.relu(Dense(self.features[4], self.dtype, name="fc1")(_flatten(x)))
+        return Dense(self.num_classes, "float32", name="head")(x)
 
 
 def _flatten(x: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from big_distill.models.inverted_residual import InvertedResidual, Unit, multiple_of_8
-from big_distill.models.layers import ConvNorm
+from big_distill.models.layers import ConvNorm, Dense
 
 _STAGES = (  # (blocks, expansion, features, size, stride)
     (1, 1, 16, 3, 1),
@@ -26,7 +26,7 @@ _STAGES = (  # (blocks, expansion, features, size, stride)
     (4, 6, 192, 5, 2),
     (1, 6, 320, 3, 1),
 )
-_STEM = 32
+STEM = 32
 _SCALES = {  # (width, depth)
     "efficientnet_lite0": (1.0, 1.0),
     "efficientnet_lite1": (1.0, 1.1),
@@ -43,7 +43,7 @@ def units(name: str, blocks: tuple[int, ...], width: float) -> tuple[Unit, ...]:
     """
     width_scale, depth_scale = _SCALES[name]
     scaled: list[Unit] = []
-    channels = _STEM
+    channels = STEM
     for i, (num_blocks, expansion, features, size, stride) in enumerate(_STAGES):
         if 0 < i < len(_STAGES) - 1:
             num_blocks = math.ceil(num_blocks * depth_scale)
@@ -71,9 +71,9 @@ class EfficientNetLite(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] -> logits [B, K]."""
         layer = functools.partial(ConvNorm, dtype=self.dtype, padding=self.padding, norm="batch", folded=self.folded)
-        x = nn.relu6(layer(_STEM, 3, stride=2, name="stem")(image, train=train))
+        x = nn.relu6(layer(STEM, size=3, stride=2, name="stem")(image, train=train))
         for i, unit in enumerate(self.units, 1):
             x = InvertedResidual(unit, layer, self.dtype, name=f"unit{i:02d}")(x, train=train)
-        x = nn.relu6(layer(1280, 1, name="last")(x, train=train))
+        x = nn.relu6(layer(1280, size=1, name="last")(x, train=train))
         x = nn.Dropout(self.dropout, deterministic=not train)(x.mean((1, 2), dtype=jnp.float32))
-        return nn.Dense(self.num_classes, name="head")(x)
+        return Dense(self.num_classes, "float32", name="head")(x)

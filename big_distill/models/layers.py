@@ -142,56 +142,103 @@ def _shifts(x: jax.Array, size: int, stride: int, pads: Sequence[tuple[int, int]
     return [x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
 
 
-class Conv(nn.Module):
-    """A square convolution with a bias."""
+class Kernel(nn.Module):
+    """What all layers with a kernel share: `apply_kernel`, which `forms.formed` may compute in another way."""
 
     features: int
-    size: int
     dtype: str
+
+    def apply_kernel(self, x: jax.Array) -> jax.Array:
+        """The layer without its bias and normalisation."""
+        raise NotImplementedError
+
+    def add_bias(self, x: jax.Array) -> jax.Array:
+        """[..., features] -> the same."""
+        return x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+
+
+class Dense(Kernel):
+    """A matrix product, with a bias unless told otherwise."""
+
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., features]."""
+        x = self.apply_kernel(x)
+        return self.add_bias(x) if self.bias else x
+
+    def apply_kernel(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., features]."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        return x.astype(self.dtype) @ kernel.astype(self.dtype)
+
+
+class Conv(Kernel):
+    """A square convolution, with a bias unless told otherwise."""
+
+    size: int
     stride: int = 1
     padding: Padding = "SAME"
+    bias: bool = True
+
+    @property
+    def pads(self) -> Padding:
+        """Of the convolution."""
+        return self.padding
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', features]."""
+        x = self.apply_kernel(x)
+        return self.add_bias(x) if self.bias else x
+
+    def apply_kernel(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
-        return x + bias.astype(self.dtype)
+        return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.pads)
 
 
-class StdConv(nn.Module):
+class StdConv(Kernel):
     """A square convolution with a standardised kernel, size // 2 pixels of zeros on every side and no bias.
 
     Each filter is brought to mean 0 and variance 1 over (h, w, in), in float32 (Qiao et al. 2019, "Weight
     Standardization", arXiv 1903.10520). Folded, the kernel is already standardised.
     """
 
-    features: int
     size: int
-    dtype: str
     stride: int = 1
     folded: bool = False
+
+    @property
+    def pads(self) -> Padding:
+        """Of the convolution."""
+        return self.size // 2
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        return self.apply_kernel(x)
+
+    def apply_kernel(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         if not self.folded:
             kernel -= kernel.mean((0, 1, 2))
             kernel *= lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + STD_CONV_EPSILON)
-        return _conv_of(self, x, kernel, self.stride, self.size // 2)
+        return _conv_of(self, x, kernel)
 
 
-def _conv_of(layer: StdConv | ConvNorm, x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+def _conv_of(layer: StdConv | ConvNorm, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The dense convolution of a layer, in its dtype; in integers if `quantization.quantize` made its kernel int8."""
     if kernel.dtype != jnp.int8:
-        return conv(x.astype(layer.dtype), kernel.astype(layer.dtype), stride, padding)
+        return conv(x.astype(layer.dtype), kernel.astype(layer.dtype), layer.stride, layer.pads)
     input_scale = layer.param("input_scale", nn.initializers.ones, ())
     kernel_scale = layer.param("kernel_scale", nn.initializers.ones, (layer.features,))
-    return int8_conv(x, kernel, input_scale, kernel_scale, stride, padding).astype(layer.dtype)
+    return int8_conv(x, kernel, input_scale, kernel_scale, layer.stride, layer.pads).astype(layer.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -224,7 +271,7 @@ class GroupNorm(nn.Module):
         return x.astype(self.dtype)
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(Kernel):
     """A square convolution without bias, dense or depthwise, then a normalisation.
 
     padding: 'same', as in TensorFlow, with BatchNorm's epsilon 1e-3, or 'symmetric' (size // 2 pixels on every side),
@@ -234,28 +281,33 @@ class ConvNorm(nn.Module):
     folded: BatchNorm's factor is in the kernel, and a bias is left of it.
     """
 
-    features: int
     size: int
-    dtype: str
     padding: str
     norm: str
     folded: bool
     stride: int = 1
     depthwise: bool = False
 
+    @property
+    def pads(self) -> Padding:
+        """Of the convolution."""
+        return "SAME" if self.padding == "same" else self.size // 2
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
-        shape = (self.size, self.size, 1 if self.depthwise else x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        padding = "SAME" if self.padding == "same" else self.size // 2
-        if self.depthwise:
-            x = depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
-        else:
-            x = _conv_of(self, x, kernel, self.stride, padding)
+        x = self.apply_kernel(x)
         if self.norm == "group":
             return GroupNorm(self.dtype, num_groups=8, name="norm")(x)
         if self.folded:
-            return x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            return self.add_bias(x)
         epsilon = BATCH_NORM_EPSILON[self.padding]
         return nn.BatchNorm(not train, momentum=0.9, epsilon=epsilon, dtype=self.dtype, name="norm")(x)
+
+    def apply_kernel(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', features]."""
+        shape = (self.size, self.size, 1 if self.depthwise else x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        if self.depthwise:
+            return depthwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.pads)
+        return _conv_of(self, x, kernel)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from big_distill.models.inverted_residual import InvertedResidual, Unit, multiple_of_8
-from big_distill.models.layers import ConvNorm
+from big_distill.models.layers import ConvNorm, Dense
 
 _STAGES = (  # table 1; a squeeze-excite has a quarter of the expanded channels, in multiples of 8
     (Unit(16, 16, 3, 1, "relu"),),
@@ -72,10 +72,10 @@ class MobileNetV3(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] -> logits [B, K]."""
         layer = functools.partial(ConvNorm, dtype=self.dtype, padding=self.padding, norm=self.norm, folded=self.folded)
-        x = nn.hard_swish(layer(self.units[0].expanded, 3, stride=2, name="stem")(image, train=train))
+        x = nn.hard_swish(layer(self.units[0].expanded, size=3, stride=2, name="stem")(image, train=train))
         for i, unit in enumerate(self.units, 1):
             x = InvertedResidual(unit, layer, self.dtype, name=f"unit{i:02d}")(x, train=train)
-        x = nn.hard_swish(layer(6 * x.shape[-1], 1, name="last")(x, train=train))
-        x = nn.hard_swish(nn.Dense(1280, name="pre_head")(x.mean((1, 2), dtype=jnp.float32)))
+        x = nn.hard_swish(layer(6 * x.shape[-1], size=1, name="last")(x, train=train))
+        x = nn.hard_swish(Dense(1280, "float32", name="pre_head")(x.mean((1, 2), dtype=jnp.float32)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="head")(x)
+        return Dense(self.num_classes, "float32", name="head")(x)

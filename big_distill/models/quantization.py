@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from big_distill.models.layers import ConvNorm, StdConv
+from big_distill.models.forms import kernel_inputs
+from big_distill.models.layers import ConvNorm, Kernel, StdConv
 from big_distill.state import Model
 
 Ranges = dict[str, float]
@@ -34,19 +34,13 @@ def input_ranges(model: Model, variables: Any, image: jax.Array) -> dict[str, ja
     Returns:
       For each convolution that `quantize` is for, the largest |x| of its input, float32 [].
     """
-    ranges: dict[str, jax.Array] = {}
 
-    def record(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        layer = context.module
-        if isinstance(layer, StdConv) or (isinstance(layer, ConvNorm) and not layer.depthwise):
-            (x,) = args
-            if x.shape != image.shape:  # not the first
-                ranges["/".join(layer.path)] = jnp.abs(x).max().astype(jnp.float32)
-        return next_fun(*args, **kwargs)
+    def wanted(layer: Kernel, x: jax.Array) -> bool:
+        dense = isinstance(layer, StdConv) or (isinstance(layer, ConvNorm) and not layer.depthwise)
+        return dense and x.shape != image.shape  # not the first
 
-    with nn.intercept_methods(record):
-        model.apply(variables, image, train=False)
-    return ranges
+    inputs = kernel_inputs(model, variables, image, wanted)
+    return {name: jnp.abs(x).max().astype(jnp.float32) for name, x in inputs.items()}
 
 
 def quantize(variables: Mapping[str, Any], ranges: Ranges) -> dict[str, Any]:

@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from big_distill.models.layers import Dense
+
 SIZES = {"vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
 """Width, depth and number of heads; small is that of Touvron et al. 2021 (DeiT), arXiv 2012.12877."""
 
 
 class Block(nn.Module):
-    """Attention, then an MLP with one hidden layer of four times the width, each normalised before and added after."""
+    """Attention, then an MLP with one hidden layer, each normalised before and added after."""
 
+    hidden: int
     num_heads: int
     dtype: str
 
@@ -31,7 +34,7 @@ class Block(nn.Module):
         )
         x = x + attention(y)
         y = nn.LayerNorm(1e-6, dtype=self.dtype, name="norm2")(x)
-        y = _dense(4 * width, self.dtype, "fc1")(y)
+        y = _dense(self.hidden, self.dtype, "fc1")(y)
         return x + _dense(width, self.dtype, "fc2")(nn.gelu(y, approximate=False))
 
 
@@ -39,10 +42,12 @@ class ViT(nn.Module):
     """The whole network: patches, a class token, learned position embeddings for one grid, pre-norm blocks, the head.
 
     An image of another size has another grid, and so other parameters.
+
+    features: units of each block's hidden layer, usually four times the width.
     """
 
+    features: tuple[int, ...]
     width: int
-    depth: int
     num_heads: int
     patch_size: int
     num_classes: int
@@ -56,14 +61,14 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, self.width)).astype(x.dtype), x], axis=1)
         positions = self.param("pos_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         x = x + positions.astype(x.dtype)
-        for i in range(self.depth):
-            x = Block(self.num_heads, self.dtype, name=f"block{i + 1:02d}")(x)
+        for i, hidden in enumerate(self.features, 1):
+            x = Block(hidden, self.num_heads, self.dtype, name=f"block{i:02d}")(x)
         x = nn.LayerNorm(1e-6, dtype="float32", name="norm")(x[:, 0])
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x)
+        return Dense(self.num_classes, "float32", nn.initializers.zeros, name="head")(x)
 
 
-def _dense(features: int, dtype: str, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+def _dense(features: int, dtype: str, name: str) -> Dense:
+    return Dense(features, dtype, nn.initializers.xavier_uniform(), name=name)
 
 
 def _patches(image: jax.Array, size: int) -> jax.Array:
