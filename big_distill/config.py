@@ -175,18 +175,30 @@ class OptimizerConfig:
 class CompressConfig:
     """How the student's kernels are represented while they train."""
 
-    layers: str = maths(".*/kernel", "regular expression: full paths of the kernels that are pruned or shared")
-    sparsity: float = maths(0.0, "share of their weights that are zero in the end; the smallest go")
+    layers: str = maths(".*/kernel", "regular expression: full paths of the kernels that all this is about")
+    structure: str = maths(
+        "weights",
+        "what is pruned: weights; N:M, such as 2:4: the N largest of every M inputs stay; or channels, cut out of the "
+        "network that the run starts from, where no skip connection ties them",
+    )
+    sparsity: float = maths(0.0, "share of the weights that are zero in the end, or of the channels that go")
     layer_sparsity: tuple[str, ...] = maths(
         (), "by layer, such as ('fc1/kernel=0.92',): regular expression and share; the first that matches wins"
     )
-    scope: str = maths("global", "global: the smallest weights of all layers go; layer: each layer loses its own share")
-    prune_begin: float = maths(0.0, "share of the run's steps after which pruning begins")
-    prune_end: float = maths(0.5, "share after which it ends: cubic in between, at once if equal to prune_begin")
+    scope: str = maths("global", "global: the smallest of all layers go; layer: each layer loses its own share")
+    prune_schedule: str = maths("cubic", "cubic, or iterative: the same share of what is left each time")
+    prune_begin: float = maths(0.0, "share of the run's steps after which pruning of weights begins")
+    prune_end: float = maths(0.5, "share after which it ends; at once if equal to prune_begin, and under N:M")
     prune_every_steps: int = maths(100, "prune this often in between")
     bits: int = maths(0, "k-means weight sharing: 2^bits values a layer beside zero, from the run's start; 0: none")
     layer_bits: tuple[str, ...] = maths((), "by layer, such as ('conv.*=8',)")
     centroids: str = maths("linear", "where k-means begins: linear, density or random")
+    integer_bits: int = maths(0, "kernels as integers of 2 to 8 bits, symmetric, with a scale a filter; 0: floats")
+    rest: str = maths("float32", "what is not shared and no integers, biases for one: float32 or bfloat16")
+    rank_energy: float = maths(
+        0.0, "factor the kernels of the network that the run starts from, keeping this share of their squared norm"
+    )
+    rank_flops: float = maths(0.0, "instead: keep the share with which the network needs this share of its FLOPs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +225,7 @@ class Config:
     source: SourceConfig = maths(SourceConfig(), "the data")
     eval_source: SourceConfig = maths(SourceConfig(), "the data of evaluation, if they are another set's")
     optimizer: OptimizerConfig = maths(OptimizerConfig(), "the update")
-    compress: CompressConfig = maths(CompressConfig(), "pruned and shared weights")
+    compress: CompressConfig = maths(CompressConfig(), "pruned, shared, rounded and factored weights")
     dtype: str = numerics("auto", "dtype of activations: float32, bfloat16, or auto: bfloat16 on TPU and GPU")
     log_every_steps: int = cosmetic(50, "write training metrics this often")
     eval_every_steps: int = cosmetic(0, "evaluate this often; 0: ten times a run")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 from ml_collections import ConfigDict
 
 from big_distill import plugins
 from big_distill.checks import at_least, check_regex, choice, require
+from big_distill.compression_rules import check_compress
 from big_distill.config import Config, ModelConfig, ObjectiveConfig, SourceConfig, ViewConfig, freeze
 from big_distill.errors import ConfigError
 from big_distill.families import MODELS, check_model
@@ -55,7 +55,7 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         size = config.teacher.image_size[0] if config.teacher.image_size else view.image_size
         check_model(config.teacher.model, size, f"{prefix}.teacher.model")
     _check_teacher(config, prefix)
-    _check_compress(config, prefix)
+    check_compress(config, prefix)
     require(
         "," not in (config.init_from or ""), f"{prefix}.init_from={config.init_from!r}: a run starts from one network"
     )
@@ -76,7 +76,7 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
     if init_config is not None:
         init_config = dataclasses.replace(init_config, source=_located(init_config.source, config.source))
         init_config = _resolve(init_config, num_devices, platform, f"{prefix}.init_config")
-        for field in dataclasses.fields(ModelConfig):
+        for field in (field for field in dataclasses.fields(ModelConfig) if field.name != "activation_bits"):
             theirs, ours = getattr(init_config.student, field.name), getattr(config.student, field.name)
             require(
                 theirs == ours,
@@ -214,43 +214,6 @@ def _check_teacher(config: Config, prefix: str) -> None:
     require(
         len(teacher.image_size) in (0, 1, num_teachers),
         f"{path}.image_size={teacher.image_size}: expected one size, or one for each of the {num_teachers} teachers",
-    )
-
-
-def _check_compress(config: Config, prefix: str) -> None:
-    compress, path = config.compress, f"{prefix}.compress"
-    check_regex(f"{path}.layers", compress.layers)
-    for name, number, expected in (
-        ("layer_sparsity", r"0(\.\d+)?", "PATTERN=SHARE, such as 'fc1/kernel=0.92'"),
-        ("layer_bits", r"[1-9]|1[0-2]", "PATTERN=BITS, 1 to 12, such as 'conv.*=8'"),
-    ):
-        for rule in getattr(compress, name):
-            pattern, _, value = rule.rpartition("=")
-            check_regex(f"{path}.{name}", pattern)
-            require(bool(pattern and re.fullmatch(number, value)), f"{path}.{name}={rule!r}: expected {expected}")
-    require(0 <= compress.sparsity < 1, f"{path}.sparsity={compress.sparsity}: expected a share in [0, 1)")
-    choice(f"{path}.scope", compress.scope, ("global", "layer"))
-    choice(f"{path}.centroids", compress.centroids, ("linear", "density", "random"))
-    require(0 <= compress.bits <= 12, f"{path}.bits={compress.bits}: expected 0 to 12 bits")
-    require(
-        not compress.layer_sparsity or compress.scope == "layer",
-        f"{path}.layer_sparsity={compress.layer_sparsity} needs {path}.scope='layer'",
-    )
-    require(not compress.layer_bits or compress.bits > 0, f"{path}.layer_bits needs {path}.bits, for all others")
-    begin, end = compress.prune_begin, compress.prune_end
-    require(0 <= begin <= end <= 1, f"{path}.prune_begin={begin}, prune_end={end}: expected shares, in this order")
-    at_least(f"{path}.prune_every_steps", compress.prune_every_steps, 1)
-    require(
-        not compress.bits or bool(config.init_from or config.init_config),
-        f"{path}.bits={compress.bits} shares the weights of a trained network: set {prefix}.init_from or init_config",
-    )
-    require(
-        not compress.bits or not config.init_fresh,
-        f"{path}.bits={compress.bits} with {prefix}.init_fresh={config.init_fresh!r}: new weights cannot be shared",
-    )
-    require(
-        end > 0 or not (compress.sparsity or compress.layer_sparsity) or bool(config.init_from or config.init_config),
-        f"{path}.prune_end={end} prunes before anything is learned: set {prefix}.init_from, or a later end",
     )
 
 

@@ -101,19 +101,34 @@ def materialize(params: Params, aux: Aux) -> Params:
 
     Args:
       params: what is trained.
-      aux: by path, for a kernel that is pruned its mask (bool, False where it is zero), for one whose weights are
-        shared the code of each (uint16: 0 is zero, i + 1 the i-th trained value).
+      aux: by path, for what is not simply itself. Its dtype says how it is represented:
+        bool: pruned where False.
+        uint16: shared weights; 0 is zero, i + 1 the i-th of the trained values.
+        int8: rounded to integers up to this one, times a scale for each of the last axis; pruned where 0. Gradients
+          pass the rounding (Bengio et al. 2013, arXiv 1308.3432).
+        bfloat16, a scalar: rounded to that.
     """
 
     def leaf(path: jax.tree_util.KeyPath, value: jax.Array) -> jax.Array:
         how = aux.get(path_name(path))
         if how is None:
             return value
+        if how.dtype == jnp.uint16:
+            return jnp.concatenate([jnp.zeros(1, value.dtype), value])[how]
+        if how.dtype == jnp.bfloat16:
+            return _straight_through(value.astype(how.dtype).astype(value.dtype), value)
+        kept = jnp.where(how != 0, value, 0)
         if how.dtype == jnp.bool_:
-            return jnp.where(how, value, 0)
-        return jnp.concatenate([jnp.zeros(1, value.dtype), value])[how]
+            return kept
+        scale = jnp.maximum(jnp.abs(kept).max(tuple(range(kept.ndim - 1))), 1e-30) / how.max().astype(value.dtype)
+        return _straight_through(jnp.round(kept / scale) * scale, kept)
 
     return jax.tree_util.tree_map_with_path(leaf, params) if aux else params
+
+
+def _straight_through(rounded: jax.Array, value: jax.Array) -> jax.Array:
+    """`rounded`, to the bit, with the gradient of `value`."""
+    return jax.lax.stop_gradient(rounded) + (value - jax.lax.stop_gradient(value))
 
 
 def path_name(path: jax.tree_util.KeyPath) -> str:

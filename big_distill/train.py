@@ -16,11 +16,11 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from big_distill import compress, objectives, optim, preflight, sharding, steps, weights
+from big_distill import compress, objectives, optim, preflight, sharding, steps, transition, weights
 from big_distill import teacher as teachers
 from big_distill import workdir as workdirs
 from big_distill.checkpoints import Checkpoints, Preemption, has_checkpoint
-from big_distill.config import Config, fingerprint
+from big_distill.config import CompressConfig, Config, fingerprint
 from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source, class_names_of
 from big_distill.errors import NonFiniteError, Preempted, RunError
 from big_distill.evaluation import EvalStep, evaluate, jit_eval_step, open_eval, open_split
@@ -155,6 +155,10 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
     else:
         class_names = class_names_of(source, list(eval_data.values()))
         initial = weights.initial(config, workdir)
+        if initial is not None:
+            initial = transition.begin_from(config, initial)
+        elif transition.reshapes(config):  # which kernels there will be is not known before the first stage is trained
+            config = dataclasses.replace(config, compress=CompressConfig())
         student = weights.architecture_of(config, class_names, initial)
         if initial is not None:
             _merge(config, student.abstract_variables(), initial)

@@ -76,30 +76,29 @@ class Network:
     source: str = ""
 
 
-def architecture_of(config: Config, class_names: tuple[str, ...], initial: Network | None) -> Architecture:
-    """The student of a resolved config; its input is normalised as that of the network it starts from.
+def architecture_of(config: Config, class_names: tuple[str, ...], begun_from: Network | None) -> Architecture:
+    """The student of a resolved config.
+
+    Args:
+      config: resolved.
+      class_names: of the data.
+      begun_from: of `transition.begin_from`: its form, and its input's normalisation, are the student's.
 
     Raises:
-      RunError: `initial` is a network of another kind.
+      RunError: a network of other classes.
     """
-    view = config.view
+    view, model = config.view, config.student
     card = Card(image_size=view.size_for_student, class_names=class_names)
-    if initial is not None:
-        check_same(
-            initial.architecture.model,
-            config.student,
-            f"{config.init_from} does not fit this student",
-            "config.student",
-        )
-        before = initial.architecture.card
+    if begun_from is not None:
+        model, before = begun_from.architecture.model, begun_from.architecture.card
         differ = [(a, b) for a, b in zip(before.class_names, class_names, strict=False) if a != b]
         if differ and len(before.class_names) == len(class_names) and not config.init_fresh:
             raise RunError(
-                f"{initial.source} has other classes, or in another order ({differ[0][0]!r} where the data have "
+                f"{begun_from.source} has other classes, or in another order ({differ[0][0]!r} where the data have "
                 f"{differ[0][1]!r}): config.init_fresh='head/.*' starts the head anew"
             )
         card = dataclasses.replace(card, mean=before.mean, std=before.std)
-    return Architecture(config.student, config.num_classes, view.channels, view.resize, card, view.image_size)
+    return Architecture(model, config.num_classes, view.channels, view.resize, card, view.image_size)
 
 
 def initial(config: Config, workdir: pathlib.Path) -> Network | None:

@@ -203,7 +203,7 @@ def test_smoke_is_small_random_and_complete(tiny):
         ("vit_base", "patch_size", 0, "patch_size=0: expected at least 1"),
         ("efficientnet_lite2", "blocks", (1, 1), "efficientnet_lite2 has 7 stages"),
         ("mobilenet_v3_large", "width", -1.0, "width=-1.0: expected a number above 0"),
-        ("vit_small", "padding", "symmetric", "does not read it .it reads patch_size"),
+        ("vit_small", "padding", "symmetric", "does not read it .it reads features, patch_size"),
         ("mobilenet_v3_large", "norm", "layer", "norm='layer' is not known; expected one of batch, group"),
         ("efficientnet_lite0", "padding", "SAME", "padding='SAME' is not known; expected one of same, symmetric"),
         ("efficientnet_lite0", "norm", "group", "does not read it .it reads blocks, width, padding"),

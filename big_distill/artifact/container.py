@@ -2,16 +2,8 @@
 
     b"BDZ" version | size of the header, uint32 | header, JSON deflated | payload | SHA-256 of all that
 
-The header has a list [name, dtype, shape, kind, order, sizes of its parts] for every array. An array's kind is
-
-* `raw`: its bytes.
-* `deflated`: its bytes, compressed by zlib.
-* `sparse`: the gaps between its values that are not zero, Huffman-coded, and the values.
-* `shared`: those gaps, the distinct values, and for each that is not zero which it is, Huffman-coded (Han et al. 2016,
-  "Deep Compression", arXiv 1510.00149, section 4).
-
-A gap of 255 or more zeros is written as as many symbols 255, each standing for 255 zeros and no value: the paper's
-filler zeros, which cost an index here but no value. All integers are little-endian.
+The header has a list [name, dtype, shape, kind, order, sizes of its parts] for every array; what the kinds are is said
+in `encodings`. All integers are little-endian.
 """
 
 from __future__ import annotations
@@ -24,20 +16,17 @@ import pathlib
 import struct
 import zlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from big_distill.artifact import huffman
+from big_distill.artifact import encodings
 from big_distill.errors import RunError
 
 SUFFIX = ".bdz"
 _MAGIC, _VERSION = b"BDZ", 1
-_FILLER = 255
 _MAX_HEADER = 1 << 26
 _MAX_BYTES = 1 << 33  # of all arrays of a file together
 _DTYPES = ("<f4", "<f2", "<i4", "|i1", "|u1", "|b1")
-_PARTS = {"raw": 1, "deflated": 1, "sparse": 2, "shared": 3}
 
 
 def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -51,7 +40,7 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
         array = np.asarray(array)
         if array.dtype.str not in _DTYPES:
             raise ValueError(f"{name} has dtype {array.dtype}: expected one of {', '.join(_DTYPES)}")
-        kind, order, parts = min(_candidates(array), key=lambda candidate: sum(map(len, candidate[2])))
+        kind, order, parts = encodings.encode(array)
         header.append([name, array.dtype.str, list(array.shape), kind, order, [len(part) for part in parts]])
         payload += parts
     packed = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
@@ -103,7 +92,7 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]:
     position, arrays = 8 + size, {}
     total = 0
     for name, dtype, shape, kind, order, sizes in header:
-        if type(name) is not str or name in arrays or dtype not in _DTYPES or len(sizes) != _PARTS[kind]:
+        if type(name) is not str or name in arrays or dtype not in _DTYPES or len(sizes) != encodings.PARTS[kind]:
             raise ValueError(f"an entry {name!r} of {dtype!r}, {kind!r}")
         if not all(type(n) is int and n >= 0 for n in [*shape, *sizes]):
             raise ValueError(f"{name} has shape {shape} and parts of {sizes} bytes")
@@ -114,58 +103,7 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]:
         for length in sizes:
             parts.append(content[position : position + length])
             position += length
-        arrays[name] = _decoded(kind, order, parts, np.dtype(dtype), tuple(shape))
+        arrays[name] = encodings.decode(kind, order, parts, np.dtype(dtype), tuple(shape))
     if position != len(content):
         raise ValueError("its parts do not fill it")
     return arrays
-
-
-def _candidates(array: np.ndarray) -> list[tuple[str, str, list[bytes]]]:
-    """(kind, order, parts) for every way to write an array."""
-    found = [("raw", "C", [array.tobytes()]), ("deflated", "C", [zlib.compress(array.tobytes(), 9)])]
-    if array.ndim < 2 or array.dtype != np.float32:
-        return found
-    for order in ("C", "F"):
-        flat = array.flatten(order)
-        used = np.flatnonzero(flat.view(np.uint32))  # -0.0 is a value
-        gaps = huffman.encode(_gaps(used))
-        found.append(("sparse", order, [gaps, flat[used].tobytes()]))
-        values, codes = np.unique(flat[used].view(np.uint32), return_inverse=True)
-        if 0 < len(values) <= huffman.MAX_SYMBOLS:
-            found.append(("shared", order, [gaps, values.tobytes(), huffman.encode(codes)]))
-    return found
-
-
-def _decoded(kind: str, order: str, parts: list[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-    count = math.prod(shape)
-    if kind == "raw":
-        return np.frombuffer(parts[0], dtype).reshape(shape).copy()
-    if kind == "deflated":
-        plain = zlib.decompressobj().decompress(parts[0], max(1, count * dtype.itemsize))
-        return np.frombuffer(plain, dtype).reshape(shape).copy()
-    if dtype != np.float32:
-        raise ValueError(f"{kind} values of {dtype}")
-    used = _positions(huffman.decode(parts[0]))
-    values = np.frombuffer(parts[1], "<u4")
-    if kind == "shared":
-        values = values[huffman.decode(parts[2])]
-    if len(values) != len(used) or (len(used) and used[-1] >= count):
-        raise ValueError(f"{len(values)} values at {len(used)} places of an array of {count}")
-    flat = np.zeros(count, np.uint32)
-    flat[used] = values
-    return flat.view(np.float32).reshape(shape, order=order)  # type: ignore[call-overload]
-
-
-def _gaps(used: np.ndarray) -> np.ndarray:
-    """Numbers of zeros before each of these positions, a gap of 255 or more in several symbols."""
-    gaps = np.diff(used, prepend=-1) - 1
-    fillers = gaps // _FILLER
-    symbols = np.full(len(used) + int(fillers.sum()), _FILLER)
-    symbols[np.cumsum(fillers + 1) - 1] = gaps % _FILLER
-    return symbols
-
-
-def _positions(symbols: np.ndarray) -> np.ndarray:
-    """The inverse of `_gaps`."""
-    is_value = symbols != _FILLER
-    return (np.cumsum(symbols + is_value) - 1)[is_value]

@@ -1,7 +1,8 @@
-"""How a student's kernels are represented while they train: pruned, or as a few shared values.
+"""How a student's parameters are represented while they train: pruned, shared, as integers, in bfloat16.
 
-A representation is a pair (params, aux): what is trained, and how it becomes the dense kernels that the network
+A representation is a pair (params, aux): what is trained, and how it becomes the dense parameters that the network
 computes with, which `state.materialize` makes of the two. All else (loss, optimiser, checkpoints) is as in any run.
+What changes the network itself (`channels`, `low_rank`) is done before, to the network that a run starts from.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from big_distill.state import Aux, Params, path_name
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is done to each kernel, by its path.
+    """What is done to each parameter, by its path.
 
     keep_zeros: whether the zeros of the network that the run starts from are pruned weights, which stay what they are.
     sparsity: share of its weights that are zero in the end; under the scope 'global' that of all of them together.
-    bits: of a code; 0 where weights are not shared.
+    bits: of a code, where weights are shared.
+    top: the largest integer, where weights are integers.
+    rounded: what is trained in bfloat16.
     """
 
     config: CompressConfig
@@ -34,6 +37,8 @@ class Plan:
     keep_zeros: bool
     sparsity: dict[str, float]
     bits: dict[str, int]
+    top: dict[str, int]
+    rounded: tuple[str, ...]
 
     def encode(self, params: Params) -> tuple[Params, Aux]:
         """Dense parameters as this run begins with them.
@@ -41,30 +46,36 @@ class Plan:
         Returns:
           (what is trained, what `materialize` needs to know of it), both with the paths of `params`.
         """
+        aux: Aux = {name: jnp.zeros((), jnp.bfloat16) for name in self.rounded}
         kernels = self._kernels(params)
-        if not kernels:
-            return params, {}
         masks = {name: (kernel != 0) | (not self.keep_zeros) for name, kernel in kernels.items()}
-        pruned = self._masks(kernels, masks, jnp.int32(self.total_steps if self.bits else 0))
+        if masks:
+            masks = self._pruned(kernels, masks, jnp.int32(self.total_steps if self.bits else 0))
         if not self.bits:
-            return params, pruned
-        trained, aux = {}, {}
+            integers = {name: masks[name] * jnp.int8(top) for name, top in self.top.items()}
+            return params, aux | masks | integers
+        trained = {}
         for index, (name, kernel) in enumerate(kernels.items()):
             key = jax.random.fold_in(jax.random.key(self.seed), index)
-            kernel = jnp.where(pruned[name], kernel, 0)
+            kernel = jnp.where(masks[name], kernel, 0)
             trained[name], aux[name] = sharing.share(kernel, self.bits[name], self.config.centroids, key)
         return _replaced(params, trained), aux
 
     def refresh(self, params: Params, aux: Aux, step: jax.Array) -> Aux:
-        """The masks after `step` updates: those of before, or smaller ones where the schedule says so."""
+        """`aux` after `step` updates: that of before, or with more zeros where the schedule says so."""
         kernels = self._kernels(params)
+
+        def pruned() -> Aux:
+            masks = self._pruned(kernels, {name: aux[name] != 0 for name in kernels}, step)
+            return aux | {name: jnp.where(mask, aux[name], jnp.zeros_like(aux[name])) for name, mask in masks.items()}
+
         due = pruning.is_due(step, *self._span, self.config.prune_every_steps)
-        return jax.lax.cond(due, lambda: self._masks(kernels, aux, step), lambda: aux)
+        return jax.lax.cond(due, pruned, lambda: aux)
 
     @property
     def prunes(self) -> bool:
-        """Whether there are masks, which `refresh` may change."""
-        return bool(self.sparsity) and not self.bits
+        """Whether `refresh` may change anything."""
+        return bool(self.sparsity) and max(self.sparsity.values()) > 0 and not self.bits
 
     @property
     def done_at(self) -> int:
@@ -75,18 +86,31 @@ class Plan:
     def _span(self) -> tuple[int, int]:
         """First and last step of pruning."""
         begin, end = (round(share * self.total_steps) for share in (self.config.prune_begin, self.config.prune_end))
-        return begin, end
+        return (end if self._group else begin), end
 
-    def _masks(self, kernels: dict[str, jax.Array], masks: Aux, step: jax.Array) -> Aux:
+    @property
+    def _group(self) -> tuple[int, int] | None:
+        """(N, M) of an N:M structure."""
+        kept, colon, group = self.config.structure.partition(":")
+        return (int(kept), int(group)) if colon else None
+
+    def _pruned(self, kernels: dict[str, jax.Array], masks: Aux, step: jax.Array) -> Aux:
         """Masks for the sparsity of a step; what was zero stays zero."""
-        progress = pruning.cubic(step, *self._span)
+
+        def keep(sizes: dict[str, jax.Array], sparsity: float) -> Aux:
+            due = pruning.progress(self.config.prune_schedule, step, *self._span, sparsity)
+            return pruning.keep_largest(sizes, sparsity, due)
+
         sizes = {name: _sizes(kernel, masks[name]) for name, kernel in kernels.items()}
+        if self._group is not None:
+            due, pair = step >= self._span[1], self._group
+            grouped = {name: size for name, size in sizes.items() if self.sparsity[name]}
+            return masks | {
+                name: jnp.where(due, pruning.keep_of_each(size, *pair), masks[name]) for name, size in grouped.items()
+            }
         if self.config.scope == "global":
-            return pruning.keep_largest(sizes, self.config.sparsity, progress)
-        return {
-            name: pruning.keep_largest({name: size}, self.sparsity[name], progress)[name]
-            for name, size in sizes.items()
-        }
+            return keep(sizes, self.config.sparsity)
+        return {name: keep({name: size}, self.sparsity[name])[name] for name, size in sizes.items()}
 
     def _kernels(self, params: Params) -> dict[str, jax.Array]:
         named = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -105,33 +129,57 @@ def plan(run: Config, abstract: Params) -> Plan:
     """
     config = run.compress
     keep_zeros = bool(run.init_from or run.init_config) and not run.init_fresh
-    if not (config.sparsity or config.layer_sparsity or config.bits):
-        return Plan(config, run.total_steps, run.seed, keep_zeros, {}, {})
-    names = [path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract) if leaf.ndim > 1]
-    chosen = [name for name in names if re.fullmatch(config.layers, name)]
-    if not chosen:
-        raise ConfigError(f"config.compress.layers={config.layers!r} matches no kernel{nearest(config.layers, names)}")
-    sparsity = _by_layer("layer_sparsity", config.layer_sparsity, config.sparsity, chosen)
-    bits = _by_layer("layer_bits", config.layer_bits, config.bits, chosen) if config.bits else {}
-    rounded = {name: round(value) for name, value in bits.items()}
-    return Plan(config, run.total_steps, run.seed, keep_zeros, sparsity, rounded)
+    shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    grouped = ":" in config.structure
+    pruned = grouped or (config.structure == "weights" and bool(config.sparsity or config.layer_sparsity))
+    chosen: list[str] = []
+    if pruned or config.bits or config.integer_bits:
+        chosen = matching("layers", config.layers, [name for name, shape in shapes.items() if len(shape) > 1])
+    sparsity: dict[str, float] = dict.fromkeys(chosen, 0.0)
+    if grouped:
+        kept, group = map(int, config.structure.split(":"))
+        sparsity |= {name: 1 - kept / group for name in chosen if shapes[name][-2] % group == 0}
+        if not any(sparsity.values()):
+            raise ConfigError(f"config.compress.structure={config.structure!r}: no kernel's inputs fit it")
+    elif pruned:
+        sparsity = by_layer("layer_sparsity", config.layer_sparsity, config.sparsity, chosen)
+    bits = by_layer("layer_bits", config.layer_bits, config.bits, chosen) if config.bits else {}
+    top = dict.fromkeys(chosen, 2 ** (config.integer_bits - 1) - 1) if config.integer_bits else {}
+    rest = tuple(name for name in shapes if name not in chosen) if config.rest == "bfloat16" else ()
+    rounded_bits = {name: round(value) for name, value in bits.items()}
+    return Plan(config, run.total_steps, run.seed, keep_zeros, sparsity, rounded_bits, top, rest)
+
+
+def matching(field: str, pattern: str, names: list[str]) -> list[str]:
+    """The names that `config.compress.FIELD` matches.
+
+    Raises:
+      ConfigError: none.
+    """
+    found = [name for name in names if re.fullmatch(pattern, name)]
+    if not found:
+        raise ConfigError(f"config.compress.{field}: {pattern!r} matches no kernel{nearest(pattern, names)}")
+    return found
+
+
+def by_layer(field: str, rules: tuple[str, ...], otherwise: float, names: list[str]) -> dict[str, float]:
+    """For each name the value of the first rule, such as fc1/kernel=0.9, whose pattern matches it.
+
+    Raises:
+      ConfigError: a pattern that matches nothing.
+    """
+    parsed = [rule.rpartition("=")[::2] for rule in rules]
+    for pattern, _ in parsed:
+        matching(field, pattern, names)
+    return {
+        name: next((float(value) for pattern, value in parsed if re.fullmatch(pattern, name)), otherwise)
+        for name in names
+    }
 
 
 def _sizes(kernel: jax.Array, mask: jax.Array) -> jax.Array:
     """Magnitudes for `keep_largest`; a kernel that is all zeros, as some heads begin, is new and not small."""
     return jnp.where(mask, jnp.where(jnp.any(kernel), jnp.abs(kernel), jnp.inf), -1)
-
-
-def _by_layer(field: str, rules: tuple[str, ...], otherwise: float, names: list[str]) -> dict[str, float]:
-    """For each name the value of the first rule, such as fc1/kernel=0.9, whose pattern matches it."""
-    parsed = [rule.rpartition("=")[::2] for rule in rules]
-    for pattern, _ in parsed:
-        if not any(re.fullmatch(pattern, name) for name in names):
-            raise ConfigError(f"config.compress.{field}: {pattern!r} matches no kernel{nearest(pattern, names)}")
-    return {
-        name: next((float(value) for pattern, value in parsed if re.fullmatch(pattern, name)), otherwise)
-        for name in names
-    }
 
 
 def _replaced(tree: Any, by_name: dict[str, jax.Array]) -> Any:

@@ -6,16 +6,19 @@ import jax
 import jax.numpy as jnp
 
 
-def cubic(step: jax.Array, begin: int, end: int) -> jax.Array:
-    """How much of the final sparsity is due after a step: 1 - (1 - (step - begin) / (end - begin))^3, in [0, 1].
+def progress(schedule: str, step: jax.Array, begin: int, end: int, sparsity: float) -> jax.Array:
+    """How much of the final sparsity is due after a step, in [0, 1]; all at once if begin is end.
 
-    Zhu & Gupta 2017, "To prune, or not to prune" (arXiv 1710.01878), equation 1, from a sparsity of 0. All at once if
-    begin is end.
+    With t = (step - begin) / (end - begin) and from a sparsity of 0 it is 1 - (1 - t)^3 under 'cubic' (Zhu & Gupta
+    2017, "To prune, or not to prune", arXiv 1710.01878, equation 1); under 'iterative', as often as it is due, the same
+    share of what is left goes (Han et al. 2015, arXiv 1506.02626): (1 - (1 - sparsity)^t) / sparsity.
     """
     if begin == end:
         return jnp.where(step >= end, 1.0, 0.0)
-    done = jnp.clip((step - begin) / (end - begin), 0, 1)
-    return 1 - (1 - done) ** 3
+    left = 1 - jnp.clip((step - begin) / (end - begin), 0, 1)
+    if schedule == "cubic":
+        return 1 - left**3
+    return (1 - (1 - sparsity) ** (1 - left)) / max(sparsity, 1e-12)
 
 
 def is_due(step: jax.Array, begin: int, end: int, every: int) -> jax.Array:
@@ -43,3 +46,14 @@ def keep_largest(sizes: dict[str, jax.Array], sparsity: float, progress: jax.Arr
         masks[name] = kept[start : start + size.size].reshape(size.shape)
         start += size.size
     return masks
+
+
+def keep_of_each(sizes: jax.Array, kept: int, group: int) -> jax.Array:
+    """The mask that keeps the `kept` largest of every `group` inputs of a kernel [..., C, F]; group divides C.
+
+    Mishra et al. 2021, "Accelerating sparse deep neural networks" (arXiv 2104.08378), for 2 of 4.
+    """
+    *window, inputs, outputs = sizes.shape
+    grouped = sizes.reshape(*window, inputs // group, group, outputs)
+    order = jnp.argsort(-grouped, axis=-2)  # stable: of equal ones the first stays
+    return (jnp.argsort(order, axis=-2) < kept).reshape(sizes.shape) & (sizes >= 0)

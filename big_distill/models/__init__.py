@@ -17,7 +17,7 @@ from big_distill.errors import ConfigError
 from big_distill.families import BIT_BLOCKS
 from big_distill.models import bit, cnn, efficientnet_lite, inverted_residual, mobilenet_v3, vit
 from big_distill.models.folding import cast, fold
-from big_distill.models.forms import format_ranks, formed, kernel_inputs
+from big_distill.models.forms import format_ranks, formed, kernel_applications, parse_ranks
 from big_distill.models.inverted_residual import Unit
 from big_distill.models.quantization import input_ranges, quantize
 from big_distill.state import Model
@@ -30,7 +30,8 @@ __all__ = [
     "format_ranks",
     "from_linen",
     "input_ranges",
-    "kernel_inputs",
+    "kernel_applications",
+    "parse_ranks",
     "quantize",
 ]
 

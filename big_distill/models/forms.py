@@ -79,10 +79,10 @@ def formed(model: Model, config: ModelConfig) -> Model:
     return Model(init, apply)
 
 
-def kernel_inputs(
+def kernel_applications(
     model: Model, variables: Any, image: jax.Array, wanted: Callable[[Kernel, jax.Array], bool] = lambda *_: True
-) -> dict[str, jax.Array]:
-    """What every kernel is applied to, by the path of its layer.
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """What every kernel is applied to and what it makes, by the path of its layer.
 
     Args:
       model: any.
@@ -90,17 +90,18 @@ def kernel_inputs(
       image: [B, H, W, C], normalised.
       wanted: `(layer, input) -> bool`: which layers.
     """
-    inputs: dict[str, jax.Array] = {}
+    seen: dict[str, tuple[jax.Array, jax.Array]] = {}
 
     def record(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer: Any = context.module
+        out = next_fun(*args, **kwargs)
         if _applies_kernel(context) and layer.has_variable("params", "kernel") and wanted(layer, *args):
-            (inputs["/".join(layer.path)],) = args
-        return next_fun(*args, **kwargs)
+            seen["/".join(layer.path)] = (args[0], out)
+        return out
 
     with nn.intercept_methods(record):
         model.apply(variables, image, train=False)
-    return inputs
+    return seen
 
 
 def round_to_steps(x: jax.Array, low: jax.Array, high: jax.Array, bits: int) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_distill.models.forms import kernel_inputs
+from big_distill.models.forms import kernel_applications
 from big_distill.models.layers import ConvNorm, Kernel, StdConv
 from big_distill.state import Model
 
@@ -39,8 +39,8 @@ def input_ranges(model: Model, variables: Any, image: jax.Array) -> dict[str, ja
         dense = isinstance(layer, StdConv) or (isinstance(layer, ConvNorm) and not layer.depthwise)
         return dense and x.shape != image.shape  # not the first
 
-    inputs = kernel_inputs(model, variables, image, wanted)
-    return {name: jnp.abs(x).max().astype(jnp.float32) for name, x in inputs.items()}
+    applied = kernel_applications(model, variables, image, wanted)
+    return {name: jnp.abs(x).max().astype(jnp.float32) for name, (x, _) in applied.items()}
 
 
 def quantize(variables: Mapping[str, Any], ranges: Ranges) -> dict[str, Any]:

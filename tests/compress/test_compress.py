@@ -40,9 +40,9 @@ def zeros(mask):
 
 
 def test_cubic_is_zhu_and_guptas():
-    got = [float(pruning.cubic(jnp.int32(step), 10, 30)) for step in (0, 10, 15, 20, 30, 99)]
+    got = [float(pruning.progress("cubic", jnp.int32(step), 10, 30, 0.9)) for step in (0, 10, 15, 20, 30, 99)]
     np.testing.assert_allclose(got, [0, 0, 1 - 0.75**3, 1 - 0.5**3, 1, 1], rtol=1e-6)
-    assert [float(pruning.cubic(jnp.int32(step), 5, 5)) for step in (4, 5)] == [0, 1]
+    assert [float(pruning.progress("cubic", jnp.int32(step), 5, 5, 0.9)) for step in (4, 5)] == [0, 1]
     due = [step for step in range(40) if pruning.is_due(jnp.int32(step), 10, 30, 7)]
     assert due == [10, 17, 24, 30]
 
@@ -72,7 +72,7 @@ def test_rates_by_layer_and_what_is_not_named_stays_dense():
         ConfigError, match=r"config.compress.layer_sparsity: 'fc9/kernel' matches no kernel; did you mean"
     ):
         plan(layer_sparsity=("fc9/kernel=0.9",), scope="layer")
-    with pytest.raises(ConfigError, match=r"config.compress.layers='conv9' matches no kernel"):
+    with pytest.raises(ConfigError, match=r"config.compress.layers: 'conv9' matches no kernel"):
         plan(sparsity=0.5, layers="conv9")
 
 

@@ -1,0 +1,122 @@
+"""Whole channels cut out of a network, whose kernels are really smaller then.
+
+Only layers that no skip connection ties are cut (`models.features_of`), as in Aghli & Ribeiro 2021, "Combining weight
+pruning and knowledge distillation for CNN compression". Which axes of which parameters belong to a layer's channels is
+read off the network itself: those that grow when the layer does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from big_distill.config import ModelConfig
+from big_distill.state import path_name
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer whose channels can go.
+
+    kernel: path of the kernel that makes them.
+    size: their number.
+    axes: (path, axis) of all that has an entry for each of them, or several: for every pixel that is flattened with
+      its channels.
+    """
+
+    kernel: str
+    size: int
+    axes: tuple[tuple[str, int], ...]
+
+
+def layers(model: ModelConfig, features: Sequence[int], abstract: Callable[[ModelConfig], Any]) -> list[Layer]:
+    """The layers whose channels can go, in order.
+
+    Args:
+      model: the network.
+      features: its widths, `models.features_of(model)`.
+      abstract: from a ModelConfig to its variables, or their shapes.
+    """
+    before = _shapes(abstract(dataclasses.replace(model, features=tuple(features))))
+    found = []
+    for i, size in enumerate(features):
+        wider = tuple(width + (j == i) for j, width in enumerate(features))
+        after = _shapes(abstract(dataclasses.replace(model, features=wider)))
+        axes = tuple(
+            (path, axis)
+            for path, shape in before.items()
+            for axis, (own, grown) in enumerate(zip(shape, after[path], strict=True))
+            if grown != own
+        )
+        made = [path for path, axis in axes if path.endswith("/kernel") and axis == len(before[path]) - 1]
+        kernel = max(made, key=lambda path: (len(before[path]), before[path][-2]))  # not one that only scales them
+        found.append(Layer(kernel.partition("/")[2], size, axes))
+    return found
+
+
+def importance(layer: Layer, arrays: Arrays) -> np.ndarray:
+    """How much each channel matters: the norm of all that reads or writes it, float64 [size], 1 on average.
+
+    Of every kernel and every scale the norm of its entries for a channel, divided by the mean over channels; then their
+    mean. After Fang et al. 2023, "DepGraph" (arXiv 2301.12900), section 3.3.
+    """
+    norms = []
+    for path, axis in layer.axes:
+        if arrays[path].ndim > 1 or path.endswith("/scale"):
+            entries = _by_channel(arrays[path], axis, layer.size).astype(np.float64)
+            norm = np.sqrt(np.square(entries).sum((0, 2)))
+            norms.append(norm / max(norm.mean(), 1e-30))
+    return np.mean(norms, axis=0)
+
+
+def choose(
+    found: Sequence[Layer], arrays: Arrays, sparsity: Mapping[str, float], everywhere: float | None
+) -> list[np.ndarray]:
+    """Which channels of each layer stay, rising; at least one of every layer.
+
+    Args:
+      found: of `layers`.
+      arrays: the network's, by path, folded.
+      sparsity: for each kernel the share of its channels that go; 0 for one that is not there.
+      everywhere: instead, the share of all channels that go, the least important of the layers in `sparsity` first.
+    """
+    scores = [importance(layer, arrays) for layer in found]
+    asked = [score for layer, score in zip(found, scores, strict=True) if layer.kernel in sparsity]
+    if everywhere is not None and asked:
+        ranked = np.sort(np.concatenate(asked))
+        limit = ranked[round(everywhere * len(ranked)) - 1] if round(everywhere * len(ranked)) else -1
+    kept = []
+    for layer, score in zip(found, scores, strict=True):
+        gone = round(sparsity.get(layer.kernel, 0.0) * layer.size)
+        if everywhere is not None:
+            gone = int((score <= limit).sum()) if layer.kernel in sparsity else 0
+        order = np.argsort(score, kind="stable")
+        kept.append(np.sort(order[min(gone, layer.size - 1) :]))
+    return kept
+
+
+def cut(found: Sequence[Layer], arrays: Arrays, kept: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays without the channels that are not kept."""
+    smaller = dict(arrays)
+    for layer, channels in zip(found, kept, strict=True):
+        for path, axis in layer.axes:
+            array = smaller[path]
+            left = _by_channel(array, axis, layer.size)[:, channels]
+            smaller[path] = left.reshape(*array.shape[:axis], -1, *array.shape[axis + 1 :])
+    return smaller
+
+
+def _by_channel(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """[everything before, channel, everything after]."""
+    return np.asarray(array).reshape(-1, size, math.prod(array.shape[axis + 1 :]))
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
