@@ -143,3 +143,14 @@ def run(main: Callable[[], None]) -> None:
 def _exit(message: str, status: int) -> None:
     print(f"big_distill: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
+
+    return "\n".join(map(line, lines))

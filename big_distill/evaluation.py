@@ -10,15 +10,16 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from big_distill import compress, scoring, sharding, steps, weights
+from big_distill import compress, programs, scoring, sharding, steps, weights
 from big_distill import teacher as teachers
 from big_distill.checkpoints import Checkpoints
 from big_distill.config import Config, SourceConfig
 from big_distill.data import Source
-from big_distill.data.pipeline import EvalPipeline, check_classes
+from big_distill.data.pipeline import EvalPipeline, HostBatch, check_classes
 from big_distill.data.sources import open_source
 from big_distill.errors import RunError
-from big_distill.state import Teacher, materialize
+from big_distill.state import Batch, Teacher, materialize
+from big_distill.views import to_unit
 from big_distill.workdir import CHECKPOINTS_DIR, read_config
 
 EvalStep = Callable[..., scoring.Sums]
@@ -66,7 +67,7 @@ def evaluate_run(
       split: in TFDS syntax.
       step: 'final' (the weights of a finished run), 'latest', 'best', or the number of a checkpoint.
       data_dir: where TFDS sets are, if not where the run had them.
-      packed: a weight file that takes the place of the run's student.
+      packed: a file that takes the place of the run's student: of weights, or an exported program.
 
     Raises:
       RunError: no run, or no such step in it.
@@ -76,12 +77,33 @@ def evaluate_run(
         config = dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
     mesh = sharding.make_mesh()
     data = open_eval(config, split)
-    student = weights.load(packed) if packed else student_of(workdir, step, mesh)
+    ours = weights.read_architecture(workdir)
+    teacher = teachers.load(config, workdir, mesh, ours.card.class_names)
     if packed:
-        _check_packed(packed, student.architecture, weights.read_architecture(workdir))
-    eval_step = jit_eval_step(student.architecture, config, mesh)
-    teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
-    return evaluate(eval_step, student.variables, teacher, data, mesh)
+        program = programs.read(packed)
+        _check_packed(packed, program.architecture, ours)
+        return evaluate_program(program, teacher, data, mesh)
+    student = student_of(workdir, step, mesh)
+    return evaluate(jit_eval_step(student.architecture, config, mesh), student.variables, teacher, data, mesh)
+
+
+def evaluate_program(
+    program: programs.Program, teacher: Teacher | None, data: EvalPipeline, mesh: Mesh
+) -> dict[str, float]:
+    """`evaluate` of what does not run on the mesh, whose logits every process computes for its own examples."""
+
+    def score(teacher: Teacher | None, logits: jax.Array, batch: Batch) -> scoring.Sums:
+        expected = steps.teacher_logits(teacher, to_unit(batch["pixels"]))
+        return scoring.score(logits, expected, batch.get("label"), batch["mask"])
+
+    compiled = jax.jit(score, out_shardings=sharding.replicated(mesh))
+
+    def sums(batch: HostBatch) -> scoring.Sums:
+        logits = program.classify(batch["pixels"])
+        on_devices = sharding.to_devices(mesh, {**batch, "logits": logits})
+        return compiled(teacher, on_devices.pop("logits"), on_devices)
+
+    return scoring.summarize(map(sums, data))
 
 
 def _check_packed(packed: pathlib.Path, found: weights.Architecture, ours: weights.Architecture) -> None:

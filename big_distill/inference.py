@@ -5,13 +5,12 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterable
 
-import jax
 import numpy as np
+import scipy.special
 
-from big_distill import weights
+from big_distill import programs
 from big_distill.data import transforms
 from big_distill.errors import DataError
-from big_distill.views import for_network, to_unit
 
 Image = np.ndarray | bytes
 
@@ -24,17 +23,10 @@ class Predictor:
       class_names: in the order of the probabilities; empty if the data set had no names.
     """
 
-    def __init__(self, network: weights.Network):
-        self.architecture = network.architecture
-        self.class_names = network.architecture.card.class_names
-        model, card = network.architecture.build("float32"), network.architecture.card
-        self._variables = jax.device_put(network.variables)
-
-        def probabilities(variables: weights.Variables, pixels: jax.Array) -> jax.Array:
-            logits, _ = model.apply(variables, for_network(to_unit(pixels), card), train=False)
-            return jax.nn.softmax(logits)
-
-        self._probabilities = jax.jit(probabilities)
+    def __init__(self, program: programs.Program):
+        self.architecture = program.architecture
+        self.class_names = program.architecture.card.class_names
+        self._classify = program.classify
 
     def predict(self, images: np.ndarray | Iterable[Image]) -> np.ndarray:
         """Classifies images as evaluation does: shorter side resized, central crop.
@@ -59,7 +51,7 @@ class Predictor:
         ragged = transforms.Ragged.pack(decoded)
         size = self.architecture.view_size or self.architecture.card.image_size
         pixels = transforms.central_view(ragged, np.arange(len(decoded)), self.architecture.resize, size)
-        return np.asarray(self._probabilities(self._variables, pixels))
+        return scipy.special.softmax(self._classify(pixels), axis=-1)
 
     def _decode(self, index: int, image: Image) -> np.ndarray:
         if not isinstance(image, np.ndarray | bytes):
@@ -72,7 +64,7 @@ class Predictor:
 
 
 def load(path: str | pathlib.Path) -> Predictor:
-    """A network from a finished run directory or a weight file with a card.
+    """A network from a finished run directory, or from any file that has one, exported programs included.
 
     >>> import big_distill
     >>> network = big_distill.load("runs/digits_fm-0123456789ab")  # doctest: +SKIP
@@ -81,4 +73,4 @@ def load(path: str | pathlib.Path) -> Predictor:
     Raises:
       RunError: nothing there, or not such a file.
     """
-    return Predictor(weights.load(path))
+    return Predictor(programs.read(path))

@@ -2,14 +2,27 @@
 
   python -m big_distill.pack --workdir=runs/deep_compression_lenet300-0123456789ab
   python -m big_distill.pack --workdir=... --step=best --formats=container --split=validation
+  python -m big_distill.pack --workdir=... --formats=container,tflite,onnx --quantize=int8
 
-Formats: `container` (student.bdz: what is shared or mostly zero is entropy-coded) and `safetensors` (float32). They are
-written into the run directory, with the table as pack.json. Every file holds the network's card, so
-big_distill.load(FILE), --config.teacher.path=FILE and big_distill.evaluate --packed=FILE take it as it is.
+Formats, written into the run directory as student.SUFFIX, or student-int8.SUFFIX, with the table as pack.json:
 
-In the table `bytes` is the size of the file, `ratio` that of the weights in float32 to it, `bits/weight` its bits by
-the number of weights; accuracy and agreement are of the file as it was read back, latency is for one image on this
-machine (median), FLOPs are those that XLA counts for it.
+  container    .bdz          entropy-coded weights: small where they are shared, mostly zero, or rounded
+  safetensors  .safetensors  weights in float32
+  tflite       .tflite       LiteRT (TensorFlow Lite), in floats, or in integers alone if inputs are rounded (extra tf)
+  onnx         .onnx         ONNX for any batch size (extra onnx)
+  stablehlo    .stablehlo    jax.export for any batch size, on CPU, GPU and TPU
+
+The first two hold weights and the network's card, and --config.teacher.path=FILE takes them; the others are programs
+from uint8 pixels to logits, with FILE.json beside them, which says what they expect. big_distill.load(FILE) and
+big_distill.evaluate --packed=FILE take any.
+
+--quantize rounds the student first, without training: bfloat16, or kernels to int8 or int4 with a scale a filter and
+the inputs of layers to 8 bits, with ranges from 256 training images. A student trained so is packed so by itself.
+
+In the table `bytes` is the size of the file, `ratio` that of config.student's weights in float32 to it, `bits/weight`
+its bits by their number; `difference` is the largest between a logit of the file and the JAX network's, in standard
+deviations of the logits, on one batch: in floats more than 0.001 is an error. Accuracy and agreement are of the file as
+it was read back, latency is for one image on this machine (median), FLOPs are those that XLA counts for the network.
 """
 
 from __future__ import annotations
@@ -21,14 +34,16 @@ import jax
 from absl import flags
 
 from big_distill import cli
+from big_distill.cli import aligned
 from big_distill.errors import ConfigError
 
 
 def define_flags() -> None:
     """Defines the flags: not on import, so that one process can import several commands."""
     flags.DEFINE_string("workdir", None, "The run directory.")
-    flags.DEFINE_list("formats", ["container", "safetensors"], "Any of container and safetensors.")
+    flags.DEFINE_list("formats", ["container", "safetensors"], "Any of the formats above.")
     flags.DEFINE_string("step", "final", "final, latest, best, or the number of a checkpoint.")
+    flags.DEFINE_string("quantize", None, "Round the student first: bfloat16, int8 or int4.")
     flags.DEFINE_string("split", "test", "Split that the decoded files are evaluated on, in TFDS syntax.")
     flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the run had them.")
 
@@ -40,35 +55,32 @@ def main() -> None:
         raise ConfigError("--workdir=DIR is needed: a run directory")
     from big_distill.packing import pack  # here, so that --help answers at once
 
-    rows = pack(pathlib.Path(args.workdir), args.formats, args.step, args.split, args.data_dir)
+    rows = pack(pathlib.Path(args.workdir), args.formats, args.step, args.split, args.data_dir, args.quantize)
     if jax.process_index() == 0:
         print(table(rows))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """One file a line."""
-    heads = ("format", "bytes", "ratio", "non-zero", "bits/weight", "accuracy", "agreement", "latency", "FLOPs")
+    heads = ["format", "bytes", "ratio", "non-zero", "bits/weight"]
+    heads += ["difference", "accuracy", "agreement", "latency", "FLOPs"]
     lines = [heads]
     for row in rows:
         rates = [f"{100 * row[key]:.2f} %" if row[key] is not None else "-" for key in ("accuracy", "agreement")]
         lines.append(
-            (
-                row["format"],
+            [
+                " ".join(filter(None, [row["format"], row["precision"]])),
                 f"{row['bytes']:,}",
                 f"{row['ratio']:.1f}x",
                 f"{row['nonzero']:,}",
                 f"{row['bits_per_weight']:.3f}",
+                f"{row['difference']:.1g}",
                 *rates,
                 f"{row['latency_ms']:.2f} ms",
                 f"{row['flops']:,.0f}",
-            )
+            ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    first, *others = widths
-    return "\n".join(
-        "  ".join([line[0].ljust(first), *(cell.rjust(width) for cell, width in zip(line[1:], others, strict=True))])
-        for line in lines
-    )
+    return aligned(lines)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import pathlib
 import statistics
 import time
@@ -10,23 +12,37 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
-from big_distill import sharding, weights
+from big_distill import post_training, programs, sharding, transition, weights
+from big_distill import teacher as teachers
 from big_distill.artifact import container
-from big_distill.config import nearest
+from big_distill.config import Config, nearest
+from big_distill.data.pipeline import EvalPipeline, TrainPipeline
 from big_distill.errors import ConfigError, RunError
-from big_distill.evaluation import evaluate_run, student_of
+from big_distill.evaluation import evaluate_program, open_eval, open_split, student_of
+from big_distill.export import litert, onnx_graph, stablehlo
 from big_distill.metrics import say
-from big_distill.workdir import PACK_FILE, write_json
+from big_distill.workdir import PACK_FILE, read_config, read_json, write_json
 
+TOLERANCE = 1e-3
+"""How far the logits of a file in floats may be from the network's, in their standard deviations."""
 _NUM_TIMINGS = 50
+_NUM_VIEWS = 256
+
+Views = Callable[[], np.ndarray]
 
 
 def pack(
-    workdir: pathlib.Path, formats: Sequence[str], step: str, split: str, data_dir: str | None = None
+    workdir: pathlib.Path,
+    formats: Sequence[str],
+    step: str,
+    split: str,
+    data_dir: str | None = None,
+    precision: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Writes files into a run directory, and pack.json about them.
+    """Writes files into a run directory, and pack.json about them and those of before.
 
     Args:
       workdir: the run directory.
@@ -34,83 +50,170 @@ def pack(
       step: of the student: 'final', 'latest', 'best' or the number of a checkpoint.
       split: that the files are evaluated on.
       data_dir: where TFDS sets are, if not where the run had them.
+      precision: of `post_training.PRECISIONS`, what the student is rounded to first; None: it stays as it is.
 
     Returns:
-      For each file `format`, `path`, `step`, `split`, `bytes`, `ratio` (to its weights, running statistics included, in
-      float32), `nonzero`, `bits_per_weight`,
-      `accuracy` and `agreement` (fractions, of the decoded file; None without labels, or without a teacher),
-      `latency_ms` (median, one image) and `flops` (of one image).
+      For each file `format`, `precision`, `path`, `step`, `split`, `bytes`, `ratio` (to the weights, running statistics
+      included, of `config.student` in float32), `nonzero`, `bits_per_weight` (of those), `difference` (of its logits
+      from the network's, in their standard deviations), `accuracy` and `agreement` (fractions, of the file as it was
+      read back; None without labels, or without a teacher), `latency_ms` (median, one image) and `flops` (of one
+      image).
 
     Raises:
-      ConfigError: an unknown format.
-      RunError: no such run or step; or a file that was not read back as it was written.
+      ConfigError: an unknown format or precision, or one whose extra is not installed.
+      RunError: no such run or step; or a file that is not what was written into it.
     """
+    for flag, known, given in (
+        ("--formats", list(FORMATS), formats),
+        ("--quantize", list(post_training.PRECISIONS), [precision] if precision else []),
+    ):
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"{flag}={','.join(given)}: {name!r} is not known{nearest(name, known)}")
+    config, mesh = read_config(workdir), sharding.make_mesh()
+    if data_dir:
+        source, eval_source = (dataclasses.replace(s, data_dir=data_dir) for s in (config.source, config.evaluated_on))
+        config = dataclasses.replace(config, source=source, eval_source=eval_source)
+    student, views = student_of(workdir, step, mesh), functools.cache(functools.partial(_training_views, config))
+    named = dataclasses.replace(student.architecture, model=config.student)
+    num_weights = weights.num_params(named.abstract_variables())
+    if precision:
+        student = post_training.quantize(student, precision, views() if precision != "bfloat16" else np.zeros(0))
+    data = open_eval(config, split)
+    teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
+    flops, rows = _flops(student), []
     for name in formats:
-        if name not in FORMATS:
-            raise ConfigError(f"--formats={','.join(formats)}: {name!r} is not known{nearest(name, list(FORMATS))}")
-    student = student_of(workdir, step, sharding.make_mesh())
-    wanted = weights.sha256(student.variables)
-    rows = []
-    for name in formats:
-        suffix, write = FORMATS[name]
-        path = (workdir / "student").with_suffix(suffix)
-        write(path, weights.arrays_of(student))
-        decoded = weights.load(path)
-        if weights.sha256(decoded.variables) != wanted:
-            raise RunError(f"{path} does not hold what was written into it: this is a bug, or a bad disk")
-        scores = evaluate_run(workdir, split, data_dir=data_dir, packed=path)
-        num_weights = weights.num_params(decoded.variables)
-        latency, flops = _cost(decoded)
+        format_ = FORMATS[name]
+        path = workdir / ("-".join(["student", *([precision] if precision else [])]) + format_.suffix)
+        if jax.process_index() == 0:
+            format_.write(path, student, views)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"wrote {path}")
+        decoded = programs.read(path)
+        difference = _check(path, format_, student, decoded, data)
+        scores = evaluate_program(decoded, teacher, data, mesh)
         size = path.stat().st_size
         rows.append(
             {
                 "format": name,
+                "precision": precision,
                 "path": str(path),
                 "step": step,
                 "split": split,
                 "bytes": size,
                 "ratio": 4 * num_weights / size,
-                "nonzero": weights.num_nonzero(decoded.variables),
+                "nonzero": weights.num_nonzero(student.variables),
                 "bits_per_weight": 8 * size / num_weights,
+                "difference": difference,
                 "accuracy": scores.get("accuracy"),
                 "agreement": scores.get("agreement"),
-                "latency_ms": latency,
+                "latency_ms": _latency(decoded, data),
                 "flops": flops,
             }
         )
         say(f"{path}: {size:,} bytes, read back and evaluated")
     if jax.process_index() == 0:
-        write_json(workdir / PACK_FILE, rows)
+        file = workdir / PACK_FILE
+        written = {row["path"] for row in rows}
+        before = read_json(file) if file.is_file() else []
+        write_json(file, [row for row in before if row["path"] not in written] + rows)
     return rows
 
 
-def _cost(network: weights.Network) -> tuple[float, float]:
-    """(median milliseconds, FLOPs) of one image on one device."""
+def _training_views(config: Config) -> np.ndarray:
+    """The first training views, uint8 [N, S, S, C], the same in every process."""
+    data = TrainPipeline(config, open_split(config, config.source, config.source.train))
+    batches = [data.batch(step)["pixels"] for step in range(-(-_NUM_VIEWS // config.batch_size))]
+    return np.concatenate(batches)[:_NUM_VIEWS]
+
+
+def _check(
+    path: pathlib.Path,
+    format_: Format,
+    student: weights.Network,
+    decoded: programs.Program,
+    data: EvalPipeline,
+) -> float:
+    """How far a file's logits are from the network's on the first evaluation batch."""
+    if not format_.is_program and weights.sha256(weights.load(path).variables) != weights.sha256(student.variables):
+        raise RunError(f"{path} does not hold what was written into it: this is a bug, or a bad disk")
+    pixels = next(iter(data))["pixels"]
+    wanted, found = programs.of_network(student).classify(pixels), decoded.classify(pixels)
+    difference = float(np.abs(found - wanted).max() / max(wanted.std(), 1e-30))
+    if not student.architecture.model.activation_bits and not difference <= TOLERANCE:
+        raise RunError(
+            f"{path} does not compute what it should: its logits differ by {difference:.2g} of their standard "
+            f"deviation from the network's, more than {TOLERANCE}"
+        )
+    return difference
+
+
+def _latency(program: programs.Program, data: EvalPipeline) -> float:
+    """Median milliseconds of one image."""
+    image = next(iter(data))["pixels"][:1]
+    times = []
+    for _ in range(_NUM_TIMINGS + 1):
+        began = time.perf_counter()
+        program.classify(image)
+        times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times[1:])
+
+
+def _flops(network: weights.Network) -> float:
+    """Of one image, as XLA counts them."""
     architecture = network.architecture
     model = architecture.build("float32")
-    image = np.zeros(architecture.input_shape, np.float32)
 
     def logits(variables: weights.Variables, image: jax.Array) -> jax.Array:
         return model.apply(variables, image, train=False)[0]
 
-    variables = jax.device_put(network.variables)
-    compiled = jax.jit(logits).lower(variables, image).compile()
-    times = []
-    for _ in range(_NUM_TIMINGS):
-        began = time.perf_counter()
-        jax.block_until_ready(compiled(variables, image))
-        times.append(1e3 * (time.perf_counter() - began))
-    costs = compiled.cost_analysis() or {}
-    return statistics.median(times), float(costs.get("flops", 0.0))
+    image = jax.ShapeDtypeStruct(architecture.input_shape, np.float32)
+    costs = jax.jit(logits).lower(network.variables, image).compile().cost_analysis() or {}
+    return float(costs.get("flops", 0.0))
 
 
-def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format of files: how it is named, how it is written, whether it is a program or weights with a card."""
+
+    suffix: str
+    write: Callable[[pathlib.Path, weights.Network, Views], None]
+    is_program: bool
+
+
+def _write_container(path: pathlib.Path, network: weights.Network, _: Views) -> None:
+    container.write(path, weights.arrays_of(network))
+
+
+def _write_safetensors(path: pathlib.Path, network: weights.Network, _: Views) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    save_file(arrays, temporary)
+    save_file(weights.arrays_of(network), temporary)
     temporary.replace(path)
 
 
-FORMATS: dict[str, tuple[str, Callable[[pathlib.Path, dict[str, np.ndarray]], None]]] = {
-    "container": (container.SUFFIX, container.write),
-    "safetensors": (".safetensors", _write_safetensors),
+def _write_onnx(path: pathlib.Path, network: weights.Network, _: Views) -> None:
+    onnx_graph.write(path, network)
+    weights.write_card(programs.card_of(path), network.architecture)
+
+
+def _write_stablehlo(path: pathlib.Path, network: weights.Network, _: Views) -> None:
+    stablehlo.write(path, network)
+    weights.write_card(programs.card_of(path), network.architecture)
+
+
+def _write_tflite(path: pathlib.Path, network: weights.Network, views: Views) -> None:
+    """In integers where the network's inputs are rounded; their ranges are measured anew, by the converter."""
+    if network.architecture.model.activation_bits:
+        litert.write_int8(path, transition.with_input_ranges(network, 0), views())
+    else:
+        litert.write(path, network)
+    weights.write_card(programs.card_of(path), network.architecture)
+
+
+FORMATS = {
+    "container": Format(container.SUFFIX, _write_container, is_program=False),
+    "safetensors": Format(".safetensors", _write_safetensors, is_program=False),
+    "tflite": Format(".tflite", _write_tflite, is_program=True),
+    "onnx": Format(".onnx", _write_onnx, is_program=True),
+    "stablehlo": Format(".stablehlo", _write_stablehlo, is_program=True),
 }

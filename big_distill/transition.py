@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,88 +56,103 @@ def begin_from(config: Config, network: weights.Network) -> weights.Network:
 
 
 def with_input_ranges(network: weights.Network, bits: int) -> weights.Network:
-    """The network with inputs of so many bits, or of floats for 0; ranges that are not known are zero."""
-    model = dataclasses.replace(network.architecture.model, activation_bits=bits)
-    return _rebuilt(network, model, _arrays(network), may_add=True)
+    """The network with inputs of so many bits, or of floats for 0; ranges that are not known yet are zero."""
+    return _rebuilt(network, arrays_of(network), activation_bits=bits)
 
 
-def _with_fewer_channels(config: Config, network: weights.Network) -> weights.Network:
-    asked, architecture = config.compress, network.architecture
-    model = architecture.model
-    features = models.features_of(model)
-    if not features:
-        raise ConfigError(f"config.compress.structure='channels': {model.name!r} has no widths that can be set")
+def prunable(architecture: weights.Architecture) -> list[channels.Layer]:
+    """The layers of a network whose channels can go.
+
+    Raises:
+      ConfigError: it has none.
+    """
 
     def abstract(model: ModelConfig) -> weights.Variables:
         return dataclasses.replace(architecture, model=model).abstract_variables()
 
-    found = channels.layers(model, features, abstract)
-    chosen = compress.matching("layers", asked.layers, [layer.kernel for layer in found])
-    shares = compress.by_layer("layer_sparsity", asked.layer_sparsity, asked.sparsity, chosen)
-    folded = {**network.variables, **models.fold(model, network.variables)}
-    everywhere = asked.sparsity if asked.scope == "global" else None
-    kept = channels.choose(found, _arrays(dataclasses.replace(network, variables=folded)), shares, everywhere)
-    smaller = dataclasses.replace(model, features=tuple(map(len, kept)))
-    say(f"{network.source}: channels {features} -> {smaller.features}")
-    return _rebuilt(network, smaller, channels.cut(found, _arrays(network), kept))
+    features = models.features_of(architecture.model)
+    if not features:
+        raise ConfigError(f"structure='channels': the model {architecture.model.name!r} has no widths that can be set")
+    return channels.layers(architecture.model, features, abstract)
 
 
-def _factored(config: Config, network: weights.Network) -> weights.Network:
-    asked, architecture = config.compress, network.architecture
-    model = architecture.build("float32")
-    image = jax.ShapeDtypeStruct(architecture.input_shape, jnp.float32)
-    applied = jax.eval_shape(lambda v, x: models.kernel_applications(model, v, x), network.variables, image)
-    arrays = _arrays(network)
-    folded = models.fold(architecture.model, network.variables)["params"] if architecture.model.name == "bit" else None
-    kernels = arrays if folded is None else _arrays(dataclasses.replace(network, variables={"params": folded}))
-
-    def kernel(name: str) -> np.ndarray:
-        return kernels[f"params/{name}/kernel"]
-
-    positions = {name: (_positions(x.shape), _positions(y.shape)) for name, (x, y) in applied.items()}
-    dense = {name: x.shape[-1] == kernel(name).shape[-2] for name, (x, _) in applied.items()}
-    names = [f"{name}/kernel" for name, can in dense.items() if can]  # a depthwise one has no factors
-    chosen = [name.removesuffix("/kernel") for name in compress.matching("layers", asked.layers, names)]
-    count = {name: low_rank.multiplications(kernel(name).shape, *positions[name]) for name in applied}
-    if asked.rank_energy:
-        ranks = low_rank.ranks_for({name: kernel(name) for name in chosen}, positions, asked.rank_energy)
-    else:
-        others = sum(count[name] for name in applied if name not in chosen)
-        found = low_rank.ranks_for_flops({name: kernel(name) for name in chosen}, positions, others, asked.rank_flops)
-        if found is None:
-            raise ConfigError(f"config.compress.rank_flops={asked.rank_flops}: even ranks of one need more")
-        ranks = found
-    after = sum(low_rank.multiplications(kernel(n).shape, *positions[n], ranks.get(n, ())) for n in applied)
-    all_ranks = {**models.parse_ranks(architecture.model.ranks), **ranks}
-    smaller = dataclasses.replace(architecture.model, ranks=models.format_ranks(all_ranks))
-    say(
-        f"{network.source}: {', '.join(models.format_ranks(ranks)) or 'no kernel is cheaper factored'}: "
-        f"{after / sum(count.values()):.2f} of the multiplications"
-    )
-    for name, rank in ranks.items():
-        factors = low_rank.factorize(kernel(name), rank)
-        del arrays[f"params/{name}/kernel"]
-        arrays |= {f"params/{name}/{factor}/kernel": value for factor, value in factors.items()}
-    return _rebuilt(network, smaller, arrays, may_add=True)
-
-
-def _positions(shape: tuple[int, ...]) -> int:
-    """Of one image: pixels of a map [1, H, W, C], tokens of [1, N, C], 1 of [1, C]."""
-    return int(np.prod(shape[1:-1]))
-
-
-def _arrays(network: weights.Network) -> Arrays:
+def arrays_of(network: weights.Network) -> Arrays:
+    """Its variables by path: params/fc1/kernel."""
     leaves = jax.tree_util.tree_leaves_with_path(network.variables)
     return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _rebuilt(network: weights.Network, model: ModelConfig, arrays: Arrays, may_add: bool = False) -> weights.Network:
-    """The network of another ModelConfig; input ranges that it has and the old one has not are zero."""
+def folded_arrays_of(network: weights.Network) -> Arrays:
+    """The same, with kernels as the network uses them: standardised, and times BatchNorm's factor."""
+    folded = models.fold(network.architecture.model, network.variables)
+    return {**arrays_of(network), **arrays_of(dataclasses.replace(network, variables=folded))}
+
+
+def filled(network: weights.Network, arrays: Arrays) -> weights.Network:
+    """The same network with these variables."""
+    return _rebuilt(network, arrays)
+
+
+def _with_fewer_channels(config: Config, network: weights.Network) -> weights.Network:
+    asked, found = config.compress, prunable(network.architecture)
+    chosen = compress.matching("layers", asked.layers, [layer.kernel for layer in found])
+    shares = compress.by_layer("layer_sparsity", asked.layer_sparsity, asked.sparsity, chosen)
+    everywhere = asked.sparsity if asked.scope == "global" else None
+    kept = channels.choose(found, folded_arrays_of(network), shares, everywhere)
+    features = tuple(map(len, kept))
+    say(f"{network.source}: channels {tuple(layer.size for layer in found)} -> {features}")
+    return _rebuilt(network, channels.cut(found, arrays_of(network), kept), features=features)
+
+
+def _factored(config: Config, network: weights.Network) -> weights.Network:
+    asked, layers = config.compress, _dense_layers(network)
+    chosen = compress.matching("layers", asked.layers, [f"{name}/kernel" for name, (_, can) in layers.items() if can])
+    ours = {name: layer for name, (layer, _) in layers.items() if f"{name}/kernel" in chosen}
+    others = sum(layer.multiplications() for name, (layer, _) in layers.items() if name not in ours)
+    try:
+        ranks = (
+            low_rank.ranks_for(ours, asked.rank_energy)
+            if asked.rank_energy
+            else low_rank.ranks_for_flops(ours, others, asked.rank_flops)
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.compress.rank_flops={asked.rank_flops}: {error}") from error
+    before = others + sum(layer.multiplications() for layer in ours.values())
+    after = others + sum(layer.multiplications(ranks.get(name, ())) for name, layer in ours.items())
+    in_words = ", ".join(models.format_ranks(ranks)) or "no kernel is cheaper factored"
+    say(f"{network.source}: {in_words}; {after:,} of {before:,} multiplications")
+    arrays = arrays_of(network)
+    for name, rank in ranks.items():
+        del arrays[f"params/{name}/kernel"]
+        for factor, value in low_rank.factorize(ours[name].kernel, rank).items():
+            arrays[f"params/{name}/{factor}/kernel"] = value
+    both = {**models.parse_ranks(network.architecture.model.ranks), **ranks}
+    return _rebuilt(network, arrays, ranks=models.format_ranks(both))
+
+
+def _dense_layers(network: weights.Network) -> dict[str, tuple[low_rank.Layer, bool]]:
+    """Every layer with a kernel as it is used, and whether it has factors: a depthwise convolution has none."""
+    architecture = network.architecture
+    model, image = architecture.build("float32"), jax.ShapeDtypeStruct(architecture.input_shape, jnp.float32)
+    applied = jax.eval_shape(lambda v, x: models.kernel_applications(model, v, x), network.variables, image)
+    # A kernel is standardised where it is used, its factors are not; BatchNorm stays beside them.
+    kernels = folded_arrays_of(network) if architecture.model.name == "bit" else arrays_of(network)
+    found = {}
+    for name, (x, y) in applied.items():
+        kernel = kernels[f"params/{name}/kernel"]
+        layer = low_rank.Layer(kernel, math.prod(x.shape[1:-1]), math.prod(y.shape[1:-1]))
+        found[name] = (layer, x.shape[-1] == kernel.shape[-2])
+    return found
+
+
+def _rebuilt(network: weights.Network, arrays: Arrays, **fields: Any) -> weights.Network:
+    """The network with other fields of its ModelConfig; ranges of inputs that are not among the arrays are zero."""
+    model = dataclasses.replace(network.architecture.model, **fields)
     architecture = dataclasses.replace(network.architecture, model=model)
 
     def leaf(path: jax.tree_util.KeyPath, wanted: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path_name(path)
-        if may_add and name not in arrays and name.startswith("batch_stats/"):
+        if name not in arrays and name.endswith(models.INPUT_RANGE):
             return np.zeros(wanted.shape, np.float32)
         return arrays[name]
 

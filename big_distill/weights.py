@@ -120,7 +120,7 @@ def check_same(theirs: ModelConfig, ours: ModelConfig, subject: str, name: str) 
 
 def write_architecture(workdir: pathlib.Path, architecture: Architecture) -> None:
     """Keeps in a run directory what is trained there: a resume does not depend on what the run began from."""
-    write_json(workdir / ARCHITECTURE_FILE, dataclasses.asdict(architecture))
+    write_card(workdir / ARCHITECTURE_FILE, architecture)
 
 
 def read_architecture(workdir: pathlib.Path) -> Architecture:
@@ -132,10 +132,24 @@ def read_architecture(workdir: pathlib.Path) -> Architecture:
     path = workdir / ARCHITECTURE_FILE
     if not path.is_file() and (workdir / WEIGHTS_FILE).is_file():
         return load(workdir).architecture
+    return read_card(path)
+
+
+def write_card(path: pathlib.Path, architecture: Architecture) -> None:
+    """Writes what a network is and expects as JSON, for a file that cannot hold it."""
+    write_json(path, dataclasses.asdict(architecture))
+
+
+def read_card(path: pathlib.Path) -> Architecture:
+    """The inverse of `write_card`.
+
+    Raises:
+      RunError: it is not there, or damaged.
+    """
     try:
         return _from_json(path.read_text(), path)
     except OSError as error:
-        raise RunError(f"{path} cannot be read ({error}): begin again in another --workdir") from error
+        raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def arrays_of(network: Network) -> dict[str, np.ndarray]:

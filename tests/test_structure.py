@@ -13,10 +13,11 @@ MODULES = {
 
 # Top floor first; a module imports from its own floor or below, and there are no circles.
 FLOORS = [
-    "main evaluate prepare pack",
-    "train inference packing cli",
+    "main evaluate prepare pack sensitivity",
+    "plots",
+    "train inference packing scanning cli",
     "evaluation preflight",
-    "teacher calibration checkpoints transition",
+    "teacher calibration checkpoints transition programs post_training",
     "weights workdir",
     "steps metrics tensorboard_writer pretrained",
     "views scoring optim sharding",

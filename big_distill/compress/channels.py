@@ -113,6 +113,16 @@ def cut(found: Sequence[Layer], arrays: Arrays, kept: Sequence[np.ndarray]) -> d
     return smaller
 
 
+def silence(layer: Layer, arrays: Arrays, gone: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays with zeros for all that reads or writes these channels: like `cut`, but that GroupNorm counts them."""
+    quiet = dict(arrays)
+    for path, axis in layer.axes:
+        entries = _by_channel(quiet[path], axis, layer.size).copy()
+        entries[:, gone] = 0
+        quiet[path] = entries.reshape(arrays[path].shape)
+    return quiet
+
+
 def _by_channel(array: np.ndarray, axis: int, size: int) -> np.ndarray:
     """[everything before, channel, everything after]."""
     return np.asarray(array).reshape(-1, size, math.prod(array.shape[axis + 1 :]))

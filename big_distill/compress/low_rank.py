@@ -6,6 +6,7 @@ Kim et al. 2016, "Compression of deep convolutional neural networks for fast and
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -58,72 +59,63 @@ def factorize(kernel: np.ndarray, ranks: Ranks) -> dict[str, np.ndarray]:
     return {name: factor.astype(np.float32) for name, factor in factors.items()}
 
 
-def multiplications(shape: tuple[int, ...], inputs: int, outputs: int, ranks: Ranks = ()) -> int:
-    """Multiplications of one image by a kernel or, given ranks, by its factors.
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer with a kernel, [C, F] or [k, k, C, F].
 
-    Args:
-      shape: the kernel's, [C, F] or [k, k, C, F].
-      inputs: positions that the kernel is applied to.
-      outputs: positions that it makes.
-      ranks: as `factorize` takes them.
+    inputs, outputs: of one image the positions (pixels, tokens) that it reads, and those that it makes.
     """
-    *window, before, after = shape
-    if not ranks:
-        return outputs * math.prod(shape)
-    if len(ranks) == 1:
-        return outputs * ranks[0] * (before + after)
-    first = inputs * before * ranks[0] if ranks[0] != before else 0
-    last = outputs * ranks[1] * after if ranks[1] != after else 0
-    return first + outputs * math.prod(window) * math.prod(ranks) + last
+
+    kernel: np.ndarray
+    inputs: int
+    outputs: int
+
+    def multiplications(self, ranks: Ranks = ()) -> int:
+        """Of one image by the kernel or, given ranks, by its factors."""
+        *window, before, after = self.kernel.shape
+        if not ranks:
+            return self.outputs * self.kernel.size
+        if len(ranks) == 1:
+            return self.outputs * ranks[0] * (before + after)
+        first = self.inputs * before * ranks[0] if ranks[0] != before else 0
+        last = self.outputs * ranks[1] * after if ranks[1] != after else 0
+        return first + self.outputs * math.prod(window) * math.prod(ranks) + last
 
 
-def ranks_for(
-    kernels: Mapping[str, np.ndarray], positions: Mapping[str, tuple[int, int]], energy: float
-) -> dict[str, Ranks]:
-    """Ranks of the kernels that are cheaper factored.
-
-    Args:
-      kernels: by layer.
-      positions: (inputs, outputs) of each, see `multiplications`.
-      energy: see `ranks_of_energy`.
-    """
-    ranks = {name: ranks_of_energy(kernel, energy) for name, kernel in kernels.items()}
+def ranks_for(layers: Mapping[str, Layer], energy: float) -> dict[str, Ranks]:
+    """Ranks that keep a share of each kernel's squared norm, see `ranks_of_energy`, where that is cheaper."""
+    ranks = {name: ranks_of_energy(layer.kernel, energy) for name, layer in layers.items()}
     return {
         name: found
         for name, found in ranks.items()
-        if multiplications(kernels[name].shape, *positions[name], found)
-        < multiplications(kernels[name].shape, *positions[name])
+        if layers[name].multiplications(found) < layers[name].multiplications()
     }
 
 
-def ranks_for_flops(
-    kernels: Mapping[str, np.ndarray], positions: Mapping[str, tuple[int, int]], others: int, share: float
-) -> dict[str, Ranks] | None:
+def ranks_for_flops(layers: Mapping[str, Layer], others: int, share: float) -> dict[str, Ranks]:
     """The ranks of the greatest energy with which a network needs no more than a share of its multiplications.
 
     Args:
-      kernels, positions: as in `ranks_for`.
-      others: multiplications of the kernels that stay as they are.
+      layers: those that may be factored.
+      others: multiplications of all others.
       share: in (0, 1).
 
-    Returns:
-      None if even ranks of one need more.
+    Raises:
+      ValueError: even ranks of one need more.
     """
-    dense = others + sum(multiplications(kernel.shape, *positions[name]) for name, kernel in kernels.items())
+    budget = share * (others + sum(layer.multiplications() for layer in layers.values()))
 
-    def cost(ranks: Mapping[str, Ranks]) -> int:
-        return others + sum(
-            multiplications(kernel.shape, *positions[name], ranks.get(name, ())) for name, kernel in kernels.items()
-        )
+    def fits(ranks: Mapping[str, Ranks]) -> bool:
+        return others + sum(layer.multiplications(ranks.get(name, ())) for name, layer in layers.items()) <= budget
 
     low, high = 0.0, 1.0
-    best = ranks_for(kernels, positions, 1e-9)
-    if cost(best) > share * dense:
-        return None
+    best = ranks_for(layers, low)
+    if not fits(best):
+        raise ValueError("even ranks of one need more")
     for _ in range(20):
         energy = (low + high) / 2
-        ranks = ranks_for(kernels, positions, energy)
-        if cost(ranks) <= share * dense:
+        ranks = ranks_for(layers, energy)
+        if fits(ranks):
             low, best = energy, ranks
         else:
             high = energy
@@ -140,5 +132,7 @@ def _unfoldings(kernel: np.ndarray) -> list[np.ndarray]:
 
 
 def _rank(spectrum: np.ndarray, energy: float) -> int:
-    kept = np.cumsum(spectrum) / max(spectrum.sum(), 1e-300)
+    if not spectrum.any():
+        return 1
+    kept = np.cumsum(spectrum) / spectrum.sum()
     return min(int(np.searchsorted(kept, energy * (1 - 1e-12))) + 1, len(spectrum))

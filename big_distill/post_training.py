@@ -1,0 +1,66 @@
+"""A trained student in fewer bits, without training it again."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_distill import models, transition, weights
+from big_distill.models import INPUT_RANGE
+from big_distill.state import Aux, materialize, path_name
+from big_distill.views import for_network, to_unit
+
+PRECISIONS = ("bfloat16", "int8", "int4")
+_ACTIVATION_BITS = 8
+
+
+def quantize(network: weights.Network, precision: str, pixels: np.ndarray) -> weights.Network:
+    """The network with rounded parameters and, under int8 and int4, rounded inputs of its layers.
+
+    Kernels become integers of 8 or 4 bits with a scale a filter, what they are applied to has 8 bits, between the least
+    and the greatest value on real images (see `models.forms`). What is already rounded so stays as it is.
+
+    Args:
+      network: any.
+      precision: of `PRECISIONS`.
+      pixels: uint8 [N, S, S, C], views of training images; for bfloat16 they are not read.
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(network.variables["params"])]
+    if precision == "bfloat16":
+        return _rounded(network, {name: jnp.zeros((), jnp.bfloat16) for name in names})
+    top = 2 ** (int(precision.removeprefix("int")) - 1) - 1
+    kernels = {name: jnp.full((), top, jnp.int8) for name in names if name.endswith("kernel")}
+    network = _rounded(network, kernels)
+    if network.architecture.model.activation_bits:
+        return network
+    return _with_ranges_of(network, pixels)
+
+
+def _rounded(network: weights.Network, aux: Aux) -> weights.Network:
+    params = jax.device_get(jax.jit(materialize)(network.variables["params"], aux))
+    return dataclasses.replace(network, variables={**network.variables, "params": params})
+
+
+def _with_ranges_of(network: weights.Network, pixels: np.ndarray) -> weights.Network:
+    architecture = network.architecture
+    model = architecture.build("float32")
+
+    @jax.jit
+    def ranges(variables: weights.Variables, pixels: jax.Array) -> dict[str, jax.Array]:
+        image = for_network(to_unit(pixels), architecture.card)
+        applied = models.kernel_applications(model, variables, image)
+        return {name: jnp.stack([jnp.minimum(x.min(), 0), jnp.maximum(x.max(), 0)]) for name, (x, _) in applied.items()}
+
+    found = jax.device_get(ranges(network.variables, pixels))
+    rounded = transition.with_input_ranges(network, _ACTIVATION_BITS)
+
+    def leaf(path: jax.tree_util.KeyPath, value: Any) -> Any:
+        layer, _, name = path_name(path).rpartition("/")
+        return found[layer] if name == INPUT_RANGE else value
+
+    batch_stats = jax.tree_util.tree_map_with_path(leaf, rounded.variables["batch_stats"])
+    return dataclasses.replace(rounded, variables={**rounded.variables, "batch_stats": batch_stats})
