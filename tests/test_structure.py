@@ -16,6 +16,7 @@ FLOORS = [
     "main evaluate prepare pack",
     "train inference packing cli",
     "evaluation preflight",
+    "export",
     "teacher calibration checkpoints",
     "weights workdir",
     "steps metrics tensorboard_writer pretrained",
@@ -35,7 +36,10 @@ OWNERS = {  # only these may import it
     "orbax": ("checkpoints",),
     "clu.metric_writers": ("metrics",),
     "clu.periodic_actions": ("metrics",),
-    "tensorflow": (),
+    "ai_edge_litert": ("export.",),
+    "onnx": ("export.",),
+    "onnxruntime": ("export.",),
+    "tensorflow": ("export.",),
     "torch": (),
 }
 
