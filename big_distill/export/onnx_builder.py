@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 BATCH = 1_000_003
@@ -138,8 +137,3 @@ def transposed(value: Value, permutation: Sequence[int]) -> Value:
 def has_batch(shape: Sequence[int]) -> bool:
     """Whether the batch is in one of these dimensions."""
     return any(size > 0 and size % BATCH == 0 for size in shape)
-
-
-def type_of(atom: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of an input or output of an equation."""
-    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -15,13 +16,13 @@ from jax.extend import core
 from big_distill import weights
 from big_distill.errors import ConfigError, RunError
 from big_distill.export import onnx_primitives
-from big_distill.export.onnx_builder import BATCH, INPUT, Builder, Value, has_batch, type_of
+from big_distill.export.interpreter import bind, interpret, type_of
+from big_distill.export.onnx_builder import BATCH, INPUT, Builder, Tensor, Value, has_batch
 from big_distill.export.program import Classifier, check_pixels, pixels_shape, program, write_whole
 
 OPSET, IR_VERSION = 17, 8
 """Of 2022: ONNX Runtime 1.12, TensorRT 8.6 and OpenVINO 2022.2 read them already, and nothing newer is needed."""
 OUTPUT = "logits"
-_CALLS = {"custom_jvp_call": "call_jaxpr", "jit": "jaxpr"}
 _MISSING = "ONNX files need the extra onnx: pip install 'big_distill[onnx]'"
 
 
@@ -80,7 +81,7 @@ def model(function: Callable[[jax.Array], jax.Array], shape: Sequence[int], card
     closed = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((BATCH, *shape), jnp.uint8))
     builder = Builder()
     pixels = builder.input((BATCH, *shape))
-    (logits,) = _run(builder, closed.jaxpr, closed.consts, [pixels])
+    (logits,) = interpret(closed.jaxpr, closed.consts, [pixels], functools.partial(_evaluate, builder))
     output = builder.plain(logits)
 
     def attribute(value: Any) -> Any:
@@ -112,30 +113,8 @@ def model(function: Callable[[jax.Array], jax.Array], shape: Sequence[int], card
     return proto
 
 
-def _run(builder: Builder, jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
-    """Appends the nodes of a jaxpr: its outputs."""
-    known: dict[core.Var, Value] = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
-    known |= zip(jaxpr.invars, inputs, strict=True)
-
-    def value(atom: Any) -> Value:
-        return np.asarray(atom.val, type_of(atom).dtype) if isinstance(atom, core.Literal) else known[atom]
-
-    for eqn in jaxpr.eqns:
-        known |= zip(eqn.outvars, _outputs(builder, eqn, [value(atom) for atom in eqn.invars]), strict=True)
-    return [value(atom) for atom in jaxpr.outvars]
-
-
-def _outputs(builder: Builder, eqn: core.JaxprEqn, inputs: list[Value]) -> Sequence[Value]:
-    name = eqn.primitive.name
-    if name == "platform_index":  # of `lax.platform_dependent`: the plain operation, not the CPU's substitute
-        return [np.array(eqn.params["platforms"].index(None))]
-    if name == "cond" and isinstance(inputs[0], np.ndarray):
-        branch = eqn.params["branches"][int(inputs[0])]
-        return _run(builder, branch.jaxpr, branch.consts, inputs[1:])
-    if name in _CALLS:
-        inner = eqn.params[_CALLS[name]]
-        return _run(builder, inner.jaxpr, inner.consts, inputs)
-    if all(isinstance(x, np.ndarray) for x in inputs) and not any(has_batch(type_of(var).shape) for var in eqn.outvars):
-        outputs = eqn.primitive.bind(*inputs, **eqn.params)
-        return [np.asarray(x) for x in (outputs if eqn.primitive.multiple_results else [outputs])]
-    return [onnx_primitives.write(builder, eqn, inputs)]
+def _evaluate(builder: Builder, eqn: core.JaxprEqn, values: list[Value]) -> Sequence[Value]:
+    """Computes what does not depend on the pixels, and writes the rest."""
+    if any(isinstance(x, Tensor) for x in values) or any(has_batch(type_of(var).shape) for var in eqn.outvars):
+        return [onnx_primitives.write(builder, eqn, values)]
+    return [np.asarray(x) for x in bind(eqn, values)]

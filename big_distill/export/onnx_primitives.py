@@ -13,7 +13,8 @@ from jax import lax
 from jax.extend import core
 
 from big_distill.errors import RunError
-from big_distill.export.onnx_builder import Builder, Tensor, Value, has_batch, transposed, type_of
+from big_distill.export.interpreter import type_of
+from big_distill.export.onnx_builder import Builder, Tensor, Value, has_batch, transposed
 
 ELEMENTWISE = {
     "abs": "Abs",

@@ -43,10 +43,10 @@ class Example:
     logits: np.ndarray
 
     def check(self, classify, count=5):
-        """Asserts that a file has JAX's logits of the first images."""
+        """Asserts that a file has JAX's logits: by how much one image's differ from another's, and up to rounding."""
         got, want = classify(self.pixels[:count]), self.logits[:count]
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * self.logits.std(0).mean())
+        np.testing.assert_allclose(got, want, rtol=3e-6, atol=1e-4 * self.logits.std(0).mean())
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def random_variables(shapes):
 
     def draw(path, leaf):
         if "var" in jax.tree_util.keystr(path):
-            return rng.uniform(0.1, 3, leaf.shape).astype("f")
+            return rng.uniform(0.3, 3, leaf.shape).astype("f")
         fan_in = int(np.prod(leaf.shape[:-1]))
         return (1.5 * rng.normal(0.02, size=leaf.shape) / np.sqrt(fan_in)).astype("f")
 
