@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import json
 import pathlib
 import sys
@@ -17,9 +16,8 @@ import tqdm
 
 from big_distill.errors import RunError
 
-if importlib.util.find_spec("tensorflow") is None:
-    sys.modules["clu.metric_writers.summary_writer"] = importlib.import_module("big_distill.tensorboard_writer")
-from clu import metric_writers, periodic_actions
+sys.modules["clu.metric_writers.summary_writer"] = importlib.import_module("big_distill.tensorboard_writer")
+from clu import metric_writers, periodic_actions  # noqa: E402
 
 METRICS_FILE = "metrics.jsonl"
 

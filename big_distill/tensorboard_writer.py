@@ -1,4 +1,7 @@
-"""Stands in for CLU's summary writer where TensorFlow is absent: the same event files, through tensorboardX."""
+"""Stands in for CLU's summary writer, which imports TensorFlow: the same event files, through tensorboardX.
+
+Also where TensorFlow is installed, as importing it takes longer than the rest of the program together.
+"""
 
 from __future__ import annotations
 

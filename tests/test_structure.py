@@ -17,7 +17,9 @@ FLOORS = [
     "plots",
     "train inference packing scanning cli",
     "evaluation preflight",
-    "teacher calibration checkpoints transition programs post_training",
+    "programs post_training",
+    "export",
+    "teacher calibration checkpoints transition",
     "weights workdir",
     "steps metrics tensorboard_writer pretrained",
     "views scoring optim sharding",
@@ -36,7 +38,10 @@ OWNERS = {  # only these may import it
     "orbax": ("checkpoints",),
     "clu.metric_writers": ("metrics",),
     "clu.periodic_actions": ("metrics",),
-    "tensorflow": (),
+    "ai_edge_litert": ("export.",),
+    "onnx": ("export.",),
+    "onnxruntime": ("export.",),
+    "tensorflow": ("export.",),
     "torch": (),
 }
 

@@ -1,0 +1,62 @@
+"""Goes through a jaxpr equation by equation, for writers that treat some of them in their own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+_CALLS = {"custom_jvp_call": "call_jaxpr", "jit": "jaxpr"}
+
+
+def interpret(
+    jaxpr: core.Jaxpr,
+    consts: Sequence[Any],
+    inputs: Sequence[Any],
+    evaluate: Callable[[core.JaxprEqn, list[Any]], Sequence[Any]],
+) -> list[Any]:
+    """The outputs of a jaxpr.
+
+    Calls are entered. `lax.platform_dependent` is its default, the plain operation that every other framework has, and
+    not the CPU's substitute.
+
+    Args:
+      jaxpr: as `jax.make_jaxpr` makes it.
+      consts, inputs: values of its variables; whatever stands for an array.
+      evaluate: from an equation and its inputs to its outputs. Constants come as np.ndarray.
+    """
+    known = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
+    known |= zip(jaxpr.invars, inputs, strict=True)
+
+    def value(atom: Any) -> Any:
+        return np.asarray(atom.val, type_of(atom).dtype) if isinstance(atom, core.Literal) else known[atom]
+
+    for eqn in jaxpr.eqns:
+        name, values = eqn.primitive.name, [value(atom) for atom in eqn.invars]
+        outputs: Sequence[Any]
+        if name == "platform_index":
+            outputs = [np.array(eqn.params["platforms"].index(None))]
+        elif name == "cond" and isinstance(values[0], np.ndarray):
+            branch = eqn.params["branches"][int(values[0])]
+            outputs = interpret(branch.jaxpr, branch.consts, values[1:], evaluate)
+        elif name in _CALLS:
+            inner = eqn.params[_CALLS[name]]
+            outputs = interpret(inner.jaxpr, inner.consts, values, evaluate)
+        else:
+            outputs = evaluate(eqn, values)
+        known |= zip(eqn.outvars, outputs, strict=True)
+    return [value(atom) for atom in jaxpr.outvars]
+
+
+def type_of(atom: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an input or output of an equation."""
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
+
+
+def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """What JAX computes for an equation."""
+    outputs = eqn.primitive.bind(*values, **eqn.params)
+    return outputs if eqn.primitive.multiple_results else [outputs]

@@ -1,0 +1,139 @@
+"""An ONNX graph while it is written: nodes in order, constants by name, tensors with a layout.
+
+JAX's images are NHWC, ONNX's convolutions NCHW. A `Tensor` may be stored with its axes in another order than JAX has
+them; elementwise operations go on in the order they find, so that only few transposes are left in the graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+BATCH = 1_000_003
+"""Stands for the batch size in shapes. It is a prime beyond any width: just the dimensions with the batch in them are
+multiples of it, and a network that asks for len(x) gets a number."""
+INPUT = "pixels"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """What a node computes.
+
+    name: in the ONNX graph.
+    shape: as JAX has it.
+    axes: which of those axes the i-th stored one is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+
+Value = Tensor | np.ndarray
+"""An array is known when the graph is written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One operation with one output; attributes as `onnx.helper.make_node` takes them."""
+
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: dict[str, Any]
+
+
+class Builder:
+    """A graph that grows node by node.
+
+    Attributes:
+      nodes: in the order of their execution.
+      constants: by name; equal ones are one.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def input(self, shape: tuple[int, ...]) -> Tensor:
+        """The graph's input."""
+        return Tensor(INPUT, shape, tuple(range(len(shape))))
+
+    def constant(self, value: Any) -> str:
+        """The name of an array in the graph."""
+        array = np.ascontiguousarray(value)
+        key = (array.dtype.str, np.shape(value), array.tobytes())
+        if key not in self._names:
+            self._names[key] = f"constant{len(self.constants)}"
+            self.constants[self._names[key]] = array.reshape(np.shape(value))
+        return self._names[key]
+
+    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Appends a node; the name of its output."""
+        output = f"{op.lower()}{len(self.nodes)}"
+        self.nodes.append(Node(op, inputs, output, attributes))
+        return output
+
+    def tensor(self, shape: Sequence[int], op: str, *inputs: str, **attributes: Any) -> Tensor:
+        """Appends a node whose output has its axes in JAX's order."""
+        return Tensor(self.node(op, *inputs, **attributes), tuple(shape), tuple(range(len(shape))))
+
+    def stored(self, value: Value, axes: Sequence[int]) -> str:
+        """The name of a value with its axes in this order, transposed if need be."""
+        if isinstance(value, np.ndarray):
+            return self.constant(value.transpose(axes))
+        if value.axes == tuple(axes):
+            return value.name
+        return self.node("Transpose", value.name, perm=[value.axes.index(axis) for axis in axes])
+
+    def plain(self, value: Value) -> str:
+        """The name of a value with its axes as JAX has them."""
+        return self.stored(value, range(len(value.shape)))
+
+    def elementwise(self, shape: Sequence[int], op: str, *values: Value, **attributes: Any) -> Tensor:
+        """Appends an elementwise node; it keeps the order of the axes of its largest input.
+
+        Inputs have as many axes as `shape`, or none.
+        """
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        axes = max(tensors, key=lambda tensor: math.prod(tensor.shape)).axes
+        names = [self.stored(value, axes if len(value.shape) else ()) for value in values]
+        return Tensor(self.node(op, *names, **attributes), tuple(shape), axes)
+
+    def reshape(self, value: Value, shape: Sequence[int]) -> Value:
+        """The value in another shape."""
+        if isinstance(value, np.ndarray):
+            return value.reshape(shape)
+        if value.shape == tuple(shape):
+            return value
+        sizes = np.array([-1 if has_batch([size]) else size for size in shape], np.int64)
+        return self.tensor(shape, "Reshape", self.plain(value), self.constant(sizes))
+
+    def sizes(self, shape: Sequence[int]) -> str:
+        """The name of a shape, int64 [len(shape)], with the batch size of the input in place of `BATCH`."""
+        if not has_batch(shape):
+            return self.constant(np.array(shape, np.int64))
+        batch = self.node("Shape", INPUT, start=0, end=1)
+        return self.node(
+            "Concat",
+            *(batch if size == BATCH else self.constant(np.array([size], np.int64)) for size in shape),
+            axis=0,
+        )
+
+
+def transposed(value: Value, permutation: Sequence[int]) -> Value:
+    """The value with its axes in another order; of a tensor it is only noted."""
+    if isinstance(value, np.ndarray):
+        return value.transpose(permutation)
+    shape = tuple(value.shape[axis] for axis in permutation)
+    return Tensor(value.name, shape, tuple(tuple(permutation).index(axis) for axis in value.axes))
+
+
+def has_batch(shape: Sequence[int]) -> bool:
+    """Whether the batch is in one of these dimensions."""
+    return any(size > 0 and size % BATCH == 0 for size in shape)

@@ -1,0 +1,56 @@
+"""StableHLO, through `jax.export`: one file for CPU, GPU and TPU and for every batch size.
+
+Other programs read it with `jax.export.deserialize`; JAX promises to do so for six months after it was written.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from big_distill import weights
+from big_distill.errors import RunError
+from big_distill.export.program import Classifier, check_pixels, pixels_shape, program, write_whole
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write(path: pathlib.Path, network: weights.Network) -> None:
+    """Writes a network with its preprocessing, whole or not at all."""
+    logits = program(network)
+
+    def logits_of_one(image: jax.Array) -> jax.Array:
+        return logits(image[None])[0]
+
+    # Networks may ask for len(x), which cannot be symbolic: they see one image, vmap makes a batch of it.
+    (batch,) = export.symbolic_shape("batch")
+    pixels = jax.ShapeDtypeStruct((batch, *pixels_shape(network)), jnp.uint8)
+    exported = export.export(jax.jit(jax.vmap(logits_of_one)), platforms=PLATFORMS)(pixels)
+    write_whole(path, bytes(exported.serialize()))
+
+
+def read(path: pathlib.Path) -> Classifier:
+    """What `write` wrote, on this machine's accelerator; compiled once for every batch size.
+
+    Raises:
+      RunError: no such file, or not one of these.
+    """
+    try:
+        exported = export.deserialize(bytearray(path.read_bytes()))
+        (pixels,) = exported.in_avals
+        shape = pixels.shape[1:]
+        logits = jax.jit(exported.call)
+        logits.lower(jax.ShapeDtypeStruct((1, *shape), pixels.dtype))  # parses the program itself
+    except Exception as error:  # what its parsers raise on other files is of many types
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{path} is not a StableHLO program that this JAX reads: {reason}") from error
+
+    def classify(pixels: np.ndarray) -> np.ndarray:
+        check_pixels(pixels, shape)
+        return np.asarray(logits(pixels))
+
+    return classify
