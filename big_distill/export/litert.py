@@ -10,7 +10,7 @@ import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from big_distill import weights
 from big_distill.errors import ConfigError, RunError
 from big_distill.export import litert_int8
 from big_distill.export.interpreter import bind, interpret
+from big_distill.export.litert_substitutes import IN_FLOATS, IN_INT8, Substitutes
 from big_distill.export.program import Classifier, check_pixels, pixels_shape, program, write_whole
 
 Function = Callable[[jax.Array], jax.Array]
@@ -37,7 +38,7 @@ def write(path: pathlib.Path, network: weights.Network) -> None:
       RunError: the converter has no operations for this network.
     """
     with _quiet():
-        write_whole(path, _converted(program(network), pixels_shape(network), np.uint8))
+        write_whole(path, _converted(_substituted(program(network), IN_FLOATS), pixels_shape(network), np.uint8))
 
 
 def write_int8(path: pathlib.Path, network: weights.Network, pixels: np.ndarray) -> None:
@@ -57,7 +58,7 @@ def write_int8(path: pathlib.Path, network: weights.Network, pixels: np.ndarray)
     images = pixels.astype(np.float32)
     images[0].flat[:2] = 0, 255  # so that one step of the input is one of its bytes
     with _quiet():
-        function = _substituted(program(network), litert_int8.SUBSTITUTES)
+        function = _substituted(program(network), IN_INT8)
         model = _converted(function, pixels_shape(network), np.float32)
         write_whole(path, litert_int8.quantized(model, images))
 
@@ -103,8 +104,7 @@ def _converted(function: Function, shape: tuple[int, int, int], dtype: Any) -> b
 
     module = tf.Module()
     module.program = tf.function(
-        # For any platform but the CPU, which has its own forms of convolutions.
-        jax2tf.convert(function, with_gradient=False, native_serialization_platforms=["tpu"]),
+        jax2tf.convert(function, with_gradient=False),
         [tf.TensorSpec((1, *shape), dtype, name="pixels")],
         autograph=False,
     )
@@ -115,8 +115,8 @@ def _converted(function: Function, shape: tuple[int, int, int], dtype: Any) -> b
         raise RunError(f"this network cannot be written for LiteRT: {_first_line(error)}") from error
 
 
-def _substituted(function: Function, substitutes: Mapping[str, Callable[..., jax.Array]]) -> Function:
-    """The function with some of its primitives, by their names, computed in another way."""
+def _substituted(function: Function, substitutes: Substitutes) -> Function:
+    """The function with some of its primitives computed in another way, for no platform in particular."""
 
     def evaluate(eqn: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
         if eqn.primitive.name in substitutes:

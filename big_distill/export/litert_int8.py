@@ -6,13 +6,7 @@ run, and additions and products may by then have overwritten them. A squeeze-exc
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 Range = tuple[float, float]
 
@@ -63,23 +57,3 @@ def _ranges(model: bytes, images: np.ndarray) -> dict[int, Range]:
             low, high = ranges.get(index, (np.inf, -np.inf))
             ranges[index] = min(low, float(value.min())), max(high, float(value.max()))
     return ranges
-
-
-def _erfc(x: jax.Array, **_: Any) -> jax.Array:
-    """By tanh, to 5e-4, as GELU is often computed: the terms of the exact one's polynomials do not fit into int8."""
-    return 1 - jnp.tanh(2 / np.sqrt(np.pi, dtype=np.float32) * (x + 0.08943 * x**3))
-
-
-def _max_pool(x: jax.Array, *, window_dimensions: Any, window_strides: Any, padding: Any, **_: Any) -> jax.Array:
-    """Padded with the pixels at the edge, which changes no maximum: int8 has no -inf."""
-    x = jnp.pad(x, padding, mode="edge")
-    return lax.reduce_window(x, -jnp.inf, lax.max, window_dimensions, window_strides, "VALID")
-
-
-def _neg(x: jax.Array) -> jax.Array:
-    """As a product: LiteRT negates floats alone."""
-    return x * -1
-
-
-SUBSTITUTES: dict[str, Callable[..., jax.Array]] = {"erfc": _erfc, "neg": _neg, "reduce_window_max": _max_pool}
-"""Primitives that cannot be had in int8, by others."""
