@@ -33,6 +33,10 @@ numerics = functools.partial(_marked, "numerics")
 cosmetic = functools.partial(_marked, "cosmetic")
 
 
+OWN_TEACHER = "teacher"
+"""As `init_from`, and as the `teacher.path` of a first stage: the run's own teacher."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """An architecture. A family reads only some of the fields (`resolve.MODELS`); setting another is an error."""
@@ -79,7 +83,8 @@ class TeacherConfig:
     path: str | None = maths(
         None,
         "a run directory, a weight file (.npz, .safetensors, .pth), its https:// or gs:// address, or a name such as "
-        "bit-m-r152x2-flowers128; several, separated by commas, are averaged; wins over config",
+        "bit-m-r152x2-flowers128; several, separated by commas, are averaged; wins over config; 'teacher' in a first "
+        "stage: the same as that of the second",
     )
     config: Config | None = maths(None, "a config that is trained first, inside this run's directory (teacher/)")
     model: ModelConfig = maths(ModelConfig(), "the architecture of a weight file that does not tell its own")
@@ -175,7 +180,7 @@ class OptimizerConfig:
 class CompressConfig:
     """How the student's kernels are represented while they train."""
 
-    layers: str = maths(".*/kernel", "regular expression: full paths of the kernels that all this is about")
+    layers: str = maths(".*/kernel", "regular expression: full paths of the parameters that all this is about")
     structure: str = maths(
         "weights",
         "what is pruned: weights; N:M, such as 2:4: the N largest of every M inputs stay; or channels, cut out of the "
@@ -211,7 +216,10 @@ class Config:
     accumulate_steps: int = maths(1, "split the global batch into this many parts and add up their gradients")
     total_steps: int = maths(0, "length of the run in optimiser steps; when set it wins over total_epochs")
     total_epochs: float = maths(0.0, "length of the run in passes over the training split")
-    init_from: str | None = maths(None, "start from this run's student or weight file (all that teacher.path takes)")
+    init_from: str | None = maths(
+        None,
+        "start from this run's student or weight file (all that teacher.path takes), or 'teacher': from the teacher",
+    )
     init_config: Config | None = maths(
         None, "a config that is trained first, inside this run's directory (init/), whose student this run starts from"
     )
@@ -239,6 +247,11 @@ class Config:
     def evaluated_on(self) -> SourceConfig:
         """The data of evaluation: those of training, unless another set is named."""
         return self.eval_source if self.eval_source.name else self.source
+
+    @property
+    def begins_from(self) -> Config | None:
+        """The config of the network that the run starts from, if that is trained in the run's directory, too."""
+        return self.teacher.config if self.init_from == OWN_TEACHER else self.init_config
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from big_distill.config import (
+    OWN_TEACHER,
     CompressConfig,
     Config,
     ModelConfig,
@@ -115,7 +116,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """The same config shrunk, on random pixels and with a two-step teacher: runs anywhere, offline, in a minute."""
     small = copied(config).unlock()
     small.update(total_steps=20, total_epochs=0.0, batch_size=8, accumulate_steps=1)
-    small.update(init_from=None, init_fresh=None)
+    own = config.init_from == OWN_TEACHER
+    small.update(init_from=OWN_TEACHER if own else None, init_fresh=None)
     small.update(log_every_steps=5, eval_every_steps=10, checkpoint_every_steps=0)
     small.optimizer.warmup_steps = 2
     if small.optimizer.schedule == "staircase":
@@ -129,9 +131,9 @@ def smoke(config: ConfigDict) -> ConfigDict:
     small.student.features = tuple(min(8, units) for units in small.student.features)
     if config.init_config:
         small.init_config = _two_steps(smoke(config.init_config))
-    elif config.init_from:
+    elif config.init_from and not own:
         small.compress = _template(CompressConfig)  # shares the weights of a network that is not there
-    if config.teacher.path or config.teacher.config:
+    if (config.teacher.path or config.teacher.config) and config.teacher.path != OWN_TEACHER:
         teacher = smoke(config.teacher.config) if config.teacher.config else _supervised(small)
         small.teacher.path, small.teacher.model = None, _template(ModelConfig)
         small.teacher.update(image_size=(), input_mean=(), input_std=(), min_accuracy=0.0)

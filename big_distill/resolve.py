@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from big_distill import plugins
 from big_distill.checks import at_least, check_regex, choice, require
 from big_distill.compression_rules import check_compress
-from big_distill.config import Config, ModelConfig, ObjectiveConfig, SourceConfig, ViewConfig, freeze
+from big_distill.config import OWN_TEACHER, Config, ModelConfig, ObjectiveConfig, SourceConfig, ViewConfig, freeze
 from big_distill.errors import ConfigError
 from big_distill.families import MODELS, check_model
 
@@ -56,9 +56,6 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         check_model(config.teacher.model, size, f"{prefix}.teacher.model")
     _check_teacher(config, prefix)
     check_compress(config, prefix)
-    require(
-        "," not in (config.init_from or ""), f"{prefix}.init_from={config.init_from!r}: a run starts from one network"
-    )
     _check_objective(config, prefix)
     total_steps, warmup_steps, boundaries = _durations(config, prefix)
     choice(f"{prefix}.optimizer.name", config.optimizer.name, ("adam", "sgd"))
@@ -75,22 +72,11 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
     init_config = config.init_config
     if init_config is not None:
         init_config = dataclasses.replace(init_config, source=_located(init_config.source, config.source))
+        if init_config.teacher.path == OWN_TEACHER:
+            shared = dataclasses.replace(config.teacher, config=None, path=config.teacher.path or OWN_TEACHER)
+            init_config = dataclasses.replace(init_config, teacher=shared)
         init_config = _resolve(init_config, num_devices, platform, f"{prefix}.init_config")
-        for field in (field for field in dataclasses.fields(ModelConfig) if field.name != "activation_bits"):
-            theirs, ours = getattr(init_config.student, field.name), getattr(config.student, field.name)
-            require(
-                theirs == ours,
-                f"{prefix}.init_config.student.{field.name}={theirs!r} differs from {prefix}.student.{field.name}="
-                f"{ours!r}: both stages are of one network",
-            )
-        for name, theirs, ours in (
-            ("num_classes", init_config.num_classes, config.num_classes),
-            ("view.channels", init_config.view.channels, config.view.channels),
-        ):
-            require(
-                theirs == ours,
-                f"{prefix}.init_config.{name}={theirs} differs from {prefix}.{name}={ours}: both are of one network",
-            )
+    _check_beginning(dataclasses.replace(config, teacher=teacher, init_config=init_config), prefix)
     eval_every_steps = config.eval_every_steps or max(1, total_steps // 10)
     return dataclasses.replace(
         config,
@@ -104,6 +90,33 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         eval_every_steps=eval_every_steps,
         checkpoint_every_steps=config.checkpoint_every_steps or eval_every_steps,
     )
+
+
+def _check_beginning(config: Config, prefix: str) -> None:
+    """What a run starts from must be the same network, where it is trained in the run's directory."""
+    path, begun = f"{prefix}.init_from", config.init_from or ""
+    require("," not in begun, f"{path}={begun!r}: a run starts from one network")
+    require(
+        begun != OWN_TEACHER or _distilled(config),
+        f"{path}={begun!r}: there is no teacher; set {prefix}.teacher.config or {prefix}.teacher.path",
+    )
+    inner = config.init_config and config.init_config.teacher.path
+    require(
+        inner != OWN_TEACHER or config.teacher.config is not None,
+        f"{prefix}.init_config.teacher.path={inner!r}: there is no teacher; set {prefix}.teacher.config or .path",
+    )
+    first, name = config.begins_from, "teacher.config" if begun else "init_config"
+    if first is None:
+        return
+    compared = [("num_classes", first.num_classes, config.num_classes)]
+    compared.append(("view.channels", first.view.channels, config.view.channels))
+    for field in (field.name for field in dataclasses.fields(ModelConfig) if field.name != "activation_bits"):
+        compared.append((f"student.{field}", getattr(first.student, field), getattr(config.student, field)))
+    for field, theirs, ours in compared:
+        require(
+            theirs == ours,
+            f"{prefix}.{name}.{field}={theirs!r} differs from {prefix}.{field}={ours!r}: both are of one network",
+        )
 
 
 def needs_labels(objective: ObjectiveConfig) -> bool:

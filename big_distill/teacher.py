@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from big_distill import calibration, models, sharding, weights
 from big_distill.calibration import Ranges
-from big_distill.config import Config, nearest
+from big_distill.config import OWN_TEACHER, Config, nearest
 from big_distill.errors import ConfigError, RunError
 from big_distill.state import Card, Teacher
 from big_distill.workdir import CALIBRATION_FILE, PREFLIGHT_FILE, TEACHER_DIR, read_json
@@ -62,6 +62,8 @@ def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
     """
     teacher = config.teacher
     paths = [str(workdir / TEACHER_DIR)] if teacher.config else [p.strip() for p in (teacher.path or "").split(",")]
+    if paths == [OWN_TEACHER]:
+        paths = [str(workdir.parent / TEACHER_DIR)]  # of the run that this one is the first stage of
     if paths == [""]:
         return ()
     sizes = teacher.image_size or (0,)

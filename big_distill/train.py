@@ -124,8 +124,8 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
             _run(inner, workdir / directory, preemption, f"{prefix}.{name}")
             if preemption.requested:
                 raise Preempted(f"stopped after the {what}, before what follows; the same command goes on")
-    if config.init_config is not None and not begun:
-        run = _open(config, workdir)  # now from the first stage's student
+    if config.begins_from is not None and not begun:
+        run = _open(config, workdir)  # now from the network that was trained just now
     with contextlib.closing(Checkpoints.of(config, workdir)) as checkpoints:
         run = _with_teacher(run, checkpoints)
         begin = _start(run, checkpoints)
@@ -157,7 +157,7 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
         initial = weights.initial(config, workdir)
         if initial is not None:
             initial = transition.begin_from(config, initial)
-        elif transition.reshapes(config):  # which kernels there will be is not known before the first stage is trained
+        elif transition.reshapes(config):  # which kernels there will be is not known before that is trained
             config = dataclasses.replace(config, compress=CompressConfig())
         student = weights.architecture_of(config, class_names, initial)
         if initial is not None:

@@ -24,7 +24,7 @@ def reshapes(config: Config) -> bool:
     """Whether a run, or a stage before it, trains another network than `config.student` says."""
     asked = config.compress
     own = asked.structure == "channels" or bool(asked.rank_energy or asked.rank_flops)
-    return own or (config.init_config is not None and reshapes(config.init_config))
+    return own or (config.begins_from is not None and reshapes(config.begins_from))
 
 
 def begin_from(config: Config, network: weights.Network) -> weights.Network:
@@ -40,9 +40,9 @@ def begin_from(config: Config, network: weights.Network) -> weights.Network:
     """
     model = network.architecture.model
     expected = dataclasses.replace(config.student, activation_bits=model.activation_bits)
-    if config.init_config is not None and reshapes(config.init_config):
+    if config.begins_from is not None and reshapes(config.begins_from):
         expected = dataclasses.replace(expected, features=model.features, ranks=model.ranks)
-    subject = f"{config.init_from or 'the first stage'} does not fit this student"
+    subject = f"{network.source} does not fit this student"
     weights.check_same(model, expected, subject, "config.student")
     card = dataclasses.replace(network.architecture.card, image_size=config.view.size_for_student)
     network = dataclasses.replace(network, architecture=dataclasses.replace(network.architecture, card=card))

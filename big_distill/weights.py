@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_distill import models
-from big_distill.config import Config, ModelConfig, freeze
+from big_distill.config import OWN_TEACHER, Config, ModelConfig, freeze
 from big_distill.errors import ConfigError, RunError
 from big_distill.families import BIT_BLOCKS
 from big_distill.pretrained import files, names
 from big_distill.state import Card, Model, path_name
-from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, INIT_DIR, read_summary, write_json
+from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, INIT_DIR, TEACHER_DIR, read_summary, write_json
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 
@@ -102,11 +102,12 @@ def architecture_of(config: Config, class_names: tuple[str, ...], begun_from: Ne
 
 
 def initial(config: Config, workdir: pathlib.Path) -> Network | None:
-    """What a new run starts from, if anything; None also as long as its first stage is not finished."""
-    if config.init_config is not None:
-        directory = workdir / INIT_DIR
+    """What a new run starts from, if anything; None also as long as that is not trained yet."""
+    if config.begins_from is not None:
+        directory = workdir / (INIT_DIR if config.init_config else TEACHER_DIR)
         return load(directory) if read_summary(directory) else None
-    return load(config.init_from) if config.init_from else None
+    path = config.teacher.path if config.init_from == OWN_TEACHER else config.init_from
+    return load(path) if path else None
 
 
 def check_same(theirs: ModelConfig, ours: ModelConfig, subject: str, name: str) -> None:

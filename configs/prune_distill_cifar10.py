@@ -1,18 +1,22 @@
-"""CIFAR-10: a BiT [2,2,2,2]x0.5 that is pruned to a tenth while it matches its dense teacher's function.
+"""CIFAR-10: a BiT [2,2,2,2]x0.5 that loses channels, or weights, and matches the function that it had with them.
 
   python -m big_distill.main --config=configs/prune_distill_cifar10.py --data_dir=...
   python -m big_distill.pack --workdir=RUN
 
-The teacher has the student's architecture and is trained first on labels. After Aghli & Ribeiro 2021, "Combining weight
-pruning and knowledge distillation", only convolutions that no skip connection ties are pruned, those inside a block:
-here weight by weight, not yet whole filters. Run here as `:smoke` alone.
+  python -m big_distill.main --config=configs/prune_distill_cifar10.py:structure=weights --data_dir=...
+
+After Aghli & Ribeiro 2021, "Combining weight pruning and knowledge distillation for CNN compression": the dense network
+is trained first, on labels (the run's teacher/). The student starts from it, is pruned where no skip connection ties,
+in the first two convolutions of every unit, and distilled. `structure=channels` (the default) cuts half of those
+channels out, at once; `weights` prunes to a tenth as it goes. For rates by layer, as the paper chooses them, see
+`python -m big_distill.sensitivity --workdir=RUN/teacher --structure=channels`. Run here as `:smoke` alone.
 """
 
 from big_distill.config_files import parse_arg, smoke, teacher_of, template
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, smoke=False)
+    arg = parse_arg(arg, structure="channels|weights", smoke=False)
     config = template()
     config.num_classes = 10
     config.source.name = "cifar10"
@@ -31,9 +35,11 @@ def get_config(arg=""):
     teacher = teacher_of(config)
     teacher.objective.name = "cross_entropy"
     config.teacher.config = teacher
+    config.init_from = "teacher"
     config.view.regime = "function_matching"
     config.objective.name = "function_matching"
     config.objective.temperature = 2.0
     config.compress.layers = r"block.*/unit.*/conv[12]/kernel"
-    config.compress.sparsity = 0.9
+    config.compress.structure = arg.structure
+    config.compress.sparsity = 0.5 if arg.structure == "channels" else 0.9
     return smoke(config) if arg.smoke else config

@@ -134,11 +134,13 @@ def plan(run: Config, abstract: Params) -> Plan:
     pruned = grouped or (config.structure == "weights" and bool(config.sparsity or config.layer_sparsity))
     chosen: list[str] = []
     if pruned or config.bits or config.integer_bits:
-        chosen = matching("layers", config.layers, [name for name, shape in shapes.items() if len(shape) > 1])
+        chosen = matching("layers", config.layers, list(shapes))
     sparsity: dict[str, float] = dict.fromkeys(chosen, 0.0)
     if grouped:
         kept, group = map(int, config.structure.split(":"))
-        sparsity |= {name: 1 - kept / group for name in chosen if shapes[name][-2] % group == 0}
+        sparsity |= {
+            name: 1 - kept / group for name in chosen if len(shapes[name]) > 1 and shapes[name][-2] % group == 0
+        }
         if not any(sparsity.values()):
             raise ConfigError(f"config.compress.structure={config.structure!r}: no kernel's inputs fit it")
     elif pruned:

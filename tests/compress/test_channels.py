@@ -71,7 +71,9 @@ def test_the_least_important_go():
     kept = channels.choose(found, arrays, {"fc1/kernel": 0.5}, None)
     assert [list(k) for k in kept] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     everywhere = channels.choose(found, arrays, dict.fromkeys(["fc0/kernel", "fc1/kernel"], 0.0), 0.5)
-    assert sum(map(len, everywhere)) == 6 and all(k[-1] == layer.size - 1 for k, layer in zip(everywhere, found))
+    assert sum(map(len, everywhere)) == 6 and all(
+        k[-1] == layer.size - 1 for k, layer in zip(everywhere, found, strict=True)
+    )
     one = channels.choose(found, arrays, {"fc0/kernel": 0.99}, None)
     assert list(one[0]) == [3] and len(one[1]) == 8, "one channel stays, and what was not named"
     assert channels.importance(found[0], arrays).mean() == pytest.approx(1)
