@@ -37,6 +37,14 @@ def test_a_mobile_network_is_convolutions_and_little_else(make, tmp_path):
     }
 
 
+def test_images_keep_their_layout_through_group_norm(make, tmp_path):
+    onnx_graph.write(tmp_path / "net.onnx", make("bit").network)
+    proto = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "net.onnx"))
+    shapes = {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim] for info in proto.graph.value_info}
+    transposed = [shapes[node.output[0]] for node in proto.graph.node if node.op_type == "Transpose"]
+    assert [shape for shape in transposed if shape[2:] != [1, 1]] == [[0, 3, 32, 32]], "the image, then only its means"
+
+
 def test_max_pools_are_max_pools(make, tmp_path):
     onnx_graph.write(tmp_path / "net.onnx", make("lenet5").network)
     count = operations(tmp_path / "net.onnx")
@@ -66,6 +74,7 @@ FUNCTIONS = {  # of float32 [B, 4, 6, 3] in [-1, 1]
     "two_maxima": lambda x: jnp.maximum(x, x[..., :1]) + jnp.maximum(0, x) + jnp.maximum(x, 0.1),
     "minimum": lambda x: jnp.minimum(0.3, x) + jnp.minimum(x[:, :1], x),
     "transposed_image": lambda x: x.transpose(0, 3, 2, 1)[:, 1:, ::2] - x.mean((1, 3)).reshape(-1, 1, 6, 1)[:, :, ::2],
+    "sum_of_transposed": lambda x: x.transpose(0, 3, 2, 1).sum(2) - x.transpose(0, 2, 1, 3).max(1).swapaxes(1, 2),
     "attention": lambda x: jnp.einsum("bijc,bkjc->bjik", x, x),
     "inner_product": lambda x: jnp.einsum("bijc,cij->b", x, np.arange(72.0, dtype="f").reshape(3, 4, 6)),
     "matrix_from_the_left": lambda x: jnp.einsum("ki,bijc->bkjc", np.arange(8.0, dtype="f").reshape(2, 4), x),

@@ -49,6 +49,16 @@ def test_a_damaged_file(make, tmp_path, kept):
         stablehlo.read(path)
 
 
+def test_a_file_with_a_damaged_program(make, tmp_path):
+    path = tmp_path / "net"
+    stablehlo.write(path, make("cnn").network)
+    data = path.read_bytes()
+    start = data.index(b"StableHLO_v")
+    path.write_bytes(data[:start] + bytes(100) + data[start + 100 :])
+    with pytest.raises(RunError, match=r"net is not a StableHLO program that this JAX reads: [^\n]*$"):
+        stablehlo.read(path)
+
+
 @pytest.mark.parametrize("data", [None, bytes(1000), bytes(range(256)) * 20, b"PK\3\4" * 300])
 def test_another_file(tmp_path, data):
     if data is not None:
