@@ -62,6 +62,37 @@ def test_a_container_is_a_network(run):
     assert evaluate_run(run, "validation", packed=run / "student.bdz")["num_examples"] == 200
 
 
+def test_programs_are_networks_too(run):
+    for module in ("onnxruntime", "tensorflow", "ai_edge_litert"):
+        pytest.importorskip(module)
+    scores = evaluate_run(run, "validation")
+    formats = ["tflite", "onnx", "stablehlo"]
+    rows = packing.pack(run, formats, "final", "validation") + packing.pack(
+        run, ["container", *formats], "final", "validation", precision="int8"
+    )
+    images = list(np.random.default_rng(0).integers(0, 256, (5, 9, 7), np.uint8))
+    want = big_distill.load(run).predict(images)
+    for row in rows:
+        path = run / f"student{'-int8' if row['precision'] else ''}{packing.FORMATS[row['format']].suffix}"
+        assert (row["path"], row["bytes"]) == (str(path), path.stat().st_size)
+        program = big_distill.load(path)
+        assert program.class_names == tuple("0123456789")
+        np.testing.assert_allclose(program.predict(images), want, atol=0.1 if row["precision"] else 1e-5)
+        assert row["accuracy"] == pytest.approx(scores["accuracy"], abs=0.05 if row["precision"] else 1e-9)
+        assert evaluate_run(run, "validation", packed=path)["accuracy"] == row["accuracy"]
+        assert row["difference"] < packing.TOLERANCE or row["precision"]
+    sizes = {(row["format"], row["precision"]): row["bytes"] for row in rows}
+    assert sizes["container", "int8"] < sizes["tflite", "int8"]
+    kept = json.loads((run / "pack.json").read_text())
+    assert len(kept) == 7 and kept[-4:] == rows[-4:], "those of before are kept"
+    (run / "student.onnx.json").unlink()
+    with pytest.raises(RunError, match=r"student.onnx.json cannot be read"):
+        big_distill.load(run / "student.onnx")
+    (run / "student.tflite").write_bytes(b"TFL3")
+    with pytest.raises(RunError, match=r"student.tflite is not a LiteRT file"):
+        big_distill.load(run / "student.tflite")
+
+
 def network_of(run):
     return weights.load(run)
 
@@ -82,12 +113,22 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="is not a run directory"):
         packing.pack(tmp_path, ["container"], "final", "validation")
 
-    def lossy(path, arrays):
-        packing.container.write(path, {name: np.round(array, 3) for name, array in arrays.items()})
+    with pytest.raises(ConfigError, match=r"--quantize=int3: 'int3' is not known; did you mean 'int8'\?"):
+        packing.pack(run, ["container"], "final", "validation", precision="int3")
 
-    monkeypatch.setitem(packing.FORMATS, "container", (".bdz", lossy))
+    def lossy(write):
+        def written(path, network, views):
+            rounded = jax.tree.map(lambda x: np.round(x, 2), network.variables)
+            write(path, dataclasses.replace(network, variables=rounded), views)
+
+        return written
+
+    for name, format_ in list(packing.FORMATS.items()):
+        monkeypatch.setitem(packing.FORMATS, name, dataclasses.replace(format_, write=lossy(format_.write)))
     with pytest.raises(RunError, match=r"student.bdz does not hold what was written into it"):
         packing.pack(run, ["container"], "final", "validation")
+    with pytest.raises(RunError, match=r"student.stablehlo does not compute what it should: its logits differ by "):
+        packing.pack(run, ["stablehlo"], "final", "validation")
 
 
 def test_the_command(run):

@@ -76,6 +76,32 @@ def test_arrays_come_back_bit_by_bit(arrays, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.bdz"]
 
 
+@pytest.mark.parametrize("top", [1, 7, 127])
+@pytest.mark.parametrize("kept", [1.0, 0.05])
+def test_integers_times_scales_come_back_bit_by_bit(top, kept, tmp_path):
+    rng = np.random.default_rng(0)
+    integers = rng.integers(-top, top + 1, (3, 3, 16, 50)) * (rng.random((3, 3, 16, 50)) < kept)
+    integers[0, 0, 0] = np.where(np.arange(50) == 3, 0, top)  # the largest occurs, as it does after rounding
+    integers[..., 3] = 0
+    scales = rng.lognormal(-3, 2, 50).astype("f")
+    kernel = integers.astype("f") * scales
+    assert encodings._on_grid(kernel) is not None
+    container.write(tmp_path / "a.bdz", {"kernel": kernel})
+    assert container.read(tmp_path / "a.bdz")["kernel"].tobytes() == kernel.tobytes()
+    ideal = entropy(integers.ravel() + top) * integers.size / 8 + scales.nbytes
+    assert (tmp_path / "a.bdz").stat().st_size < 1.06 * ideal + 500
+    kernel[1, 1, 1, 1] = np.nextafter(scales[1] * top, np.float32(0))
+    assert encodings._on_grid(kernel) is None
+
+
+def test_bfloat16_takes_two_bytes(tmp_path):
+    halves = (np.random.default_rng(0).normal(size=(100, 30)).astype("f").view(np.uint32) & 0xFFFF0000).view("f")
+    container.write(tmp_path / "a.bdz", {"kernel": halves, "bias": halves[0]})
+    found = container.read(tmp_path / "a.bdz")
+    assert found["kernel"].tobytes() == halves.tobytes() and found["bias"].tobytes() == halves[0].tobytes()
+    assert (tmp_path / "a.bdz").stat().st_size < 2 * halves.size + 250
+
+
 def test_a_kernel_costs_its_entropy(tmp_path):
     rng = np.random.default_rng(0)
     codes = rng.choice(16, size=(784, 300), p=np.arange(1, 17) / 136)

@@ -1,5 +1,6 @@
 """Pruned and shared weights: what is zero, what has which value, and that no optimiser leaks through."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -116,6 +117,82 @@ def test_the_final_count_is_exact_for_many_weights():
     sizes = {"kernel": jnp.ones(17_000_001)}
     (mask,) = jax.jit(lambda p: pruning.keep_largest(sizes, 0.9, p))(jnp.float32(1)).values()
     assert zeros(mask) == round(0.9 * 17_000_001)
+
+
+def test_iterative_rounds_lose_the_same_share_of_what_is_left():
+    fields = {"sparsity": 0.936, "prune_schedule": "iterative", "prune_begin": 0.1, "prune_end": 0.4}
+    asked = plan(total_steps=100, prune_every_steps=10, **fields)
+    _, masks = asked.encode(params())
+    left = []
+    for step in range(1, 51):
+        masks = asked.refresh(params(), masks, jnp.int32(step))
+        left.append(sum(mask.size - zeros(mask) for mask in masks.values()))
+    total = sum(mask.size for mask in masks.values())
+    np.testing.assert_allclose(np.array(left)[[9, 19, 29, 39]] / total, [1, 0.4, 0.16, 0.064], atol=1 / total)
+
+
+def test_two_of_every_four_inputs_stay():
+    dense = params()
+    dense["conv1"]["kernel"] = jnp.float32(np.random.default_rng(0).normal(size=(3, 3, 8, 6)))
+    run = Config(num_classes=10, total_steps=10, compress=CompressConfig(structure="2:4", prune_end=0.3))
+    asked = compress.plan(run, dense)
+    assert asked.prunes and asked.done_at == 3
+    _, masks = asked.encode(dense)
+    assert not any(map(zeros, masks.values()))
+    for step in (1, 2, 3, 4):
+        masks = asked.refresh(dense, masks, jnp.int32(step))
+        assert bool(zeros(masks["fc1/kernel"])) == (step >= 3)
+    for name in ("conv1/kernel", "fc1/kernel"):
+        kernel, mask = np.asarray(dense[name.split("/")[0]]["kernel"]), np.asarray(masks[name])
+        groups = mask.reshape(*mask.shape[:-2], -1, 4, mask.shape[-1])
+        assert (groups.sum(-2) == 2).all()
+        sizes = np.abs(kernel).reshape(groups.shape)
+        assert (np.where(groups, sizes, np.inf).min(-2) >= np.where(groups, 0, sizes).max(-2)).all()
+    assert zeros(masks["head/kernel"]) == 0, "30 inputs are no multiple of 4"
+    with pytest.raises(ConfigError, match=r"config.compress.structure='2:7': no kernel's inputs fit it"):
+        compress.plan(dataclasses.replace(run, compress=CompressConfig(structure="2:7")), dense)
+
+
+def test_integers_with_a_scale_a_filter():
+    dense = params()
+    asked = plan(integer_bits=4, layers="(fc1|conv1)/kernel")
+    trained, aux = asked.encode(dense)
+    assert trained is dense and not asked.prunes and sorted(aux) == ["conv1/kernel", "fc1/kernel"]
+    made = materialize(trained, aux)
+    for name in ("conv1", "fc1"):
+        kernel, rounded = np.asarray(dense[name]["kernel"]), np.asarray(made[name]["kernel"])
+        scale = np.abs(kernel).max(tuple(range(kernel.ndim - 1))) / np.float32(7)
+        np.testing.assert_allclose(rounded, np.clip(np.round(kernel / scale), -7, 7) * scale, rtol=1e-6, atol=1e-7)
+    assert made["head"] is dense["head"] or (made["head"]["kernel"] == dense["head"]["kernel"]).all()
+    gradient = jax.grad(lambda p: jnp.sum(3 * materialize(p, aux)["fc1"]["kernel"]))(trained)["fc1"]["kernel"]
+    np.testing.assert_array_equal(gradient, 3)
+
+
+def test_pruned_integers():
+    asked = plan(integer_bits=8, sparsity=0.5, prune_end=0.0)
+    trained, aux = asked.encode(params())
+    made = materialize(trained, asked.refresh(trained, aux, jnp.int32(1)))
+    count = sum(int((made[name]["kernel"] == 0).sum()) for name in made)
+    total = sum(made[name]["kernel"].size for name in made)
+    assert count >= round(0.5 * total) and {x.dtype for x in aux.values()} == {jnp.dtype("int8")}
+    gradient = jax.grad(lambda p: jnp.sum(materialize(p, aux)["fc1"]["kernel"]))(trained)["fc1"]["kernel"]
+    np.testing.assert_array_equal(gradient != 0, np.asarray(aux["fc1/kernel"]) != 0)
+
+
+def test_the_rest_in_bfloat16():
+    dense = params()
+    trained, aux = plan(rest="bfloat16", sparsity=0.5).encode(dense)
+    made = materialize(trained, aux)
+    for name in dense:
+        np.testing.assert_array_equal(made[name]["bias"], dense[name]["bias"].astype(jnp.bfloat16).astype("f"))
+        np.testing.assert_array_equal(made[name]["kernel"], dense[name]["kernel"])
+    everything = plan(rest="bfloat16")
+    trained, aux = everything.encode(dense)
+    assert len(aux) == 6 and not everything.prunes
+    assert jax.tree.leaves(jax.grad(lambda p: jnp.sum(materialize(p, aux)["fc1"]["bias"]))(trained)["fc1"]["bias"])
+    refreshed = plan(rest="bfloat16", sparsity=0.5, prune_end=0.0)
+    trained, aux = refreshed.encode(dense)
+    assert refreshed.refresh(trained, aux, jnp.int32(5)).keys() == aux.keys()
 
 
 @pytest.mark.parametrize("initial", ["linear", "density", "random"])
@@ -237,6 +314,15 @@ def test_both_stages_are_of_one_network(staged):
         ("prune_end", 0.0, r"config.compress.prune_end=0.0 prunes before anything is learned: set config.init_from"),
         ("scope", "globl", r"config.compress.scope='globl' is not known; did you mean 'global'\?"),
         ("prune_begin", 0.7, r"prune_begin=0.7, prune_end=0.5: expected shares, in this order"),
+        ("structure", "chanels", r"config.compress.structure='chanels' is not known; did you mean 'channels'\?"),
+        ("structure", "4:2", r"config.compress.structure='4:2': expected N:M with N < M"),
+        ("structure", "2:4", r"config.compress.structure='2:4' says how many stay: no config.compress.sparsity"),
+        ("structure", "channels", r"structure='channels' is about a trained network: set config.init_from or"),
+        ("rank_flops", 0.5, r"rank_flops is about a trained network: set config.init_from or config.init_config"),
+        ("rank_energy", 1.5, r"config.compress.rank_energy=1.5: expected a share in"),
+        ("integer_bits", 9, r"config.compress.integer_bits=9: expected 0, or 2 to 8 bits"),
+        ("rest", "float16", r"config.compress.rest='float16' is not known; did you mean 'bfloat16'"),
+        ("prune_schedule", "cube", r"config.compress.prune_schedule='cube' is not known; did you mean 'cubic'"),
         ("layers", "(", r"config.compress.layers='\(' is not a regular expression"),
     ],
 )
