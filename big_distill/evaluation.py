@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -15,10 +15,11 @@ from big_distill import teacher as teachers
 from big_distill.checkpoints import Checkpoints
 from big_distill.config import Config, SourceConfig
 from big_distill.data import Source
-from big_distill.data.pipeline import EvalPipeline, HostBatch, check_classes
+from big_distill.data.pipeline import EvalPipeline, check_classes
 from big_distill.data.sources import open_source
 from big_distill.errors import RunError
-from big_distill.state import Batch, Teacher, materialize
+from big_distill.programs import Program
+from big_distill.state import Teacher, materialize
 from big_distill.views import to_unit
 from big_distill.workdir import CHECKPOINTS_DIR, read_config
 
@@ -82,28 +83,32 @@ def evaluate_run(
     if packed:
         program = programs.read(packed)
         _check_packed(packed, program.architecture, ours)
-        return evaluate_program(program, teacher, data, mesh)
+        return evaluate_programs([program], teacher, data, mesh)[0]
     student = student_of(workdir, step, mesh)
     return evaluate(jit_eval_step(student.architecture, config, mesh), student.variables, teacher, data, mesh)
 
 
-def evaluate_program(
-    program: programs.Program, teacher: Teacher | None, data: EvalPipeline, mesh: Mesh
-) -> dict[str, float]:
-    """`evaluate` of what does not run on the mesh, whose logits every process computes for its own examples."""
+def evaluate_programs(
+    programs: Sequence[Program], teacher: Teacher | None, data: EvalPipeline, mesh: Mesh
+) -> list[dict[str, float]]:
+    """`evaluate` of what does not run on the mesh: each process computes the logits of its own examples.
 
-    def score(teacher: Teacher | None, logits: jax.Array, batch: Batch) -> scoring.Sums:
-        expected = steps.teacher_logits(teacher, to_unit(batch["pixels"]))
-        return scoring.score(logits, expected, batch.get("label"), batch["mask"])
+    Returns:
+      The metrics of each; the teacher is asked once for all of them.
+    """
 
-    compiled = jax.jit(score, out_shardings=sharding.replicated(mesh))
+    def expected(teacher: Teacher | None, pixels: jax.Array) -> jax.Array | None:
+        return steps.teacher_logits(teacher, to_unit(pixels))
 
-    def sums(batch: HostBatch) -> scoring.Sums:
-        logits = program.classify(batch["pixels"])
-        on_devices = sharding.to_devices(mesh, {**batch, "logits": logits})
-        return compiled(teacher, on_devices.pop("logits"), on_devices)
-
-    return scoring.summarize(map(sums, data))
+    ask, score = jax.jit(expected), jax.jit(scoring.score, out_shardings=sharding.replicated(mesh))
+    sums: list[list[scoring.Sums]] = [[] for _ in programs]
+    for batch in data:
+        on_mesh = sharding.to_devices(mesh, batch)
+        wanted = ask(teacher, on_mesh["pixels"])
+        for program, own in zip(programs, sums, strict=True):
+            logits = sharding.to_devices(mesh, {"logits": program.classify(batch["pixels"])})["logits"]
+            own.append(score(logits, wanted, on_mesh.get("label"), on_mesh["mask"]))
+    return [scoring.summarize(own) for own in sums]
 
 
 def _check_packed(packed: pathlib.Path, found: weights.Architecture, ours: weights.Architecture) -> None:

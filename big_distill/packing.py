@@ -21,7 +21,7 @@ from big_distill.artifact import container
 from big_distill.config import Config, nearest
 from big_distill.data.pipeline import EvalPipeline, TrainPipeline
 from big_distill.errors import ConfigError, RunError
-from big_distill.evaluation import evaluate_program, open_eval, open_split, student_of
+from big_distill.evaluation import evaluate_programs, open_eval, open_split, student_of
 from big_distill.export import litert, onnx_graph, stablehlo
 from big_distill.metrics import say
 from big_distill.workdir import PACK_FILE, read_config, read_json, write_json
@@ -81,42 +81,40 @@ def pack(
         student = post_training.quantize(student, precision, views() if precision != "bfloat16" else np.zeros(0))
     data = open_eval(config, split)
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
-    flops, rows = _flops(student), []
-    for name in formats:
-        format_ = FORMATS[name]
-        path = workdir / ("-".join(["student", *([precision] if precision else [])]) + format_.suffix)
+    paths = [workdir / f"student{f'-{precision}' if precision else ''}{FORMATS[name].suffix}" for name in formats]
+    decoded, differences = [], []
+    for name, path in zip(formats, paths, strict=True):
         if jax.process_index() == 0:
-            format_.write(path, student, views)
+            FORMATS[name].write(path, student, views)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"wrote {path}")
-        decoded = programs.read(path)
-        difference = _check(path, format_, student, decoded, data)
-        scores = evaluate_program(decoded, teacher, data, mesh)
-        size = path.stat().st_size
-        rows.append(
-            {
-                "format": name,
-                "precision": precision,
-                "path": str(path),
-                "step": step,
-                "split": split,
-                "bytes": size,
-                "ratio": 4 * num_weights / size,
-                "nonzero": weights.num_nonzero(student.variables),
-                "bits_per_weight": 8 * size / num_weights,
-                "difference": difference,
-                "accuracy": scores.get("accuracy"),
-                "agreement": scores.get("agreement"),
-                "latency_ms": _latency(decoded, data),
-                "flops": flops,
-            }
-        )
-        say(f"{path}: {size:,} bytes, read back and evaluated")
+        decoded.append(programs.read(path))
+        differences.append(_check(path, FORMATS[name], student, decoded[-1], data))
+        say(f"{path}: {path.stat().st_size:,} bytes, read back")
+    scores, flops = evaluate_programs(decoded, teacher, data, mesh), _flops(student)
+    rows = [
+        {
+            "format": name,
+            "precision": precision,
+            "path": str(path),
+            "step": step,
+            "split": split,
+            "bytes": path.stat().st_size,
+            "ratio": 4 * num_weights / path.stat().st_size,
+            "nonzero": weights.num_nonzero(student.variables),
+            "bits_per_weight": 8 * path.stat().st_size / num_weights,
+            "difference": difference,
+            "accuracy": own.get("accuracy"),
+            "agreement": own.get("agreement"),
+            "latency_ms": _latency(program, data),
+            "flops": flops,
+        }
+        for name, path, program, difference, own in zip(formats, paths, decoded, differences, scores, strict=True)
+    ]
     if jax.process_index() == 0:
         file = workdir / PACK_FILE
-        written = {row["path"] for row in rows}
         before = read_json(file) if file.is_file() else []
-        write_json(file, [row for row in before if row["path"] not in written] + rows)
+        write_json(file, [row for row in before if row["path"] not in map(str, paths)] + rows)
     return rows
 
 
