@@ -49,7 +49,11 @@ def check_model(model: ModelConfig, image_size: int, path: str) -> None:
     """Raises ConfigError unless `path`, as the config calls it, is a network for images of `image_size` px."""
     choice(f"{path}.name", model.name, MODELS, or_own=True)
     for rule in model.ranks:
-        require(bool(re.fullmatch(r"[^=]+=[1-9]\d*(x[1-9]\d*)?", rule)), f"{path}.ranks: {rule!r}: expected LAYER=RANK")
+        require(
+            bool(re.fullmatch(r"[^=]+=\d+(x\d+)?", rule)), f"{path}.ranks: {rule!r}: expected LAYER=RANK or =INxOUT"
+        )
+    layers = [rule.partition("=")[0] for rule in model.ranks]
+    require(len(set(layers)) == len(layers), f"{path}.ranks={model.ranks}: a layer is there twice")
     bits = model.activation_bits
     require(bits == 0 or 2 <= bits <= 8, f"{path}.activation_bits={bits}: expected 0, or 2 to 8 bits")
     family = MODELS.get(str(model.name))

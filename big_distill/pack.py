@@ -4,7 +4,7 @@
   python -m big_distill.pack --workdir=... --step=best --formats=container --split=validation
   python -m big_distill.pack --workdir=... --formats=container,tflite,onnx --quantize=int8
 
-Formats, written into the run directory as student.SUFFIX, or student-int8.SUFFIX, with the table as pack.json:
+Formats, written into the run directory as student.SUFFIX, or student-best-int8.SUFFIX, with the table as pack.json:
 
   container    .bdz          entropy-coded weights: small where they are shared, mostly zero, or rounded
   safetensors  .safetensors  weights in float32
@@ -18,11 +18,13 @@ big_distill.evaluate --packed=FILE take any.
 
 --quantize rounds the student first, without training: bfloat16, or kernels to int8 or int4 with a scale a filter and
 the inputs of layers to 8 bits, with ranges from 256 training images. A student trained so is packed so by itself.
+(LiteRT's kernels have 8 bits also where ours have 4, and its ranges are always those of the 256 images.)
 
 In the table `bytes` is the size of the file, `ratio` that of config.student's weights in float32 to it, `bits/weight`
 its bits by their number; `difference` is the largest between a logit of the file and the JAX network's, in standard
-deviations of the logits, on one batch: in floats more than 0.001 is an error. Accuracy and agreement are of the file as
-it was read back, latency is for one image on this machine (median), FLOPs are those that XLA counts for the network.
+deviations of the logits, on one batch: more than 0.001 is an error, or where it rounds more than 0.25 on average.
+Accuracy and agreement are of the file as it was read back, latency is for one image on this machine (median), FLOPs are
+those that XLA counts for the network.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ def sensitivity(path: pathlib.Path, scan: Scan) -> None:
             marker="o",
             markersize=3,
             color=colour,
+            gid=layer,
             label=layer.removesuffix("/kernel"),
         )
     axes.set_xlabel(f"{scan.structure} of the layer that are pruned, %")

@@ -6,12 +6,12 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from big_distill import models, transition, weights
+from big_distill.artifact import encodings
 from big_distill.models import INPUT_RANGE
-from big_distill.state import Aux, materialize, path_name
+from big_distill.state import Aux, Representation, materialize, path_name
 from big_distill.views import for_network, to_unit
 
 PRECISIONS = ("bfloat16", "int8", "int4")
@@ -31,13 +31,20 @@ def quantize(network: weights.Network, precision: str, pixels: np.ndarray) -> we
     """
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(network.variables["params"])]
     if precision == "bfloat16":
-        return _rounded(network, {name: jnp.zeros((), jnp.bfloat16) for name in names})
+        return _rounded(network, dict.fromkeys(names, Representation(half=True)))
     top = 2 ** (int(precision.removeprefix("int")) - 1) - 1
-    kernels = {name: jnp.full((), top, jnp.int8) for name in names if name.endswith("kernel")}
-    network = _rounded(network, kernels)
+    arrays = transition.arrays_of(network)
+    kernels = [name for name in names if name.endswith("kernel") and not _is_coarser(arrays[f"params/{name}"], top)]
+    network = _rounded(network, dict.fromkeys(kernels, Representation(top=top)))
     if network.architecture.model.activation_bits:
         return network
     return _with_ranges_of(network, pixels)
+
+
+def _is_coarser(kernel: np.ndarray, top: int) -> bool:
+    """Whether a kernel is made of no larger integers already."""
+    grid = encodings.grid_of(kernel)
+    return grid is not None and int(np.abs(grid[1]).max()) <= top
 
 
 def _rounded(network: weights.Network, aux: Aux) -> weights.Network:
@@ -53,7 +60,7 @@ def _with_ranges_of(network: weights.Network, pixels: np.ndarray) -> weights.Net
     def ranges(variables: weights.Variables, pixels: jax.Array) -> dict[str, jax.Array]:
         image = for_network(to_unit(pixels), architecture.card)
         applied = models.kernel_applications(model, variables, image)
-        return {name: jnp.stack([jnp.minimum(x.min(), 0), jnp.maximum(x.max(), 0)]) for name, (x, _) in applied.items()}
+        return {name: models.range_of(x) for name, (x, _) in applied.items()}
 
     found = jax.device_get(ranges(network.variables, pixels))
     rounded = transition.with_input_ranges(network, _ACTIVATION_BITS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable
 
@@ -14,13 +16,14 @@ from big_distill.errors import RunError
 from big_distill.export import litert, onnx_graph, stablehlo
 from big_distill.export.program import Classifier
 from big_distill.views import for_network, to_unit
+from big_distill.workdir import read_json, write_json
 
 READERS: dict[str, Callable[[pathlib.Path], Classifier]] = {
     ".onnx": onnx_graph.read,
     ".stablehlo": stablehlo.read,
     ".tflite": litert.read,
 }
-"""Of files that hold a program; what it expects is in FILE.json beside it, as `weights.write_card` writes it."""
+"""Of files that hold a program; what it expects is in FILE.json beside it, as `write_card` writes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +61,24 @@ def read(path: str | pathlib.Path) -> Program:
         return of_network(weights.load(path))
     if not file.is_file():
         raise RunError(f"{file} does not exist")
-    return Program(weights.read_card(card_of(file)), reader(file))
+    card = card_of(file)
+    if not card.is_file():
+        raise RunError(f"{card} does not exist: it says what {file.name} expects")
+    values = read_json(card)
+    if not isinstance(values, dict) or values.pop("sha256", None) != _sha256(file):
+        raise RunError(f"{file} is damaged, or {card.name} is not its own: the checksum is wrong")
+    return Program(weights.from_json(json.dumps(values), card), reader(file))
+
+
+def write_card(file: pathlib.Path, architecture: weights.Architecture) -> None:
+    """Writes what an exported program expects, and its checksum, beside it."""
+    write_json(card_of(file), {**dataclasses.asdict(architecture), "sha256": _sha256(file)})
 
 
 def card_of(file: pathlib.Path) -> pathlib.Path:
     """The file beside an exported program that says what it expects."""
     return file.with_name(file.name + ".json")
+
+
+def _sha256(file: pathlib.Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -37,7 +37,20 @@ def resolve(config: ConfigDict, num_devices: int, platform: str) -> Config:
     Raises:
       ConfigError: one line with the field, its value and what was expected.
     """
-    return _resolve(freeze(Config, config, "config"), num_devices, platform, "config")
+    frozen: Config = freeze(Config, config, "config")
+    _refuse_own_teacher(frozen, "config")
+    return _resolve(frozen, num_devices, platform, "config")
+
+
+def _refuse_own_teacher(config: Config, prefix: str) -> None:
+    """Where there is no second stage whose teacher a first one could share."""
+    require(
+        config.teacher.path != OWN_TEACHER,
+        f"{prefix}.teacher.path={OWN_TEACHER!r} is for a first stage (init_config); for a directory of this name write "
+        f"'./{OWN_TEACHER}'",
+    )
+    if config.teacher.config is not None:
+        _refuse_own_teacher(config.teacher.config, f"{prefix}.teacher.config")
 
 
 def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Config:
@@ -95,14 +108,15 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
 def _check_beginning(config: Config, prefix: str) -> None:
     """What a run starts from must be the same network, where it is trained in the run's directory."""
     path, begun = f"{prefix}.init_from", config.init_from or ""
-    require("," not in begun, f"{path}={begun!r}: a run starts from one network")
+    several = config.teacher.path if begun == OWN_TEACHER else begun
+    require("," not in (several or ""), f"{path}={begun!r}: a run starts from one network, not from {several!r}")
     require(
         begun != OWN_TEACHER or _distilled(config),
         f"{path}={begun!r}: there is no teacher; set {prefix}.teacher.config or {prefix}.teacher.path",
     )
     inner = config.init_config and config.init_config.teacher.path
     require(
-        inner != OWN_TEACHER or config.teacher.config is not None,
+        inner != OWN_TEACHER or config.teacher.config is not None or config.teacher.path == OWN_TEACHER,
         f"{prefix}.init_config.teacher.path={inner!r}: there is no teacher; set {prefix}.teacher.config or .path",
     )
     first, name = config.begins_from, "teacher.config" if begun else "init_config"

@@ -94,17 +94,15 @@ def scan(
     if not chosen:
         raise ConfigError(f"--layers={layers!r} matches none of {', '.join(ways)}")
 
-    def score(variables: weights.Variables) -> dict[str, float]:
-        return evaluate(eval_step, variables, teacher, data, mesh)
-
-    dense = score(student.variables)
+    dense = evaluate(eval_step, student.variables, teacher, data, mesh)
     metric = "accuracy" if "accuracy" in dense else "agreement"
+    asked = teacher if metric == "agreement" else None
     if metric not in dense:
         raise ConfigError("the run has neither labels nor a teacher: there is nothing to measure")
     by_layer: dict[str, tuple[float, ...]] = {}
     for name in tqdm.tqdm(chosen, unit="layer", disable=not sys.stderr.isatty()):
-        rebuilt = (transition.filled(student, ways[name](share)) for share in shares)
-        by_layer[name] = tuple(score(network.variables)[metric] for network in rebuilt)
+        pruned = (transition.rebuilt(student, ways[name](share)).variables for share in shares)
+        by_layer[name] = tuple(evaluate(eval_step, variables, asked, data, mesh)[metric] for variables in pruned)
     found = Scan(structure, split, metric, dense[metric], tuple(shares), by_layer)
     if jax.process_index() == 0:
         write_json(workdir / SENSITIVITY_FILE, dataclasses.asdict(found))

@@ -4,18 +4,21 @@
   python -m big_distill.sensitivity --workdir=... --structure=channels --layers='block.*' --tolerance=0.01
 
 One layer at a time loses its smallest weights, or its least important channels, the others stay whole; nothing is
-trained. Prints a table and writes sensitivity.json and sensitivity.svg into the run directory. The last line holds the
+trained. (Silenced channels still count for GroupNorm and for a BiT's standardised kernels: there it is an estimate.)
+Prints a table and writes sensitivity.json and sensitivity.svg into the run directory. The last line holds the
 rates at which no layer alone costs more than --tolerance, for the config of a run that starts from this one.
 """
 
 from __future__ import annotations
 
+import math
 import pathlib
 
 import jax
 from absl import flags
 
 from big_distill import cli
+from big_distill.checks import check_regex
 from big_distill.cli import aligned
 from big_distill.errors import ConfigError
 from big_distill.workdir import SENSITIVITY_PLOT
@@ -42,18 +45,25 @@ def main() -> None:
     from big_distill import plots, scanning  # here, so that --help answers at once
 
     try:
-        shares = sorted(map(float, args.shares))
+        shares = sorted(set(map(float, args.shares)))
     except ValueError as error:
         raise ConfigError(f"--shares={','.join(args.shares)}: expected numbers between 0 and 1") from error
+    if not math.isfinite(args.tolerance):
+        raise ConfigError(f"--tolerance={args.tolerance}: expected a number")
+    check_regex("--layers", args.layers)
     workdir = pathlib.Path(args.workdir)
     found = scanning.scan(workdir, args.structure, args.split, shares, args.layers, args.step, args.data_dir)
     if jax.process_index() == 0:
         rates = found.rates(args.tolerance)
         print(table(found, rates))
         plots.sensitivity(workdir / SENSITIVITY_PLOT, found)
+        print(workdir / SENSITIVITY_PLOT)
         kept = ", ".join(repr(f"{layer}={rate:g}") for layer, rate in rates.items() if rate)
         scope = f"--config.compress.structure={found.structure} --config.compress.scope=layer"
-        print(f'{workdir / SENSITIVITY_PLOT}\n{scope} --config.compress.layer_sparsity="({kept},)"')
+        flag = f'{scope} --config.compress.layer_sparsity="({kept},)"'
+        print(
+            flag if kept else f"no layer can lose even {100 * found.shares[0]:g} % within --tolerance={args.tolerance}"
+        )
 
 
 def table(found: scanning.Scan, rates: dict[str, float]) -> str:  # type: ignore[name-defined]  # noqa: F821

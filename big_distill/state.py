@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from flax import struct
 
 Params = Any  # a nested dict of float32 arrays
-Aux = dict[str, jax.Array]
-"""How some of a student's parameters are represented, by path; `materialize` reads it, `compress` writes it."""
 Batch = Mapping[str, jax.Array]
 """What travels to the device:
 
@@ -23,6 +21,26 @@ Batch = Mapping[str, jax.Array]
 * `lam` float32 []: mixup's lambda, in [0.5, 1]; training only.
 * `mask` bool [B]: False for padding; evaluation only.
 """
+
+
+@struct.dataclass
+class Representation:
+    """How a parameter becomes what the network computes with, in this order; `materialize` reads it.
+
+    codes: uint16, of shared weights: 0 is zero, i + 1 the i-th of the trained values; None: they are not shared.
+    mask: bool, False where pruned; None: nowhere.
+    top: the largest of the integers that it is rounded to, times a scale for each of the last axis; 0: no integers.
+    half: whether it is rounded to bfloat16.
+    """
+
+    codes: jax.Array | None = None
+    mask: jax.Array | None = None
+    top: int = struct.field(pytree_node=False, default=0)
+    half: bool = struct.field(pytree_node=False, default=False)
+
+
+Aux = dict[str, Representation]
+"""How some of a student's parameters are represented, by path; `compress` writes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,33 +119,29 @@ def materialize(params: Params, aux: Aux) -> Params:
 
     Args:
       params: what is trained.
-      aux: by path, for what is not simply itself. Its dtype says how it is represented:
-        bool: pruned where False.
-        uint16: shared weights; 0 is zero, i + 1 the i-th of the trained values.
-        int8: rounded to integers up to this one, times a scale for each of the last axis; pruned where 0. Gradients
-          pass the rounding (Bengio et al. 2013, arXiv 1308.3432).
-        bfloat16, a scalar: rounded to that.
+      aux: by path, how what is not simply itself is represented.
     """
 
     def leaf(path: jax.tree_util.KeyPath, value: jax.Array) -> jax.Array:
         how = aux.get(path_name(path))
         if how is None:
             return value
-        if how.dtype == jnp.uint16:
-            return jnp.concatenate([jnp.zeros(1, value.dtype), value])[how]
-        if how.dtype == jnp.bfloat16:
-            return _straight_through(value.astype(how.dtype).astype(value.dtype), value)
-        kept = jnp.where(how != 0, value, 0)
-        if how.dtype == jnp.bool_:
-            return kept
-        scale = jnp.maximum(jnp.abs(kept).max(tuple(range(kept.ndim - 1))), 1e-30) / how.max().astype(value.dtype)
-        return _straight_through(jnp.round(kept / scale) * scale, kept)
+        if how.codes is not None:
+            value = jnp.concatenate([jnp.zeros(1, value.dtype), value])[how.codes]
+        if how.mask is not None:
+            value = jnp.where(how.mask, value, 0)
+        if how.top:
+            scale = jnp.maximum(jnp.abs(value).max(tuple(range(value.ndim - 1))), 1e-30) / jnp.float32(how.top)
+            value = straight_through(jnp.round(value / scale) * scale, value)
+        if how.half:
+            value = straight_through(value.astype(jnp.bfloat16).astype(value.dtype), value)
+        return value
 
     return jax.tree_util.tree_map_with_path(leaf, params) if aux else params
 
 
-def _straight_through(rounded: jax.Array, value: jax.Array) -> jax.Array:
-    """`rounded`, to the bit, with the gradient of `value`."""
+def straight_through(rounded: jax.Array, value: jax.Array) -> jax.Array:
+    """`rounded`, to the bit, with the gradient of `value` (Bengio et al. 2013, arXiv 1308.3432)."""
     return jax.lax.stop_gradient(rounded) + (value - jax.lax.stop_gradient(value))
 
 

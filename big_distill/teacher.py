@@ -15,7 +15,7 @@ from big_distill.calibration import Ranges
 from big_distill.config import OWN_TEACHER, Config, nearest
 from big_distill.errors import ConfigError, RunError
 from big_distill.state import Card, Teacher
-from big_distill.workdir import CALIBRATION_FILE, PREFLIGHT_FILE, TEACHER_DIR, read_json
+from big_distill.workdir import CALIBRATION_FILE, INIT_DIR, PREFLIGHT_FILE, TEACHER_DIR, read_json
 
 
 def load(config: Config, workdir: pathlib.Path, mesh: Mesh, class_names: Sequence[str]) -> Teacher | None:
@@ -63,7 +63,10 @@ def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
     teacher = config.teacher
     paths = [str(workdir / TEACHER_DIR)] if teacher.config else [p.strip() for p in (teacher.path or "").split(",")]
     if paths == [OWN_TEACHER]:
-        paths = [str(workdir.parent / TEACHER_DIR)]  # of the run that this one is the first stage of
+        owner = workdir.parent  # of the run that this one is the first stage of
+        while owner.name == INIT_DIR and not (owner / TEACHER_DIR).is_dir():
+            owner = owner.parent
+        paths = [str(owner / TEACHER_DIR)]
     if paths == [""]:
         return ()
     sizes = teacher.image_size or (0,)

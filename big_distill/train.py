@@ -124,7 +124,7 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
             _run(inner, workdir / directory, preemption, f"{prefix}.{name}")
             if preemption.requested:
                 raise Preempted(f"stopped after the {what}, before what follows; the same command goes on")
-    if config.begins_from is not None and not begun:
+    if config.begins_from is not None and not begun and run.initial is None:
         run = _open(config, workdir)  # now from the network that was trained just now
     with contextlib.closing(Checkpoints.of(config, workdir)) as checkpoints:
         run = _with_teacher(run, checkpoints)
@@ -154,7 +154,7 @@ def _open(config: Config, workdir: pathlib.Path) -> _Run:
         student = weights.read_architecture(workdir)
     else:
         class_names = class_names_of(source, list(eval_data.values()))
-        initial = weights.initial(config, workdir)
+        initial = transition.initial(config, workdir)
         if initial is not None:
             initial = transition.begin_from(config, initial)
         elif transition.reshapes(config):  # which kernels there will be is not known before that is trained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 from typing import Any
 
 import jax
@@ -11,20 +12,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_distill import compress, models, weights
+from big_distill import teacher as teachers
+from big_distill import workdir as workdirs
 from big_distill.compress import channels, low_rank
-from big_distill.config import Config, ModelConfig
+from big_distill.config import OWN_TEACHER, Config, ModelConfig
 from big_distill.errors import ConfigError
 from big_distill.metrics import say
 from big_distill.state import path_name
+from big_distill.workdir import INIT_DIR, TEACHER_DIR
 
 Arrays = dict[str, np.ndarray]
+_MANY_ZEROS = 0.1  # of a network's weights: more than those that happen to be zero
 
 
 def reshapes(config: Config) -> bool:
     """Whether a run, or a stage before it, trains another network than `config.student` says."""
-    asked = config.compress
-    own = asked.structure == "channels" or bool(asked.rank_energy or asked.rank_flops)
-    return own or (config.begins_from is not None and reshapes(config.begins_from))
+    return _reshapes(config) or (config.begins_from is not None and reshapes(config.begins_from))
+
+
+def initial(config: Config, workdir: pathlib.Path) -> weights.Network | None:
+    """What a new run starts from, if anything; None also as long as that is not trained yet."""
+    first = config.begins_from
+    if first is not None and workdirs.read_summary(workdir / (INIT_DIR if config.init_config else TEACHER_DIR)) is None:
+        return None
+    if config.init_from == OWN_TEACHER:
+        return teachers.read(config, workdir)[0]
+    path = workdir / INIT_DIR if first is not None else config.init_from
+    return weights.load(path) if path else None
 
 
 def begin_from(config: Config, network: weights.Network) -> weights.Network:
@@ -46,6 +60,12 @@ def begin_from(config: Config, network: weights.Network) -> weights.Network:
     weights.check_same(model, expected, subject, "config.student")
     card = dataclasses.replace(network.architecture.card, image_size=config.view.size_for_student)
     network = dataclasses.replace(network, architecture=dataclasses.replace(network.architecture, card=card))
+    if _reshapes(config):
+        weights.check_shapes(network)
+    asked, params = config.compress, network.variables["params"]
+    zeros = 1 - weights.num_nonzero(params) / weights.num_params(params)
+    if zeros > _MANY_ZEROS and not (asked.sparsity or asked.layer_sparsity or asked.bits or asked.integer_bits):
+        say(f"{network.source}: {100 * zeros:.0f} % zeros, which do not stay; compress.sparsity={zeros:.2f} keeps them")
     if config.compress.structure == "channels":
         network = _with_fewer_channels(config, network)
     if config.compress.rank_energy or config.compress.rank_flops:
@@ -55,9 +75,14 @@ def begin_from(config: Config, network: weights.Network) -> weights.Network:
     return network
 
 
+def _reshapes(config: Config) -> bool:
+    asked = config.compress
+    return asked.structure == "channels" or bool(asked.rank_energy or asked.rank_flops)
+
+
 def with_input_ranges(network: weights.Network, bits: int) -> weights.Network:
     """The network with inputs of so many bits, or of floats for 0; ranges that are not known yet are zero."""
-    return _rebuilt(network, arrays_of(network), activation_bits=bits)
+    return rebuilt(network, arrays_of(network), activation_bits=bits)
 
 
 def prunable(architecture: weights.Architecture) -> list[channels.Layer]:
@@ -83,14 +108,9 @@ def arrays_of(network: weights.Network) -> Arrays:
 
 
 def folded_arrays_of(network: weights.Network) -> Arrays:
-    """The same, with kernels as the network uses them: standardised, and times BatchNorm's factor."""
+    """The same of the folded network: kernels as they are used, standardised, and times BatchNorm's factor."""
     folded = models.fold(network.architecture.model, network.variables)
-    return {**arrays_of(network), **arrays_of(dataclasses.replace(network, variables=folded))}
-
-
-def filled(network: weights.Network, arrays: Arrays) -> weights.Network:
-    """The same network with these variables."""
-    return _rebuilt(network, arrays)
+    return arrays_of(dataclasses.replace(network, variables=folded))
 
 
 def _with_fewer_channels(config: Config, network: weights.Network) -> weights.Network:
@@ -101,7 +121,7 @@ def _with_fewer_channels(config: Config, network: weights.Network) -> weights.Ne
     kept = channels.choose(found, folded_arrays_of(network), shares, everywhere)
     features = tuple(map(len, kept))
     say(f"{network.source}: channels {tuple(layer.size for layer in found)} -> {features}")
-    return _rebuilt(network, channels.cut(found, arrays_of(network), kept), features=features)
+    return rebuilt(network, channels.cut(found, arrays_of(network), kept), features=features)
 
 
 def _factored(config: Config, network: weights.Network) -> weights.Network:
@@ -127,11 +147,11 @@ def _factored(config: Config, network: weights.Network) -> weights.Network:
         for factor, value in low_rank.factorize(ours[name].kernel, rank).items():
             arrays[f"params/{name}/{factor}/kernel"] = value
     both = {**models.parse_ranks(network.architecture.model.ranks), **ranks}
-    return _rebuilt(network, arrays, ranks=models.format_ranks(both))
+    return rebuilt(network, arrays, ranks=models.format_ranks(both))
 
 
 def _dense_layers(network: weights.Network) -> dict[str, tuple[low_rank.Layer, bool]]:
-    """Every layer with a kernel as it is used, and whether it has factors: a depthwise convolution has none."""
+    """Every layer with a kernel as it is used, and whether it can have factors: a depthwise convolution cannot."""
     architecture = network.architecture
     model, image = architecture.build("float32"), jax.ShapeDtypeStruct(architecture.input_shape, jnp.float32)
     applied = jax.eval_shape(lambda v, x: models.kernel_applications(model, v, x), network.variables, image)
@@ -139,22 +159,31 @@ def _dense_layers(network: weights.Network) -> dict[str, tuple[low_rank.Layer, b
     kernels = folded_arrays_of(network) if architecture.model.name == "bit" else arrays_of(network)
     found = {}
     for name, (x, y) in applied.items():
+        if name.rpartition("/")[2] in models.FACTORS:
+            continue  # of an earlier stage
         kernel = kernels[f"params/{name}/kernel"]
         layer = low_rank.Layer(kernel, math.prod(x.shape[1:-1]), math.prod(y.shape[1:-1]))
         found[name] = (layer, x.shape[-1] == kernel.shape[-2])
     return found
 
 
-def _rebuilt(network: weights.Network, arrays: Arrays, **fields: Any) -> weights.Network:
-    """The network with other fields of its ModelConfig; ranges of inputs that are not among the arrays are zero."""
+def rebuilt(network: weights.Network, arrays: Arrays, **fields: Any) -> weights.Network:
+    """The network with these variables, and with other fields of its ModelConfig.
+
+    Ranges of inputs that are not among the arrays are zero, those that have no place are left out; all else must fit.
+    """
     model = dataclasses.replace(network.architecture.model, **fields)
     architecture = dataclasses.replace(network.architecture, model=model)
+    left = {name: array for name, array in arrays.items() if not name.endswith(models.INPUT_RANGE)}
 
     def leaf(path: jax.tree_util.KeyPath, wanted: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path_name(path)
-        if name not in arrays and name.endswith(models.INPUT_RANGE):
-            return np.zeros(wanted.shape, np.float32)
-        return arrays[name]
+        if name.endswith(models.INPUT_RANGE):
+            return arrays.get(name, np.zeros(wanted.shape, np.float32))
+        array = left.pop(name)
+        assert array.shape == wanted.shape, f"{name} has shape {array.shape}, not {wanted.shape}"
+        return array
 
     variables = jax.tree_util.tree_map_with_path(leaf, architecture.abstract_variables())
+    assert not left, f"no place for {', '.join(left)}"
     return weights.Network(architecture, variables, network.source)

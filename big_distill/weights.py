@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_distill import models
-from big_distill.config import OWN_TEACHER, Config, ModelConfig, freeze
+from big_distill.config import Config, ModelConfig, freeze
 from big_distill.errors import ConfigError, RunError
 from big_distill.families import BIT_BLOCKS
 from big_distill.pretrained import files, names
 from big_distill.state import Card, Model, path_name
-from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, INIT_DIR, TEACHER_DIR, read_summary, write_json
+from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, write_json
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 
@@ -101,15 +101,6 @@ def architecture_of(config: Config, class_names: tuple[str, ...], begun_from: Ne
     return Architecture(model, config.num_classes, view.channels, view.resize, card, view.image_size)
 
 
-def initial(config: Config, workdir: pathlib.Path) -> Network | None:
-    """What a new run starts from, if anything; None also as long as that is not trained yet."""
-    if config.begins_from is not None:
-        directory = workdir / (INIT_DIR if config.init_config else TEACHER_DIR)
-        return load(directory) if read_summary(directory) else None
-    path = config.teacher.path if config.init_from == OWN_TEACHER else config.init_from
-    return load(path) if path else None
-
-
 def check_same(theirs: ModelConfig, ours: ModelConfig, subject: str, name: str) -> None:
     """Raises RunError if two configs describe different networks; a BiT's depth is its blocks."""
     blocks = [model.blocks or BIT_BLOCKS.get(model.depth, ()) for model in (theirs, ours)]
@@ -121,7 +112,7 @@ def check_same(theirs: ModelConfig, ours: ModelConfig, subject: str, name: str) 
 
 def write_architecture(workdir: pathlib.Path, architecture: Architecture) -> None:
     """Keeps in a run directory what is trained there: a resume does not depend on what the run began from."""
-    write_card(workdir / ARCHITECTURE_FILE, architecture)
+    write_json(workdir / ARCHITECTURE_FILE, dataclasses.asdict(architecture))
 
 
 def read_architecture(workdir: pathlib.Path) -> Architecture:
@@ -133,24 +124,10 @@ def read_architecture(workdir: pathlib.Path) -> Architecture:
     path = workdir / ARCHITECTURE_FILE
     if not path.is_file() and (workdir / WEIGHTS_FILE).is_file():
         return load(workdir).architecture
-    return read_card(path)
-
-
-def write_card(path: pathlib.Path, architecture: Architecture) -> None:
-    """Writes what a network is and expects as JSON, for a file that cannot hold it."""
-    write_json(path, dataclasses.asdict(architecture))
-
-
-def read_card(path: pathlib.Path) -> Architecture:
-    """The inverse of `write_card`.
-
-    Raises:
-      RunError: it is not there, or damaged.
-    """
     try:
-        return _from_json(path.read_text(), path)
+        return from_json(path.read_text(), path)
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+        raise RunError(f"{path} cannot be read ({error}): begin again in another --workdir") from error
 
 
 def arrays_of(network: Network) -> dict[str, np.ndarray]:
@@ -195,7 +172,7 @@ def load(path: str | pathlib.Path, otherwise: Architecture | None = None) -> Net
         file /= WEIGHTS_FILE
     arrays = files.read(file)
     if _CARD in arrays:
-        architecture = _from_json(arrays.pop(_CARD).tobytes(), file)
+        architecture = from_json(arrays.pop(_CARD).tobytes(), file)
     else:
         architecture, arrays = _foreign(arrays, str(path), file, otherwise)
     return Network(architecture, _fill(architecture.abstract_variables(), arrays, file), str(path))
@@ -254,7 +231,8 @@ def _card(values: Mapping[str, Any], num_classes: int) -> Card:
     return card
 
 
-def _from_json(text: str | bytes, path: pathlib.Path) -> Architecture:
+def from_json(text: str | bytes, path: pathlib.Path) -> Architecture:
+    """The inverse of `json.dumps(dataclasses.asdict(architecture))`; `path` is where the text is from."""
     try:
         values = json.loads(text)
         card = _card(values.pop("card"), values["num_classes"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -52,7 +53,9 @@ def test_every_row_is_a_file_that_was_read_back(run):
 
 
 def test_a_container_is_a_network(run):
+    packing.pack(run, ["container"], "final", "validation")
     packing.pack(run, ["container"], "latest", "validation")
+    assert (run / "student.bdz").read_bytes() == (run / "student-latest.bdz").read_bytes()
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
     want = big_distill.load(run).predict(images)
     packed = big_distill.load(run / "student.bdz")
@@ -86,10 +89,10 @@ def test_programs_are_networks_too(run):
     kept = json.loads((run / "pack.json").read_text())
     assert len(kept) == 7 and kept[-4:] == rows[-4:], "those of before are kept"
     (run / "student.onnx.json").unlink()
-    with pytest.raises(RunError, match=r"student.onnx.json cannot be read"):
+    with pytest.raises(RunError, match=r"student.onnx.json does not exist: it says what student.onnx expects"):
         big_distill.load(run / "student.onnx")
     (run / "student.tflite").write_bytes(b"TFL3")
-    with pytest.raises(RunError, match=r"student.tflite is not a LiteRT file"):
+    with pytest.raises(RunError, match=r"student.tflite is damaged, or student.tflite.json is not its own"):
         big_distill.load(run / "student.tflite")
 
 
@@ -116,6 +119,14 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"--quantize=int3: 'int3' is not known; did you mean 'int8'\?"):
         packing.pack(run, ["container"], "final", "validation", precision="int3")
 
+    with pytest.raises(ConfigError, match=r"--formats= is empty"):
+        packing.pack(run, [], "final", "validation")
+    packing.pack(run, ["container", "container"], "final", "validation")
+    packing.pack(run, ["container"], "best", "validation")
+    assert [pathlib.Path(row["path"]).name for row in json.loads((run / "pack.json").read_text())] == [
+        "student.bdz", "student-best.bdz",
+    ]  # fmt: skip
+
     def lossy(write):
         def written(path, network, views):
             rounded = jax.tree.map(lambda x: np.round(x, 2), network.variables)
@@ -125,8 +136,10 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch):
 
     for name, format_ in list(packing.FORMATS.items()):
         monkeypatch.setitem(packing.FORMATS, name, dataclasses.replace(format_, write=lossy(format_.write)))
+    packed, kept = (run / "student.bdz").read_bytes(), (run / "pack.json").read_text()
     with pytest.raises(RunError, match=r"student.bdz does not hold what was written into it"):
         packing.pack(run, ["container"], "final", "validation")
+    assert ((run / "student.bdz").read_bytes(), (run / "pack.json").read_text()) == (packed, kept)
     with pytest.raises(RunError, match=r"student.stablehlo does not compute what it should: its logits differ by "):
         packing.pack(run, ["stablehlo"], "final", "validation")
 

@@ -54,7 +54,7 @@ def test_the_picture_has_a_line_a_layer(tmp_path):
     plots.sensitivity(tmp_path / "a.svg", Scan("weights", "test", "accuracy", 0.95, (0.2, 0.5, 0.9), values))
     text = (tmp_path / "a.svg").read_text()
     xml.etree.ElementTree.fromstring(text)
-    assert text.count('id="line2d') >= 4
+    assert all(f'id="layer{i}"' in text for i in range(4))
 
 
 def test_the_command_and_its_mistakes(run):

@@ -57,9 +57,13 @@ def decode(kind: str, order: str, parts: list[bytes], dtype: np.dtype[Any], shap
         return (upper << 24 | lower << 16).view(np.float32).reshape(shape)
     if kind in ("integers", "sparse_integers"):
         scales, *gaps, symbols = parts
+        found, values = np.frombuffer(scales, "<f4"), huffman.decode(symbols) - _TOPS[0]
+        used = _positions(huffman.decode(gaps[0])) if gaps else np.arange(count)
+        if len(found) != shape[-1] or len(values) != len(used) or (len(used) and used[-1] >= count):
+            raise ValueError(f"{len(found)} scales, {len(values)} integers at {len(used)} places of {shape}")
         integers = np.zeros(count, np.float32)
-        integers[_positions(huffman.decode(gaps[0])) if gaps else slice(None)] = huffman.decode(symbols) - _TOPS[0]
-        return _reshaped(integers, shape, order) * np.frombuffer(scales, "<f4")
+        integers[used] = values
+        return _reshaped(integers, shape, order) * found
     used = _positions(huffman.decode(parts[0]))
     values = np.frombuffer(parts[1], "<u4")
     if kind == "shared":
@@ -77,7 +81,7 @@ def _of_floats(array: np.ndarray) -> list[Encoding]:
     if not (words & 0xFFFF).any():
         upper, lower = ((words >> shift).astype(np.uint8).tobytes() for shift in (24, 16))
         found.append(("half", "C", [zlib.compress(upper + lower, 9)]))
-    grid = _on_grid(array) if array.ndim > 1 else None
+    grid = grid_of(array) if array.ndim > 1 else None
     for order in ("C", "F"):
         words = array.flatten(order).view(np.uint32)
         used = np.flatnonzero(words)  # -0.0 is a value
@@ -93,12 +97,14 @@ def _of_floats(array: np.ndarray) -> list[Encoding]:
     return found
 
 
-def _on_grid(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def grid_of(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """(scales float32 [F], integers [..., F]) whose products are the array, to the bit; None if there are none."""
     filters = array.reshape(-1, array.shape[-1])
     largest = np.abs(filters).max(0)
     widest = filters[:, int(np.argmax(largest))]
     if not np.isfinite(filters).all() or (array.view(np.uint32) == 1 << 31).any() or len(np.unique(widest)) > 255:
+        return None
+    if largest[largest > 0].min(initial=1) < 256 * np.finfo(np.float32).tiny:  # steps too small to divide by
         return None
     for top in _TOPS:
         scales = np.where(largest > 0, largest / np.float32(top), np.float32(1))

@@ -69,7 +69,7 @@ def importance(layer: Layer, arrays: Arrays) -> np.ndarray:
     """
     norms = []
     for path, axis in layer.axes:
-        if arrays[path].ndim > 1 or path.endswith("/scale"):
+        if path in arrays and (arrays[path].ndim > 1 or path.endswith("/scale")):
             entries = _by_channel(arrays[path], axis, layer.size).astype(np.float64)
             norm = np.sqrt(np.square(entries).sum((0, 2)))
             norms.append(norm / max(norm.mean(), 1e-30))
@@ -83,7 +83,7 @@ def choose(
 
     Args:
       found: of `layers`.
-      arrays: the network's, by path, folded.
+      arrays: the folded network's, by path: kernels as they are used, and no scales that are in them already.
       sparsity: for each kernel the share of its channels that go; 0 for one that is not there.
       everywhere: instead, the share of all channels that go, the least important of the layers in `sparsity` first.
     """
@@ -114,7 +114,11 @@ def cut(found: Sequence[Layer], arrays: Arrays, kept: Sequence[np.ndarray]) -> d
 
 
 def silence(layer: Layer, arrays: Arrays, gone: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays with zeros for all that reads or writes these channels: like `cut`, but that GroupNorm counts them."""
+    """The arrays with zeros for all that reads or writes these channels.
+
+    The network computes what it does after `cut`, unless it has GroupNorm, which still counts them, or standardises
+    its kernels over them, as a BiT does.
+    """
     quiet = dict(arrays)
     for path, axis in layer.axes:
         entries = _by_channel(quiet[path], axis, layer.size).copy()

@@ -15,25 +15,32 @@ import numpy as np
 Ranks = tuple[int, ...]
 
 
-def ranks_of_energy(kernel: np.ndarray, energy: float) -> Ranks:
+def spectra(kernel: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The squared singular values of each unfolding, falling: of the matrix, or along the inputs and the outputs."""
+    return tuple(np.linalg.svd(unfolded, compute_uv=False) ** 2 for unfolded in _unfoldings(kernel))
+
+
+def ranks_of_energy(spectra: tuple[np.ndarray, ...], energy: float) -> Ranks:
     """The least ranks that keep a share of a kernel's squared norm, in each channel axis on its own.
 
     Args:
-      kernel: [C, F] or [k, k, C, F].
-      energy: in (0, 1].
+      spectra: the kernel's.
+      energy: in [0, 1].
 
     Returns:
-      (rank,) of a matrix or 1 x 1 kernel, else (rank of the inputs, rank of the outputs).
+      (rank,) of a matrix or 1 x 1 kernel, else (rank of the inputs, rank of the outputs), where 0 is all.
     """
-    spectra = [np.linalg.svd(unfolded, compute_uv=False) ** 2 for unfolded in _unfoldings(kernel)]
-    return tuple(_rank(spectrum, energy) for spectrum in spectra)
+    ranks = tuple(_rank(spectrum, energy) for spectrum in spectra)
+    if len(ranks) == 1:
+        return ranks
+    return tuple(0 if rank == len(spectrum) else rank for rank, spectrum in zip(ranks, spectra, strict=True))
 
 
 def factorize(kernel: np.ndarray, ranks: Ranks) -> dict[str, np.ndarray]:
-    """The factors of a kernel, under the names of `models.forms`; a square one is left out.
+    """The factors of a kernel, under the names of `models.forms`.
 
     Of a matrix its truncated SVD, the singular values shared evenly; of a k x k kernel the truncated higher-order SVD
-    (De Lathauwer et al. 2000).
+    (De Lathauwer et al. 2000), without the factor whose rank is 0.
     """
     kernel = kernel.astype(np.float64)
     if len(ranks) == 1:
@@ -44,18 +51,14 @@ def factorize(kernel: np.ndarray, ranks: Ranks) -> dict[str, np.ndarray]:
             "first": (left[:, :rank] * root).reshape(*shape, -1, rank),
             "last": (root[:, None] * right[:rank]).reshape(*shape, rank, -1),
         }
-    else:
-        bases = [
-            np.linalg.svd(unfolded, full_matrices=False)[0][:, :rank]
-            for unfolded, rank in zip(_unfoldings(kernel), ranks, strict=True)
-        ]
-        square = [rank == channels for rank, channels in zip(ranks, kernel.shape[-2:], strict=True)]
-        before, after = (np.eye(len(basis)) if whole else basis for basis, whole in zip(bases, square, strict=True))
-        factors = {"core": np.einsum("hwio,ir,os->hwrs", kernel, before, after)}
-        if not square[0]:
-            factors["first"] = before[None, None]
-        if not square[1]:
-            factors["last"] = after.T[None, None]
+        return {name: factor.astype(np.float32) for name, factor in factors.items()}
+    factors, core = {}, kernel
+    for name, axis, rank, unfolded in zip(("first", "last"), (2, 3), ranks, _unfoldings(kernel), strict=True):
+        if rank:
+            basis = np.linalg.svd(unfolded, full_matrices=False)[0][:, :rank]
+            core = np.moveaxis(np.tensordot(core, basis, (axis, 0)), -1, axis)
+            factors[name] = (basis if name == "first" else basis.T)[None, None]
+    factors["core"] = core
     return {name: factor.astype(np.float32) for name, factor in factors.items()}
 
 
@@ -77,19 +80,13 @@ class Layer:
             return self.outputs * self.kernel.size
         if len(ranks) == 1:
             return self.outputs * ranks[0] * (before + after)
-        first = self.inputs * before * ranks[0] if ranks[0] != before else 0
-        last = self.outputs * ranks[1] * after if ranks[1] != after else 0
-        return first + self.outputs * math.prod(window) * math.prod(ranks) + last
+        first, last = self.inputs * before * ranks[0], self.outputs * ranks[1] * after
+        return first + self.outputs * math.prod(window) * (ranks[0] or before) * (ranks[1] or after) + last
 
 
 def ranks_for(layers: Mapping[str, Layer], energy: float) -> dict[str, Ranks]:
     """Ranks that keep a share of each kernel's squared norm, see `ranks_of_energy`, where that is cheaper."""
-    ranks = {name: ranks_of_energy(layer.kernel, energy) for name, layer in layers.items()}
-    return {
-        name: found
-        for name, found in ranks.items()
-        if layers[name].multiplications(found) < layers[name].multiplications()
-    }
+    return _cheaper(layers, {name: spectra(layer.kernel) for name, layer in layers.items()}, energy)
 
 
 def ranks_for_flops(layers: Mapping[str, Layer], others: int, share: float) -> dict[str, Ranks]:
@@ -104,22 +101,34 @@ def ranks_for_flops(layers: Mapping[str, Layer], others: int, share: float) -> d
       ValueError: even ranks of one need more.
     """
     budget = share * (others + sum(layer.multiplications() for layer in layers.values()))
+    known = {name: spectra(layer.kernel) for name, layer in layers.items()}
 
     def fits(ranks: Mapping[str, Ranks]) -> bool:
         return others + sum(layer.multiplications(ranks.get(name, ())) for name, layer in layers.items()) <= budget
 
     low, high = 0.0, 1.0
-    best = ranks_for(layers, low)
+    best = _cheaper(layers, known, low)
     if not fits(best):
         raise ValueError("even ranks of one need more")
     for _ in range(20):
         energy = (low + high) / 2
-        ranks = ranks_for(layers, energy)
+        ranks = _cheaper(layers, known, energy)
         if fits(ranks):
             low, best = energy, ranks
         else:
             high = energy
     return best
+
+
+def _cheaper(
+    layers: Mapping[str, Layer], known: Mapping[str, tuple[np.ndarray, ...]], energy: float
+) -> dict[str, Ranks]:
+    ranks = {name: ranks_of_energy(known[name], energy) for name in layers}
+    return {
+        name: found
+        for name, found in ranks.items()
+        if layers[name].multiplications(found) < layers[name].multiplications()
+    }
 
 
 def _unfoldings(kernel: np.ndarray) -> list[np.ndarray]:

@@ -17,12 +17,21 @@ from big_distill.errors import ConfigError
 from big_distill.families import BIT_BLOCKS
 from big_distill.models import bit, cnn, efficientnet_lite, inverted_residual, mobilenet_v3, vit
 from big_distill.models.folding import cast, fold
-from big_distill.models.forms import INPUT_RANGE, format_ranks, formed, kernel_applications, parse_ranks
+from big_distill.models.forms import (
+    FACTORS,
+    INPUT_RANGE,
+    format_ranks,
+    formed,
+    kernel_applications,
+    parse_ranks,
+    range_of,
+)
 from big_distill.models.inverted_residual import Unit
 from big_distill.models.quantization import input_ranges, quantize
 from big_distill.state import Model
 
 __all__ = [
+    "FACTORS",
     "INPUT_RANGE",
     "build",
     "cast",
@@ -34,6 +43,7 @@ __all__ = [
     "kernel_applications",
     "parse_ranks",
     "quantize",
+    "range_of",
 ]
 
 

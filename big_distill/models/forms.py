@@ -16,10 +16,10 @@ from flax import linen as nn
 from big_distill.config import ModelConfig, nearest
 from big_distill.errors import ConfigError
 from big_distill.models.layers import Conv, ConvNorm, Dense, Kernel, StdConv
-from big_distill.state import Model
+from big_distill.state import Model, straight_through
 
 Ranks = Mapping[str, tuple[int, ...]]
-"""By path of a layer: one rank of a dense layer or 1 x 1 convolution, two (of inputs, of outputs) of a larger one."""
+"""By path of a layer: one rank of a dense layer or 1 x 1 convolution, else two, of inputs and outputs, 0 for all."""
 INPUT_RANGE = "input_range"
 FACTORS = ("first", "core", "last")
 """Layers that a factored one is made of, in their order."""
@@ -41,8 +41,8 @@ def formed(model: Model, config: ModelConfig) -> Model:
     """The model with its layers in the forms that `config.ranks` and `config.activation_bits` ask for.
 
     A layer of rank r holds `first/kernel` [C, r] and `last/kernel` [r, F] instead of its kernel; a convolution of ranks
-    (r, s) also `core/kernel` [k, k, r, s] between two that are 1 x 1 (Kim et al. 2016, arXiv 1511.06530). A factor that
-    would be square is left out.
+    (r, s) also `core/kernel` [k, k, r, s] between two that are 1 x 1 (Kim et al. 2016, arXiv 1511.06530), of which one
+    is left out where its rank is 0.
 
     The inputs of all kernels are rounded to 2^bits - 1 steps between two bounds, zero being one of them (Jacob et al.
     2018, arXiv 1712.05877, section 2.1); the bounds are running means, in `batch_stats` as `input_range` [2]. Gradients
@@ -68,6 +68,8 @@ def formed(model: Model, config: ModelConfig) -> Model:
     def init(rng: jax.Array, image: jax.Array) -> dict[str, Any]:
         with nn.intercept_methods(form):
             variables = model.init(rng, image)
+        if not names:
+            raise ConfigError(f"{config.name!r} has no layer of `models.layers`: ranks, activation_bits do nothing")
         for missing in ranks.keys() - found:
             raise ConfigError(f"ranks: {missing!r} is no layer of this network{nearest(missing, sorted(names))}")
         return variables
@@ -111,7 +113,12 @@ def round_to_steps(x: jax.Array, low: jax.Array, high: jax.Array, bits: int) -> 
     zero = jnp.round(-low / scale)
     clipped = jnp.clip(x.astype(jnp.float32), -zero * scale, (steps - zero) * scale)
     rounded = jnp.round(clipped / scale) * scale
-    return (jax.lax.stop_gradient(rounded) + (clipped - jax.lax.stop_gradient(clipped))).astype(x.dtype)
+    return straight_through(rounded, clipped).astype(x.dtype)
+
+
+def range_of(x: jax.Array) -> jax.Array:
+    """The least and the greatest value, and zero: float32 [2]."""
+    return jnp.stack([jnp.minimum(x.min(), 0), jnp.maximum(x.max(), 0)]).astype(jnp.float32)
 
 
 def _applies_kernel(context: nn.module.InterceptorContext) -> bool:
@@ -121,13 +128,19 @@ def _applies_kernel(context: nn.module.InterceptorContext) -> bool:
 def _rounded(layer: Kernel, x: jax.Array, bits: int) -> jax.Array:
     kept = layer.variable("batch_stats", INPUT_RANGE, lambda: jnp.zeros(2))
     if layer.is_mutable_collection("batch_stats") and not layer.is_initializing():
-        now = jnp.stack([jnp.minimum(x.min(), 0), jnp.maximum(x.max(), 0)]).astype(jnp.float32)
-        now = jax.lax.stop_gradient(now)
+        now = jax.lax.stop_gradient(range_of(x))
         kept.value = jnp.where(kept.value.any(), _MOMENTUM * kept.value + (1 - _MOMENTUM) * now, now)
     return round_to_steps(x, kept.value[0], kept.value[1], bits)
 
 
 def _factored(layer: Kernel, x: jax.Array, ranks: tuple[int, ...], name: str) -> jax.Array:
+    expected = 1 if isinstance(layer, Dense) or getattr(layer, "size", 1) == 1 else 2
+    if len(ranks) != expected or (expected == 1 and not ranks[0]):
+        form = "one rank" if expected == 1 else "two ranks, such as 8x16"
+        raise ConfigError(f"ranks: {name!r} takes {form}, not {'x'.join(map(str, ranks))}")
+    channels = (min(x.shape[-1], layer.features),) if expected == 1 else (x.shape[-1], layer.features)
+    if any(rank > most for rank, most in zip(ranks, channels, strict=True)):
+        raise ConfigError(f"ranks: {name!r} has no more than {'x'.join(map(str, channels))}")
     if isinstance(layer, Dense):
         (rank,) = ranks
         x = Dense(rank, layer.dtype, bias=False, name="first")(x)
@@ -140,7 +153,7 @@ def _factored(layer: Kernel, x: jax.Array, ranks: tuple[int, ...], name: str) ->
         (rank,) = ranks
         return one(layer.features, name="last")(one(rank, stride=layer.stride, name="first")(x))
     before, after = ranks
-    if before != x.shape[-1]:
+    if before:
         x = one(before, name="first")(x)
-    x = Conv(after, layer.dtype, layer.size, layer.stride, layer.pads, bias=False, name="core")(x)
-    return one(layer.features, name="last")(x) if after != layer.features else x
+    x = Conv(after or layer.features, layer.dtype, layer.size, layer.stride, layer.pads, bias=False, name="core")(x)
+    return one(layer.features, name="last")(x) if after else x

@@ -85,13 +85,13 @@ def test_integers_times_scales_come_back_bit_by_bit(top, kept, tmp_path):
     integers[..., 3] = 0
     scales = rng.lognormal(-3, 2, 50).astype("f")
     kernel = integers.astype("f") * scales
-    assert encodings._on_grid(kernel) is not None
+    assert encodings.grid_of(kernel) is not None
     container.write(tmp_path / "a.bdz", {"kernel": kernel})
     assert container.read(tmp_path / "a.bdz")["kernel"].tobytes() == kernel.tobytes()
     ideal = entropy(integers.ravel() + top) * integers.size / 8 + scales.nbytes
     assert (tmp_path / "a.bdz").stat().st_size < 1.06 * ideal + 500
     kernel[1, 1, 1, 1] = np.nextafter(scales[1] * top, np.float32(0))
-    assert encodings._on_grid(kernel) is None
+    assert encodings.grid_of(kernel) is None
 
 
 def test_bfloat16_takes_two_bytes(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from big_distill import models, transition
-from big_distill.compress import channels
+from big_distill.compress import channels, low_rank
 from big_distill.models import vit
 
 
@@ -35,13 +35,59 @@ def test_a_smaller_network_computes_what_silent_channels_leave(family):
     for layer in found:
         silent = channels.silence(layer, silent, gone[layer.kernel])
     kept = [np.setdiff1d(np.arange(layer.size), gone[layer.kernel]) for layer in found]
-    smaller = transition._rebuilt(network, channels.cut(found, arrays, kept), features=tuple(map(len, kept)))
+    smaller = transition.rebuilt(network, channels.cut(found, arrays, kept), features=tuple(map(len, kept)))
     assert sum(x.size for x in jax.tree.leaves(smaller.variables)) < sum(x.size for x in arrays.values())
-    want = logits(transition.filled(network, silent))
+    want = logits(transition.rebuilt(network, silent))
     assert np.abs(want - logits(network)).max() > 1e-3 * want.std()
     if "bit" in family or family == "mobile_group":  # GroupNorm also counts silent channels
         return
     np.testing.assert_allclose(logits(smaller), want, rtol=0, atol=1e-4 * want.std())
+
+
+@pytest.mark.parametrize("family", ["lenet5", "lite", "bit"])
+def test_channels_of_factored_layers(family):
+    """Also where as many channels are left as a factor has ranks."""
+    network = networks.make_example(family).network
+    layers = transition._dense_layers(network)
+    convolution = next(
+        n for n, (layer, can) in layers.items() if can and layer.kernel.shape[0] == 3 + 2 * (family == "lenet5")
+    )
+    kernel = layers[convolution][0].kernel
+    rank = kernel.shape[-1] // 2
+    arrays = transition.arrays_of(network)
+    del arrays[f"params/{convolution}/kernel"]
+    for factor, value in low_rank.factorize(kernel, (0, rank)).items():
+        arrays[f"params/{convolution}/{factor}/kernel"] = value
+    ranks = models.format_ranks({convolution: (0, rank)})
+    factored = transition.rebuilt(network, arrays, ranks=ranks)
+    found = transition.prunable(factored.architecture)
+    kept = [np.arange(layer.size) for layer in found]
+    index = next((i for i, layer in enumerate(found) if convolution in layer.kernel), None)
+    if index is not None:
+        kept[index] = np.arange(rank)  # as many as its ranks
+    arrays = transition.arrays_of(factored)
+    smaller = transition.rebuilt(factored, channels.cut(found, arrays, kept), features=tuple(map(len, kept)))
+    silent = arrays
+    for layer, own in zip(found, kept, strict=True):
+        silent = channels.silence(layer, silent, np.setdiff1d(np.arange(layer.size), own))
+    want, got = logits(transition.rebuilt(factored, silent)), logits(smaller)
+    if family != "bit":
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * want.std())
+
+
+def test_a_bit_without_channels_is_a_bit_that_never_had_them():
+    """The kernels that are left, in a network that was made narrower by hand."""
+    network = networks.make_example("bit").network
+    found = transition.prunable(network.architecture)
+    kept = [np.arange(0, layer.size, 2) for layer in found]
+    arrays = transition.arrays_of(network)
+    smaller = transition.rebuilt(network, channels.cut(found, arrays, kept), features=tuple(map(len, kept)))
+    unit, before = smaller.variables["params"]["block1"]["unit01"], network.variables["params"]["block1"]["unit01"]
+    np.testing.assert_array_equal(unit["conv1"]["kernel"], before["conv1"]["kernel"][..., ::2])
+    np.testing.assert_array_equal(unit["conv2"]["kernel"], before["conv2"]["kernel"][:, :, ::2, ::2])
+    np.testing.assert_array_equal(unit["conv3"]["kernel"], before["conv3"]["kernel"][:, :, ::2])
+    np.testing.assert_array_equal(unit["gn2"]["scale"], before["gn2"]["scale"][::2])
+    np.testing.assert_array_equal(unit["gn1"]["scale"], before["gn1"]["scale"])
 
 
 def test_which_layers_and_which_axes():

@@ -41,10 +41,10 @@ class Example:
     logits: np.ndarray
 
     def check(self, classify, count=5):
-        """Asserts that a file has JAX's logits of the first images."""
+        """Asserts that a file has JAX's logits: by how much one image's differ from another's, and up to rounding."""
         got, want = classify(self.pixels[:count]), self.logits[:count]
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * self.logits.std(0).mean())
+        np.testing.assert_allclose(got, want, rtol=3e-6, atol=2e-4 * self.logits.std(0).mean())
 
 
 @functools.cache

@@ -13,7 +13,6 @@ from big_distill.compress import low_rank
 from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError
 from big_distill.models import build, fold, forms, vit
-from big_distill.weights import Network
 
 IMAGE = jax.ShapeDtypeStruct((2, 20, 20, 1), jnp.float32)
 LENET = ModelConfig("lenet5")
@@ -37,11 +36,11 @@ def factored(network, energy):
     ranks = {}
     for name, (layer, can) in transition._dense_layers(network).items():
         if can:
-            ranks[name] = low_rank.ranks_of_energy(layer.kernel, energy)
+            ranks[name] = low_rank.ranks_of_energy(low_rank.spectra(layer.kernel), energy)
             del arrays[f"params/{name}/kernel"]
             for factor, value in low_rank.factorize(layer.kernel, ranks[name]).items():
                 arrays[f"params/{name}/{factor}/kernel"] = value
-    return transition._rebuilt(network, arrays, ranks=models.format_ranks(ranks))
+    return transition.rebuilt(network, arrays, ranks=models.format_ranks(ranks))
 
 
 @pytest.mark.parametrize("family", networks.FAMILIES)
@@ -93,6 +92,13 @@ def test_a_layer_that_is_not_there_is_named():
         jax.eval_shape(build(config, 10, "float32").init, jax.random.key(0), image)
 
 
+@pytest.mark.parametrize("rule", ["fc1=3x4", "conv2=4", "fc1=0", "fc1=201", "conv2=21x4"])
+def test_as_many_ranks_as_a_layer_has(rule):
+    config = dataclasses.replace(LENET, ranks=(rule,))
+    with pytest.raises(ConfigError, match=r"ranks: '(fc1|conv2)' (takes one rank|takes two ranks|has no more than)"):
+        jax.eval_shape(build(config, 10, "float32").init, jax.random.key(0), IMAGE)
+
+
 def test_ranks_train_from_scratch_too():
     config = dataclasses.replace(LENET, ranks=("fc1=3", "conv2=4x5"))
     shapes = jax.eval_shape(build(config, 10, "float32").init, jax.random.key(0), IMAGE)["params"]
@@ -106,4 +112,3 @@ def test_ranks_train_from_scratch_too():
 def test_widths_must_be_as_many_as_there_are():
     with pytest.raises(ConfigError, match=r"features=\(3, 4\): this lenet5 has 3 widths: \(20, 50, 500\)"):
         build(ModelConfig("lenet5", features=(3, 4)), 10, "float32")
-    assert isinstance(networks.make_example("bit").network, Network)
