@@ -5,7 +5,8 @@
 
 The dense network is trained first, on labels (the run's teacher/). The student starts from it with factored kernels,
 whose ranks keep as much of each kernel as the budget allows (`compress.rank_flops`), and matches its function.
-Run here as `:smoke` alone.
+Run here from a kept network (`--config.teacher.path=RUN --config.total_epochs=2`): 99.58 -> 99.59 % of test with 12.1
+of 35.7 million FLOPs.
 """
 
 import pathlib

