@@ -39,7 +39,7 @@ OWN_TEACHER = "teacher"
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """An architecture. A family reads only some of the fields (`resolve.MODELS`); setting another is an error."""
+    """An architecture. A family reads only some of the fields (`families.MODELS`); setting another is an error."""
 
     name: str | None = maths(
         None,
@@ -203,7 +203,9 @@ class CompressConfig:
     rank_energy: float = maths(
         0.0, "factor the kernels of the network that the run starts from, keeping this share of their squared norm"
     )
-    rank_flops: float = maths(0.0, "instead: keep the share with which the network needs this share of its FLOPs")
+    rank_flops: float = maths(
+        0.0, "instead: keep the share with which the kernels need this share of the multiplications"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
