@@ -206,7 +206,7 @@ def test_smoke_is_small_random_and_complete(tiny):
         ("vit_small", "padding", "symmetric", "does not read it .it reads features, patch_size"),
         ("mobilenet_v3_large", "norm", "layer", "norm='layer' is not known; expected one of batch, group"),
         ("efficientnet_lite0", "padding", "SAME", "padding='SAME' is not known; expected one of same, symmetric"),
-        ("efficientnet_lite0", "norm", "group", "does not read it .it reads blocks, width, padding"),
+        ("efficientnet_lite0", "norm", "group", "does not read it .it reads features, blocks, width, padding"),
     ],
 )
 def test_wrong_fields_of_imagenet_networks(tiny, name, field, value, message):
