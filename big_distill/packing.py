@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -91,7 +92,10 @@ def pack(
     stem = "-".join(["student", *([step] if step != "final" else []), *([precision] if precision else [])])
     files = [stem + FORMATS[name].suffix for name in formats]
     trial = workdir / _TRIAL_DIR  # nothing takes the place of a good file before it was evaluated
-    trial.mkdir(exist_ok=True)
+    if jax.process_index() == 0:
+        shutil.rmtree(trial, ignore_errors=True)  # of a pack that failed
+        trial.mkdir()
+    _together("ready to write")
     pixels = next(iter(data))["pixels"]
     wanted = programs.of_network(student).classify(pixels)
     decoded, differences = [], []

@@ -140,8 +140,12 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"student.bdz does not hold what was written into it"):
         packing.pack(run, ["container"], "final", "validation")
     assert ((run / "student.bdz").read_bytes(), (run / "pack.json").read_text()) == (packed, kept)
+    (run / ".packing" / "student.onnx").write_bytes(b"of a pack that failed")
     with pytest.raises(RunError, match=r"student.stablehlo does not compute what it should: its logits differ by "):
         packing.pack(run, ["stablehlo"], "final", "validation")
+    monkeypatch.undo()
+    packing.pack(run, ["container"], "final", "validation")
+    assert not (run / "student.onnx").exists() and not (run / ".packing").exists()
 
 
 def test_the_command(run):
