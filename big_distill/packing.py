@@ -172,7 +172,7 @@ def _check(path: pathlib.Path, format_: Format, student: weights.Network, got: n
             f"{path} does not compute what it should: its logits differ by {found:.2g} of their standard deviation "
             f"from the network's, more than {allowed}"
         )
-    say(f"{path}: {path.stat().st_size:,} bytes, read back; logits within {found:.1g} (allowed: {allowed})")
+    say(f"{path.name}: {path.stat().st_size:,} bytes, read back; logits within {found:.1g} (allowed: {allowed})")
     return float(differences.max())
 
 
