@@ -68,16 +68,7 @@ def pack(
       ConfigError: an unknown format or precision, or one whose extra is not installed.
       RunError: no such run or step; or a file that is not what was written into it.
     """
-    for flag, known, given in (
-        ("--formats", list(FORMATS), formats),
-        ("--quantize", list(post_training.PRECISIONS), [precision] if precision else []),
-    ):
-        for name in given:
-            if name not in known:
-                raise ConfigError(f"{flag}={','.join(given)}: {name!r} is not known{nearest(name, known)}")
-    formats = list(dict.fromkeys(formats))
-    if not formats:
-        raise ConfigError(f"--formats= is empty: expected some of {', '.join(FORMATS)}")
+    formats = _checked(formats, precision)
     config, mesh = read_config(workdir), sharding.make_mesh()
     if data_dir:
         source, eval_source = (dataclasses.replace(s, data_dir=data_dir) for s in (config.source, config.evaluated_on))
@@ -107,26 +98,24 @@ def pack(
         _together(f"wrote {file}")
         decoded.append(programs.read(trial / file))
         differences.append(_check(trial / file, FORMATS[name], student, decoded[-1].classify(pixels), wanted))
-    scores, flops = evaluate_programs(decoded, teacher, data, mesh), _flops(student)
+    what: dict[str, Any] = {"precision": precision, "step": step, "split": split}
+    what |= {"nonzero": weights.num_nonzero(student.variables["params"]), "flops": _flops(student)}
     rows = []
+    scores = evaluate_programs(decoded, teacher, data, mesh)
     for name, file, program, difference, own in zip(formats, files, decoded, differences, scores, strict=True):
         size = (trial / file).stat().st_size
         rows.append(
             {
                 "format": name,
-                "precision": precision,
                 "path": str(workdir / file),
-                "step": step,
-                "split": split,
+                **what,
                 "bytes": size,
                 "ratio": 4 * num_weights / size,
-                "nonzero": weights.num_nonzero(student.variables["params"]),
                 "bits_per_weight": 8 * size / num_weights,
                 "difference": difference,
                 "accuracy": own.get("accuracy"),
                 "agreement": own.get("agreement"),
                 "latency_ms": _latency(program, pixels[:1]),
-                "flops": flops,
             }
         )
     _together("evaluated")
@@ -134,6 +123,20 @@ def pack(
         _put_in_place(workdir, trial, rows)
     _together("packed")
     return rows
+
+
+def _checked(formats: Sequence[str], precision: str | None) -> list[str]:
+    """The formats, each once, if all are known."""
+    for flag, known, given in (
+        ("--formats", list(FORMATS), formats),
+        ("--quantize", list(post_training.PRECISIONS), [precision] if precision else []),
+    ):
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"{flag}={','.join(given)}: {name!r} is not known{nearest(name, known)}")
+    if not formats:
+        raise ConfigError(f"--formats= is empty: expected some of {', '.join(FORMATS)}")
+    return list(dict.fromkeys(formats))
 
 
 def _together(what: str) -> None:
