@@ -26,7 +26,8 @@ class MetricsLog:
     """The metrics of one run: `metrics.jsonl` and TensorBoard event files, written by process 0 alone.
 
     A resumed run first cuts `metrics.jsonl` back to the step it resumes from, so that every step appears once and in
-    order; `evaluated` says whether that step's evaluation is among what stays.
+    order; `evaluated` says whether that step's evaluation is among what stays. A file that cannot be written is a
+    RunError.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, evaluated: bool = True):
@@ -34,10 +35,11 @@ class MetricsLog:
         self.tensorboard: Any = None
         if not self._main:
             return
-        path = workdir / METRICS_FILE
-        _cut(path, start_step, evaluated)
-        self._lines = path.open("a", buffering=1)
-        self.tensorboard = metric_writers.SummaryWriter(str(workdir))
+        self._path = workdir / METRICS_FILE
+        with self._writing():
+            _cut(self._path, start_step, evaluated)
+            self._lines = self._path.open("a", buffering=1)
+            self.tensorboard = metric_writers.SummaryWriter(str(workdir))
         self._logging = metric_writers.LoggingWriter()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -45,21 +47,30 @@ class MetricsLog:
         if not self._main:
             return
         scalars = {name: float(value) for name, value in values.items()}
-        self._lines.write(json.dumps({"step": step, **scalars, "seconds": round(time.time(), 3)}) + "\n")
-        for writer in (self.tensorboard, self._logging):
-            writer.write_scalars(step, scalars)
+        with self._writing():
+            self._lines.write(json.dumps({"step": step, **scalars, "seconds": round(time.time(), 3)}) + "\n")
+            self.tensorboard.write_scalars(step, scalars)
+        self._logging.write_scalars(step, scalars)
 
     def flush(self) -> None:
         """Puts all that was written into the files: called before a save, so that no saved step lacks its metrics."""
         if self._main:
-            self._lines.flush()
-            self.tensorboard.flush()
+            with self._writing():
+                self._lines.flush()
+                self.tensorboard.flush()
 
     def close(self) -> None:
         """Flushes and closes the files."""
         if self._main:
-            self._lines.close()
-            self.tensorboard.close()
+            with self._writing(), contextlib.closing(self._lines), contextlib.closing(self.tensorboard):
+                pass
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"the metrics in {self._path.parent} cannot be written: {error.strerror}") from error
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:

@@ -5,28 +5,35 @@ Also where TensorFlow is installed, as importing it takes longer than the rest o
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 
 class SummaryWriter:
-    """As much of a `clu.metric_writers.MetricWriter` as is used here."""
+    """As much of a `clu.metric_writers.MetricWriter` as is used here.
+
+    Without tensorboardX's own queue and thread, which a full disk would leave hanging.
+    """
 
     def __init__(self, logdir: str, **_: Any):
-        self._writer = tensorboardX.SummaryWriter(logdir, write_to_disk=True)
+        self._events = EventsWriter(os.path.join(logdir, "events"))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """One value a name."""
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, np.asarray(value).item(), step)
+        values = [Summary.Value(tag=name, simple_value=np.asarray(value).item()) for name, value in scalars.items()]
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def flush(self) -> None:
         """Writes what is buffered to the file."""
-        self._writer.flush()
+        self._events.flush()
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._writer.close()
+        self._events.close()
