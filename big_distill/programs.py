@@ -7,6 +7,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -59,6 +60,16 @@ def read(path: str | pathlib.Path) -> Program:
     reader = READERS.get(file.suffix)
     if reader is None:
         return of_network(weights.load(path))
+    values = check(file)
+    return Program(weights.from_json(json.dumps(values), card_of(file)), reader(file))
+
+
+def check(file: pathlib.Path) -> dict[str, Any]:
+    """What is beside an exported program, whose checksum is right.
+
+    Raises:
+      RunError: a file is missing, or damaged.
+    """
     if not file.is_file():
         raise RunError(f"{file} does not exist")
     card = card_of(file)
@@ -67,7 +78,7 @@ def read(path: str | pathlib.Path) -> Program:
     values = read_json(card)
     if not isinstance(values, dict) or values.pop("sha256", None) != _sha256(file):
         raise RunError(f"{file} is damaged, or {card.name} is not its own: the checksum is wrong")
-    return Program(weights.from_json(json.dumps(values), card), reader(file))
+    return values
 
 
 def write_card(file: pathlib.Path, architecture: weights.Architecture) -> None:

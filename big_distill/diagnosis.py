@@ -1,0 +1,191 @@
+"""What a run directory holds, what of it verifies, and what the same command would do with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from big_distill import checkpoints, programs, weights
+from big_distill import workdir as workdirs
+from big_distill.artifact import container
+from big_distill.config import Config, fingerprint
+from big_distill.errors import BigDistillError, RunError
+from big_distill.metrics import METRICS_FILE, read_metrics
+
+_JSON_FILES = (
+    workdirs.PREFLIGHT_FILE,
+    workdirs.CALIBRATION_FILE,
+    workdirs.SENSITIVITY_FILE,
+    workdirs.PACK_FILE,
+    workdirs.RESUMES_FILE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A file or a checkpoint.
+
+    name: within the run directory.
+    detail: what it is, or what is wrong with it.
+    verified: whether it can be read and is what its checksum, if there is one, says.
+    """
+
+    name: str
+    detail: str
+    verified: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """A run directory.
+
+    status: 'finished', 'running', 'interrupted' or 'new'.
+    step: what a resume would go on from, 0 for the beginning.
+    total_steps: of the run, None if its config is not there.
+    findings: of all that it holds.
+    outlook: what the same command would do, as a sentence.
+    inner: its teacher's and its first stage's.
+    """
+
+    workdir: pathlib.Path
+    status: str
+    step: int
+    total_steps: int | None
+    findings: tuple[Finding, ...]
+    outlook: str
+    inner: tuple[Diagnosis, ...]
+
+    @property
+    def verified(self) -> bool:
+        """Whether all that was found did."""
+        return all(finding.verified for finding in self.findings) and all(run.verified for run in self.inner)
+
+
+def examine(workdir: pathlib.Path) -> Diagnosis:
+    """Reads a run directory; changes nothing in it, opens no data and builds no network.
+
+    Raises:
+      RunError: it is none.
+    """
+    known = (workdirs.CONFIG_FILE, workdirs.CHECKPOINTS_DIR, workdirs.TEACHER_DIR, workdirs.INIT_DIR)
+    if not workdir.is_dir() or not any((workdir / name).exists() for name in known):
+        raise RunError(f"{workdir} is not a run directory: it has none of {', '.join(known)}")
+    directories = (workdir / name for name in (workdirs.TEACHER_DIR, workdirs.INIT_DIR))
+    inner = tuple(examine(directory) for directory in directories if directory.is_dir())
+    findings, values = [], {}
+    for name, read, describe in (
+        (workdirs.CONFIG_FILE, workdirs.read_config, lambda config: f"fingerprint {fingerprint(config)}"),
+        (workdirs.ARCHITECTURE_FILE, weights.read_architecture, lambda student: f"{student.model.name}"),
+        (METRICS_FILE, read_metrics, _metrics_in_words),
+        (workdirs.SUMMARY_FILE, workdirs.read_summary, _summary_in_words),
+    ):
+        if (workdir / name).exists():
+            finding, values[name] = _read(name, functools.partial(read, workdir), describe)
+            findings.append(finding)
+    saved = checkpoints.verify(workdir)
+    findings += _checkpoint_findings(workdir, saved)
+    findings += _other_findings(workdir, values.get(workdirs.SUMMARY_FILE))
+    config: Config | None = values.get(workdirs.CONFIG_FILE)
+    holder = workdirs.holder(workdir)
+    finished = (workdir / workdirs.SUMMARY_FILE).exists()
+    whole = [step for step, damage in saved.items() if damage is None]
+    return Diagnosis(
+        workdir=workdir,
+        status="running" if holder else "finished" if finished else "interrupted" if saved else "new",
+        step=max(whole, default=0),
+        total_steps=config.total_steps if config else None,
+        findings=tuple(findings),
+        outlook=_outlook(workdir, holder, findings, saved, config, inner),
+        inner=inner,
+    )
+
+
+def _outlook(
+    workdir: pathlib.Path,
+    holder: str | None,
+    findings: list[Finding],
+    saved: dict[int, str | None],
+    config: Config | None,
+    inner: tuple[Diagnosis, ...],
+) -> str:
+    """In the order in which a resume looks at things."""
+    damaged = {finding.name: finding for finding in findings if not finding.verified}
+    finished = (workdir / workdirs.SUMMARY_FILE).exists()
+    if holder:
+        return f"is refused: {holder} trains here"
+    for name in (workdirs.CONFIG_FILE, workdirs.SUMMARY_FILE):
+        if name in damaged and (saved or finished):
+            return f"is refused: {damaged[name].detail}"
+    if finished:
+        return "reads the summary: the run is finished"
+    whole = [step for step, damage in saved.items() if damage is None]
+    if saved and not whole:
+        return "is refused: every checkpoint is damaged"
+    for name in (workdirs.ARCHITECTURE_FILE, METRICS_FILE):
+        if saved and name in damaged:
+            return f"is refused: {damaged[name].detail}"
+    unfinished = [run for run in inner if run.status != "finished"]
+    if not saved:
+        first = f", after {unfinished[0].workdir.name}/, which {unfinished[0].outlook}" if unfinished else ""
+        return f"begins at step 0{first}"
+    aside = [f"{step:,}" for step, damage in saved.items() if damage]
+    moves = f"moves step {', '.join(aside)} to {workdirs.DAMAGED_DIR}/ and " if aside else ""
+    of = f" of {config.total_steps:,}" if config else ""
+    return f"{moves}goes on at step {max(whole):,}{of}"
+
+
+def _read(name: str, read: Callable[[], Any], describe: Callable[[Any], str]) -> tuple[Finding, Any]:
+    """What a reader makes of a file, and its value, None if it is damaged."""
+    try:
+        value = read()
+        return Finding(name, describe(value)), value
+    except (BigDistillError, KeyError, TypeError, AttributeError) as error:  # the latter three: another kind of JSON
+        reason = str(error) if isinstance(error, BigDistillError) else f"is not what it should be ({error})"
+        return Finding(name, reason, verified=False), None
+
+
+def _checkpoint_findings(workdir: pathlib.Path, saved: dict[int, str | None]) -> Iterator[Finding]:
+    directory = workdir / workdirs.CHECKPOINTS_DIR
+    for step, damage in saved.items():
+        bytes_ = sum(path.stat().st_size for path in (directory / str(step)).rglob("*") if path.is_file())
+        yield Finding(f"{directory.name}/{step}", damage or f"{bytes_:,} bytes, checksums right", damage is None)
+    for name in sorted(path.name for path in directory.glob("*") if path.is_dir() and not path.name.isdigit()):
+        yield Finding(f"{directory.name}/{name}", "a save that was never finished; the next session removes it")
+    for path in sorted((workdir / workdirs.DAMAGED_DIR).glob("*")):
+        yield Finding(f"{workdirs.DAMAGED_DIR}/{path.name}", "set aside by an earlier session; nothing reads it")
+
+
+def _other_findings(workdir: pathlib.Path, summary: Any) -> Iterator[Finding]:
+    def loads(path: pathlib.Path) -> str:
+        network = weights.load(path)
+        if path.name == weights.WEIGHTS_FILE and summary:
+            if weights.sha256(network.variables["params"]) != summary["params_sha256"]:
+                raise RunError(f"{path} does not hold the weights that {workdirs.SUMMARY_FILE} has the hash of")
+            return "the weights of the summary's hash"
+        return f"{weights.num_params(network.variables['params']):,} parameters"
+
+    def checked(path: pathlib.Path) -> str:
+        programs.check(path)
+        return "checksum right"
+
+    for name in _JSON_FILES:
+        if (workdir / name).exists():
+            yield _read(name, functools.partial(workdirs.read_json, workdir / name), lambda _: "readable")[0]
+    for suffix in (".npz", ".safetensors", container.SUFFIX, *programs.READERS):
+        for path in sorted(workdir.glob(f"*{suffix}")):
+            read = checked if suffix in programs.READERS else loads
+            yield _read(path.name, functools.partial(read, path), str)[0]
+    for path in sorted(workdir.glob("nonfinite_step_*.json")):
+        yield Finding(path.name, "examples of a step whose loss or gradient was not finite")
+
+
+def _metrics_in_words(lines: list[dict[str, float]]) -> str:
+    return f"{len(lines):,} lines" + (f", the last of step {lines[-1]['step']:,}" if lines else "")
+
+
+def _summary_in_words(summary: dict[str, Any]) -> str:
+    accuracy = summary["student"]["accuracy"]
+    return f"{summary['steps']:,} steps" + (f", accuracy {100 * accuracy:.2f} %" if accuracy is not None else "")
