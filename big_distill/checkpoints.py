@@ -1,30 +1,35 @@
-"""Checkpoints of {state, meta} through Orbax, and signals that ask for one."""
+"""Checkpoints of {state, meta} through Orbax, verified before they are used."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import pathlib
-import signal
-import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from big_distill import checksums, sharding
 from big_distill.config import Config
-from big_distill.errors import RunError
+from big_distill.errors import DISK_ERRORS, RunError
+from big_distill.metrics import say
 from big_distill.state import TrainState
-from big_distill.workdir import CHECKPOINTS_DIR
+from big_distill.workdir import CHECKPOINTS_DIR, DAMAGED_DIR
+
+_UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")  # what Orbax writes last, and a restore can do without
 
 
 class Checkpoints:
     """The checkpoints of one run: the newest few, and the best on the validation split.
 
     Saving is asynchronous: `save` returns once the state is copied off the device; `close` waits for what is under
-    way. A step that is half written when the process dies is invisible to `restore`.
+    way. A step comes to be at once, whole and with the checksums of its files; what is half written when the process
+    dies is none. The sums are verified by `set_aside_damaged`, when a session begins, and by a `read_only` restore.
     """
 
     def __init__(self, directory: pathlib.Path, keep_latest: int, keep_best: int, read_only: bool = False):
@@ -33,16 +38,22 @@ class Checkpoints:
             policies.append(
                 checkpoint_managers.BestN(get_metric_fn=_accuracy, n=keep_best, keep_checkpoints_without_metrics=False)
             )
-        self._manager = ocp.CheckpointManager(
-            directory.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=_accuracy if keep_best else None,
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=not read_only,  # in a live run they are the saves under way
-                read_only=read_only,
-                create=not read_only,
-            ),
-        )
+        self._saving, self._read_only = 0, read_only
+        try:
+            self._manager = ocp.CheckpointManager(
+                directory.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    best_fn=_accuracy if keep_best else None,
+                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                    cleanup_tmp_directories=not read_only,  # in a live run they are the saves under way
+                    read_only=read_only,
+                    create=not read_only,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._pin),
+                ),
+            )
+        except (KeyError, OSError, TypeError, ValueError) as error:  # of the metrics that it reads
+            why = _in_words(_verify(directory)) or _one_line(error)
+            raise RunError(f"a checkpoint in {directory} is damaged ({why})") from error
 
     @classmethod
     def of(cls, config: Config, workdir: pathlib.Path, read_only: bool = False) -> Checkpoints:
@@ -63,7 +74,36 @@ class Checkpoints:
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta)))
         metrics = {"accuracy": validation["accuracy"]} if validation else {}
-        self._manager.save(step, args=args, metrics=metrics, force=True)
+        self._wait()
+        self._saving = step
+        with self._errors_of_saving():
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+
+    def _pin(self) -> None:
+        """Adds the checksums, when all processes have written their files, before a rename makes them a step."""
+        (directory,) = (
+            path
+            for path in pathlib.Path(self._manager.directory).glob(f"{self._saving}.*")
+            if ocp.utils.is_tmp_checkpoint(path)
+        )
+        checksums.write(directory, _UNLISTED)
+
+    def _wait(self) -> None:
+        """Until everything is on disk; raises what an asynchronous save raised."""
+        with self._errors_of_saving():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _errors_of_saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of Orbax, TensorStore or the operating system: the disk is full, or gone
+            whole = max(_steps(pathlib.Path(self._manager.directory)), default=None)
+            before = "none was saved before" if whole is None else f"the newest whole one is step {whole:,}"
+            raise RunError(
+                f"the checkpoint of step {self._saving:,} could not be saved in {self._manager.directory} "
+                f"({_one_line(error)}); {before}"
+            ) from error
 
     def all_steps(self) -> list[int]:
         """Every saved step, rising."""
@@ -75,7 +115,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The saved step with the best validation accuracy, or None without any; waits for saves under way."""
-        self._manager.wait_until_finished()
+        self._wait()
         scored = [step for step in self.all_steps() if self._manager.metrics(step)]
         return max(scored, key=lambda step: (_accuracy(self._manager.metrics(step)), step), default=None)
 
@@ -100,18 +140,17 @@ class Checkpoints:
         return self._restore(step, meta=ocp.args.JsonRestore()).meta
 
     def _restore(self, step: int, **items: Any) -> Any:
+        directory = pathlib.Path(self._manager.directory) / str(step)
+        if self._read_only and (damage := checksums.damage(directory, _UNLISTED)):
+            raise RunError(f"checkpoint {directory} is damaged ({damage})")
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (KeyError, OSError, TypeError, ValueError) as error:  # Orbax lets through what its parsers raise
-            reason = str(error).partition("\n")[0][:200]
-            raise RunError(
-                f"checkpoint {self._manager.directory / str(step)} cannot be read ({reason}); without it the same "
-                "command goes on from the one before"
-            ) from error
+            raise RunError(f"checkpoint {directory} cannot be read ({_one_line(error)})") from error
 
     def close(self) -> None:
         """Waits until everything is on disk; raises what an asynchronous save raised."""
-        self._manager.wait_until_finished()
+        self._wait()
         self._manager.close()
 
 
@@ -121,38 +160,57 @@ def _accuracy(metrics: Mapping[str, float]) -> float:
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
-    """Whether a run directory holds a step that was saved whole."""
-    directory = workdir / CHECKPOINTS_DIR
-    return directory.is_dir() and bool(ocp.utils.checkpoint_steps(directory))
+    """Whether a run directory holds a saved step."""
+    return bool(_steps(workdir / CHECKPOINTS_DIR))
 
 
-class Preemption:
-    """Remembers SIGTERM and SIGINT (`requested`), for the loop to save and leave at the next step boundary.
+def verify(workdir: pathlib.Path) -> dict[int, str | None]:
+    """For every saved step, rising, what is wrong with its files; None if they are as they were saved."""
+    return _verify(workdir / CHECKPOINTS_DIR)
 
-    With several processes JAX's preemption service catches SIGTERM and agrees on a step at which all of them save.
+
+def _verify(directory: pathlib.Path) -> dict[int, str | None]:
+    return {step: checksums.damage(directory / str(step), _UNLISTED) for step in _steps(directory)}
+
+
+def set_aside_damaged(workdir: pathlib.Path) -> None:
+    """Moves damaged steps out of the way of a resume and says so, in process 0 for all.
+
+    Raises:
+      RunError: all that were saved are damaged; they stay where they are.
     """
+    refusal = sharding.from_first_process(_set_aside_damaged(workdir) if jax.process_index() == 0 else None)
+    if refusal:
+        raise RunError(refusal)
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Preemption:
-        if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._remember)
-        return self
+def _set_aside_damaged(workdir: pathlib.Path) -> str | None:
+    found = verify(workdir)
+    damaged = {step: what for step, what in found.items() if what}
+    if damaged and len(damaged) == len(found):
+        return (
+            f"every checkpoint in {workdir / CHECKPOINTS_DIR} is damaged ({_in_words(found)}): bring one back from a "
+            "copy, or choose another --workdir to begin anew"
+        )
+    for step, what in damaged.items():
+        aside = workdir / DAMAGED_DIR / f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
+        aside.parent.mkdir(exist_ok=True)
+        (workdir / CHECKPOINTS_DIR / str(step)).rename(aside)
+        say(f"checkpoint {step:,} of {workdir} is damaged ({what}) and is now {aside}")
+    return None
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
-    def _remember(self, *_: Any) -> None:
-        if not self.requested:
-            print("big_distill: finishing the step, then saving", file=sys.stderr)
-        self.requested = True
+def _in_words(found: Mapping[int, str | None]) -> str:
+    return "; ".join(f"{step}: {what}" for step, what in found.items() if what)
 
-    def reached(self, step: int) -> bool:
-        """Whether to save and leave after this step; every process gets the same answer."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.requested
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error)
+    for number in DISK_ERRORS:
+        if os.strerror(number) in text:  # all that counts in a long line of TensorStore's
+            return os.strerror(number)
+    return (text.partition("\n")[0] or type(error).__name__)[:200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging as std_logging
+import os
 import pathlib
 import re
 import signal
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from big_distill.config import check_path, fields_of, nearest
 from big_distill.config_files import load_config
-from big_distill.errors import BigDistillError, ConfigError
+from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, PeerLost, RunError
 
 _INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 
@@ -119,8 +120,15 @@ def run(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what is half done is undone
         try:
             main()
+        except PeerLost as error:
+            print(f"big_distill: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_status)  # at a usual exit jax.distributed waits for the dead
         except BigDistillError as error:
             _exit(str(error), error.exit_status)
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            _exit(f"{error.filename or 'a file'} cannot be written: {error.strerror}", RunError.exit_status)
         except KeyboardInterrupt:
             _exit("interrupted", _INTERRUPTED)
 
@@ -136,7 +144,9 @@ def run(main: Callable[[], None]) -> None:
             _exit(str(error), error.exit_status)
             raise
 
-    logging.get_absl_handler().setFormatter(std_logging.Formatter("%(levelname)s: %(message)s"))
+    handler = logging.get_absl_handler()
+    handler.setFormatter(std_logging.Formatter("%(levelname)s: %(message)s"))
+    handler.addFilter(lambda record: not (record.exc_info and "/orbax/" in record.pathname))  # it also raises these
     app.run(guarded, flags_parser=parser)
 
 

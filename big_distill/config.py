@@ -174,6 +174,9 @@ class OptimizerConfig:
     schedule: str = maths("cosine", "cosine, constant, staircase (a tenth at each of boundaries) or bit_hyperrule")
     warmup_steps: int = maths(0, "linear warm-up; 0: none, or the BiT-HyperRule's")
     boundaries: tuple[int, ...] = maths((), "staircase: steps at which the rate falls to a tenth")
+    max_skipped_steps: int = maths(
+        0, "leave out at most so many updates whose loss or gradient is not finite; 0: the first one ends the run"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +243,9 @@ class Config:
     log_every_steps: int = cosmetic(50, "write training metrics this often")
     eval_every_steps: int = cosmetic(0, "evaluate this often; 0: ten times a run")
     checkpoint_every_steps: int = cosmetic(0, "save this often; 0: with every evaluation")
+    grace_seconds: float = cosmetic(
+        30.0, "after a signal, leave within this time, with what was saved before if need be; 0: however long it takes"
+    )
     keep_latest: int = cosmetic(2, "how many of the newest checkpoints are kept")
     keep_best: int = cosmetic(1, "how many of the best on the validation split are kept")
     log_view_hash: bool = cosmetic(False, "log a hash of each branch's view: proof of who saw what")

@@ -1,5 +1,10 @@
 """The errors a user can cause or meet: each prints as one line and ends the program with its own exit status."""
 
+import errno
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Of an OSError for which the disk is to blame."""
+
 
 class BigDistillError(Exception):
     """Something the user can mend; its message is one line that says what and how."""
@@ -29,6 +34,12 @@ class NonFiniteError(BigDistillError):
     """The loss or a gradient stopped being finite; the update was not applied."""
 
     exit_status = 5
+
+
+class PeerLost(BigDistillError):
+    """Another process of the run died or cannot be reached; what was saved stays and the same commands go on."""
+
+    exit_status = 75
 
 
 class Preempted(BigDistillError):

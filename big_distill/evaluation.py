@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -26,11 +26,31 @@ from big_distill.workdir import CHECKPOINTS_DIR, read_config
 EvalStep = Callable[..., scoring.Sums]
 
 
+class Stopped(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
 def evaluate(
-    eval_step: EvalStep, variables: weights.Variables, teacher: Teacher | None, data: EvalPipeline, mesh: Mesh
+    eval_step: EvalStep,
+    variables: weights.Variables,
+    teacher: Teacher | None,
+    data: EvalPipeline,
+    mesh: Mesh,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
-    """Metrics of one network on one split (see `scoring.summarize`), every readable example counted once."""
-    return scoring.summarize(eval_step(variables, teacher, sharding.to_devices(mesh, batch)) for batch in data)
+    """Metrics of one network on one split (see `scoring.summarize`), every readable example counted once.
+
+    Raises:
+      Stopped: `stop`, which is asked before every batch, returned True.
+    """
+
+    def sums() -> Iterator[scoring.Sums]:
+        for batch in data:
+            if stop is not None and stop():
+                raise Stopped
+            yield eval_step(variables, teacher, sharding.to_devices(mesh, batch))
+
+    return scoring.summarize(sums())
 
 
 def jit_eval_step(student: weights.Architecture, config: Config, mesh: Mesh) -> EvalStep:

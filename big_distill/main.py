@@ -42,6 +42,7 @@ def define_flags() -> None:
     flags.DEFINE_string("coordinator", None, "Several processes elsewhere: HOST:PORT of process 0.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.")
+    flags.DEFINE_integer("peer_timeout_seconds", 100, "Several processes: leave when one was not heard of for so long.")
 
 
 def main() -> None:
@@ -71,7 +72,11 @@ def _start_distributed() -> None:
     if args.coordinator and None in given:
         raise ConfigError("--coordinator needs --num_processes and --process_id too")
     try:
-        jax.distributed.initialize(*(given if args.coordinator else ()))
+        jax.distributed.initialize(
+            **dict(zip(("coordinator_address", "num_processes", "process_id"), given, strict=True)),
+            heartbeat_timeout_seconds=args.peer_timeout_seconds,
+            shutdown_timeout_seconds=args.peer_timeout_seconds,
+        )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"jax.distributed did not start ({error}); where JAX cannot find its cluster by itself, give "

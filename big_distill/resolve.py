@@ -151,7 +151,8 @@ def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
     at_least(f"{prefix}.source.num_train_examples", source.num_train_examples, 1)
     for name in ("source", "eval_source"):
         _check_reading(getattr(config, name), f"{prefix}.{name}")
-    for name in ("lr", "weight_decay", "clip_norm"):
+    at_least(f"{prefix}.grace_seconds", config.grace_seconds, 0)
+    for name in ("lr", "weight_decay", "clip_norm", "max_skipped_steps"):
         at_least(f"{prefix}.optimizer.{name}", getattr(optimizer, name), 0)
     check_regex(f"{prefix}.optimizer.decay_mask", optimizer.decay_mask)
     check_regex(f"{prefix}.init_fresh", config.init_fresh or "")

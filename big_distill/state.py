@@ -95,11 +95,12 @@ class Teacher:
 class TrainState:
     """All that a step changes.
 
-    step: int32 [], the number of updates applied.
+    step: int32 [], the number of updates applied, or skipped.
     params: the trainable floats.
     aux: how they become kernels, {} if they are.
     batch_stats: running statistics of normalisation layers, {} without any.
     opt_state: optax's.
+    skipped: int32 [], how many of the updates were left out because they were not finite.
     """
 
     step: jax.Array
@@ -107,6 +108,7 @@ class TrainState:
     aux: Aux
     batch_stats: Any
     opt_state: Any
+    skipped: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def make_train_step(
     seed: int,
     refresh: Refresh | None = None,
     accumulate_steps: int = 1,
+    max_skipped_steps: int = 0,
     log_view_hash: bool = False,
 ) -> Callable[[TrainState, Teacher | None, Batch], tuple[TrainState, Metrics]]:
     """The one train step: supervised without a teacher, distillation with one.
@@ -44,13 +45,14 @@ def make_train_step(
       refresh: what becomes of `state.aux` after an update; None: it stays.
       accumulate_steps: parts of the global batch whose gradients are added up before the update; mixup comes before
         the split.
+      max_skipped_steps: how many updates that are not finite may be left out.
       log_view_hash: whether the metrics have `view_hash` and `teacher_view_hash`, hashes of what each branch saw.
 
     Returns:
       `train_step(state, teacher, batch) -> (state, metrics)`. The update is applied only if loss and gradient are
       finite and `batch['step']` is `state.step`: after a step that was not, the state stays as it was, however many
-      steps are already on their way. Metrics: `loss`, `grad_norm`, `applied` and, with a teacher, `kl` and `agreement`
-      on the training view.
+      steps are already on their way. If it may be skipped, nothing but `step`, `skipped` and `aux` moves on. Metrics:
+      `loss`, `grad_norm`, `applied` and, with a teacher, `kl` and `agreement` on the training view.
     """
 
     def loss_fn(params: Any, aux: Aux, batch_stats: Any, views: Any, target: jax.Array | None, rng: jax.Array) -> Any:
@@ -101,17 +103,22 @@ def make_train_step(
         metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        in_order = batch["step"] == state.step
+        metrics["applied"], advances = finite & in_order, finite & in_order
+        if max_skipped_steps:
+            old = state.params, state.batch_stats, state.opt_state
+            params, batch_stats, opt_state = _where(finite, (params, batch_stats, opt_state), old)
+            advances = in_order & (finite | (state.skipped < max_skipped_steps))
         new_state = TrainState(
             step=state.step + 1,
             params=params,
             aux=refresh(params, state.aux, state.step + 1) if refresh else state.aux,
             batch_stats=batch_stats,
             opt_state=opt_state,
+            skipped=state.skipped + ~finite,
         )
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        metrics["applied"] = finite & (batch["step"] == state.step)
-        state = jax.tree.map(lambda new, old: jnp.where(metrics["applied"], new, old), new_state, state)
-        return state, metrics
+        return _where(advances, new_state, state), metrics
 
     return train_step
 
@@ -141,6 +148,10 @@ def teacher_logits(teacher: Teacher | None, view: jax.Array) -> jax.Array | None
         own, _ = model.apply(variables, for_network(view, card), train=False)
         logits.append(own if order is None else own[:, jnp.array(order)])
     return jax.lax.stop_gradient(mean_teacher(logits, teacher.mean))
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _split(views: Any, num_parts: int) -> Any:

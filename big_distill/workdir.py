@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +16,7 @@ import jax
 from big_distill.config import Config, differences, fingerprint, from_dict, to_dict
 from big_distill.errors import ConfigError, RunError
 from big_distill.metrics import say
+from big_distill.sharding import from_first_process
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
@@ -23,18 +28,38 @@ SENSITIVITY_FILE, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.svg"
 PACK_FILE = "pack.json"
 ARCHITECTURE_FILE = "architecture.json"
 TEACHER_DIR = "teacher"
+DAMAGED_DIR = "damaged"
 INIT_DIR = "init"
-_RESUMES_FILE = "resumes.json"
+RESUMES_FILE = "resumes.json"
+_LOCK_FILE = "run.lock"
 
 
-def claim(workdir: pathlib.Path, config: Config, prefix: str) -> None:
-    """Makes a run directory, or checks a config against what was trained there; writes nothing into it.
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path, config: Config, prefix: str) -> Iterator[None]:
+    """Makes a run directory, or checks a config against what was trained there, and holds it against other runs.
 
-    `prefix` is what the config is called in messages: 'config', or 'config.teacher.config'.
+    Process 0 does so for all. What it holds is a lock of the operating system, which ends with the process. `prefix` is
+    what the config is called in messages: 'config', or 'config.teacher.config'.
 
     Raises:
-      RunError: the directory holds a run with another maths field, or cannot be written.
+      RunError: the directory holds a run with another maths field, another process trains there, or it cannot be
+        written.
     """
+    with contextlib.ExitStack() as held:
+        refusal = None
+        if jax.process_index() == 0:
+            try:
+                _check_same_run(workdir, config, prefix)
+                held.enter_context(_locked(workdir))
+            except RunError as error:
+                refusal = str(error)
+        refusal = from_first_process(refusal)
+        if refusal:
+            raise RunError(refusal)
+        yield
+
+
+def _check_same_run(workdir: pathlib.Path, config: Config, prefix: str) -> None:
     trained = any((workdir / CHECKPOINTS_DIR).glob("*")) or (workdir / SUMMARY_FILE).is_file()
     if trained:
         before = read_config(workdir)
@@ -45,14 +70,48 @@ def claim(workdir: pathlib.Path, config: Config, prefix: str) -> None:
             )
         if changed := differences(before, config, "numerics", prefix):
             say(f"{workdir}: goes on with other numerics, so not bit-exactly ({'; '.join(changed)})")
-    if jax.process_index() == 0:
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+    path = workdir / _LOCK_FILE
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise RunError(f"run directory {workdir} cannot be written: {error}") from error
+    with file:
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            probe = workdir / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise RunError(f"run directory {workdir} cannot be written: {error}") from error
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"{workdir} is being trained by {_written_by_holder(path)}: wait for it, stop it, or choose another "
+                "--workdir"
+            ) from error
+        except OSError as error:  # a file system without locks, as some network mounts are
+            say(f"{workdir} cannot be locked ({error.strerror}): start no second run there")
+        with contextlib.suppress(OSError):  # for the message above alone
+            file.truncate(0)
+            file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+            file.flush()
+        yield
+
+
+def holder(workdir: pathlib.Path) -> str | None:
+    """Which process trains in a run directory, such as 'process 7 of tpu-0'; None: none that this machine can see."""
+    path = workdir / _LOCK_FILE
+    with contextlib.suppress(FileNotFoundError), path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _written_by_holder(path)
+        except OSError:
+            return None
+    return None
+
+
+def _written_by_holder(path: pathlib.Path) -> str:
+    return path.read_text(errors="replace").strip() or "another process"
 
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:
@@ -83,14 +142,14 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 def resumed_at(workdir: pathlib.Path) -> list[int]:
     """The steps a run was resumed at."""
-    path = workdir / _RESUMES_FILE
+    path = workdir / RESUMES_FILE
     return read_json(path) if path.is_file() else []
 
 
 def note_resume(workdir: pathlib.Path, step: int) -> None:
     """Adds to `resumed_at`; at once, because a run may be killed before its next checkpoint."""
     if jax.process_index() == 0:
-        write_json(workdir / _RESUMES_FILE, [*resumed_at(workdir), step])
+        write_json(workdir / RESUMES_FILE, [*resumed_at(workdir), step])
 
 
 def read_json(path: pathlib.Path) -> Any:

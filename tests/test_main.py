@@ -1,47 +1,22 @@
 """The command as a user runs it, in processes of its own: mistakes, kill -9, two processes."""
 
 import json
-import os
-import pathlib
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
+from processes import ROOT, cluster, losses, run, saved_steps, start, wait_for
 
 from big_distill import cli
 from big_distill.errors import ConfigError
-from big_distill.metrics import read_metrics
 
-ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = ["--config=configs/digits_fm.py", "--config.total_steps=20", "--config.teacher.config.total_steps=10",
           "--config.log_every_steps=1", "--config.eval_every_steps=5", "--config.teacher.config.eval_every_steps=5",
           "--config.optimizer.warmup_steps=2", "--config.teacher.config.optimizer.warmup_steps=2"]  # fmt: skip
 
 
 on_one_worker = pytest.mark.xdist_group("whole")  # so that `whole` is run once
-
-
-def start(*args, module="main", **env):
-    return subprocess.Popen(
-        [sys.executable, "-m", f"big_distill.{module}", *map(str, args)],
-        cwd=ROOT,
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-
-
-def run(*args, **kwargs):
-    process = start(*args, **kwargs)
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
 
 
 FM = "--config=configs/digits_fm.py"
@@ -98,14 +73,6 @@ def test_help_teaches():
         assert text in out
 
 
-def losses(workdir):
-    return [line["train/loss"] for line in read_metrics(workdir) if "train/loss" in line]
-
-
-def saved_steps(workdir):
-    return [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run."""
@@ -120,9 +87,7 @@ def whole(tmp_path_factory):
 def test_kill_9_and_the_same_command_again(whole, tmp_path):
     command = [*DIGITS, f"--config.teacher.path={whole}/teacher", f"--workdir={tmp_path}"]
     process = start(*command)
-    while not saved_steps(tmp_path):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
+    wait_for(lambda: saved_steps(tmp_path), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "summary.json").exists()
@@ -139,9 +104,7 @@ def test_kill_9_and_the_same_command_again(whole, tmp_path):
 def test_sigterm_saves_and_has_its_own_status(whole, tmp_path):
     teacher = f"--config.teacher.path={whole}/teacher"
     process = start(*DIGITS, teacher, "--config.total_steps=100000", f"--workdir={tmp_path}")
-    while len(losses(tmp_path)) < 3:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
+    wait_for(lambda: len(losses(tmp_path)) >= 3, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75
@@ -153,13 +116,8 @@ def test_sigterm_saves_and_has_its_own_status(whole, tmp_path):
 
 @on_one_worker
 def test_two_processes_are_one(whole, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     teacher = f"--config.teacher.path={whole}/teacher"
-    cluster = [teacher, f"--coordinator=localhost:{port}", "--num_processes=2"]
-    one_device = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")}
-    processes = [start(*DIGITS, f"--workdir={tmp_path}", *cluster, f"--process_id={i}", **one_device) for i in (0, 1)]
+    processes = cluster(*DIGITS, f"--workdir={tmp_path}", teacher)
     outputs = [process.communicate(timeout=240) for process in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     assert "agreement" in outputs[0][0] and "agreement" not in outputs[1][0]  # process 0 alone speaks
@@ -173,9 +131,9 @@ def test_two_processes_are_one(whole, tmp_path):
 
 @on_one_worker
 def test_evaluate_command(whole):
-    status, out, err = run(f"--workdir={whole}", "--split=validation", "--json", module="evaluate")
+    status, out, err = run(f"--workdir={whole}", "--split=validation", "--json", module="big_distill.evaluate")
     assert status == 0, err
     want = json.loads((whole / "summary.json").read_text())["scores"]["validation"]
     assert json.loads(out) == pytest.approx(want, rel=1e-6)
-    status, _, err = run("--workdir=nowhere", module="evaluate")
+    status, _, err = run("--workdir=nowhere", module="big_distill.evaluate")
     assert (status, err) == (4, "big_distill: nowhere is not a run directory: it has no config.json\n")

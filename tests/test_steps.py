@@ -59,7 +59,8 @@ def setup(name="function_matching", accumulate_steps=1, **kwargs):
         num_classes=K, seed=0, accumulate_steps=accumulate_steps,
     )  # fmt: skip
     variables = model.init(jax.random.key(0), jnp.zeros((1, S, S, 1)))
-    state = TrainState(jnp.int32(0), variables["params"], {}, variables["batch_stats"], tx.init(variables["params"]))
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    state = TrainState(jnp.int32(0), params, {}, batch_stats, tx.init(params), jnp.int32(0))
     teacher = Teacher((model.init(jax.random.key(1), jnp.zeros((1, S, S, 1))),), (model,), (CARD,), (None,))
     return step, state, teacher
 

@@ -13,9 +13,10 @@ MODULES = {
 
 # Top floor first; a module imports from its own floor or below, and there are no circles.
 FLOORS = [
-    "main evaluate prepare pack sensitivity",
+    "main evaluate prepare pack sensitivity doctor",
     "plots",
-    "train inference packing scanning cli",
+    "train inference packing scanning diagnosis cli",
+    "run preemption",
     "evaluation preflight",
     "programs post_training",
     "export",
@@ -28,7 +29,7 @@ FLOORS = [
     "config_files families compression_rules",
     "checks",
     "state plugins config",
-    "errors",
+    "errors checksums",
 ]
 OWNERS = {  # only these may import it
     "flax.linen": ("models.",),

@@ -17,10 +17,12 @@ from big_distill import teacher as teachers
 from big_distill.config import ModelConfig
 from big_distill.config_files import template
 from big_distill.data import array_source
+from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 from big_distill.errors import ConfigError, DataError, Preempted, RunError
 from big_distill.evaluation import evaluate_run
 from big_distill.metrics import read_metrics
+from big_distill.preemption import Preemption
 from big_distill.resolve import resolve
 from big_distill.state import Card
 from big_distill.steps import teacher_logits
@@ -144,7 +146,7 @@ def test_ranges_of_the_first_session_hold_for_the_next(distilled, tmp_path, monk
 def stop_after(monkeypatch, config, workdir, step):
     """Trains a run as far as the first checkpoint and stops as after a SIGTERM."""
     with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(train.Preemption, "reached", lambda self, now: now == step)
+        patch.setattr(Preemption, "reached", lambda self, now: now == step)
         train_and_evaluate(resolved(config), workdir)
 
 
@@ -439,13 +441,13 @@ def test_a_run_can_prove_who_saw_what(distilled, tmp_path, regime):
 
 
 def test_a_broken_pipeline_does_not_pass_the_proof(distilled, tmp_path, monkeypatch):
-    honest = train.TrainPipeline.batch
+    honest = TrainPipeline.batch
 
     def broken(self, step):
         batch = honest(self, step)
         return {**batch, "teacher_pixels": batch["pixels"][:, :, ::-1]}
 
-    monkeypatch.setattr(train.TrainPipeline, "batch", broken)
+    monkeypatch.setattr(TrainPipeline, "batch", broken)
     distilled.log_view_hash = True
     train_and_evaluate(resolved(distilled), tmp_path / "run")
     assert all(student != teacher for student, teacher in hashes(tmp_path / "run"))

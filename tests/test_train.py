@@ -251,11 +251,15 @@ def test_a_mistake_shows_before_the_teacher_is_trained(distilled, tmp_path):
     assert not (tmp_path / "teacher").exists()
 
 
-def test_a_signal_during_the_teachers_last_step_stops_after_the_teacher(distilled, tmp_path, interrupt_at):
+def test_a_signal_during_the_teachers_last_step_leaves_its_evaluation_to_a_resume(distilled, tmp_path, interrupt_at):
+    config = resolved(distilled)
+    whole = train_and_evaluate(config, tmp_path / "whole")
     interrupt_at(6)
-    with pytest.raises(Preempted, match="stopped after the teacher"):
-        train_and_evaluate(resolved(distilled), tmp_path)
-    assert (tmp_path / "teacher" / "summary.json").exists() and not (tmp_path / "checkpoints").exists()
+    with pytest.raises(Preempted, match="saved and stopped at step 6 of 6"):
+        train_and_evaluate(config, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "teacher" / "summary.json").exists()
+    assert train_and_evaluate(config, tmp_path / "parts")["params_sha256"] == whole["params_sha256"]
+    assert timeless(tmp_path / "parts" / "teacher") == timeless(tmp_path / "whole" / "teacher")
 
 
 def test_checkpoints_are_read_on_another_number_of_devices(tiny, tmp_path, request):

@@ -13,8 +13,9 @@ from big_distill.config import CompressConfig, Config
 from big_distill.errors import ConfigError, Preempted, RunError
 from big_distill.evaluation import evaluate_run
 from big_distill.packing import pack
+from big_distill.preemption import Preemption
 from big_distill.resolve import resolve
-from big_distill.train import Preemption, train_and_evaluate
+from big_distill.train import train_and_evaluate
 
 FORMS = {
     "channels": {"structure": "channels", "sparsity": 0.5},

@@ -216,7 +216,7 @@ def _tfds_source(source: SourceConfig, split: str) -> Source:
         return [(example[image], int(example[label]) if label else -1) for example in examples]
 
     return Source(
-        name=f"{source.name} {split}",
+        name=f"{info.full_name} {split}",
         num_examples=num_examples,
         num_classes=features[label].num_classes if label else None,
         class_names=tuple(features[label].names) if label else (),

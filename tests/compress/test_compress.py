@@ -15,9 +15,10 @@ from big_distill.compress import pruning, sharing
 from big_distill.config import CompressConfig, Config
 from big_distill.errors import ConfigError, Preempted
 from big_distill.evaluation import evaluate_run
+from big_distill.preemption import Preemption
 from big_distill.resolve import resolve
 from big_distill.state import Representation, materialize
-from big_distill.train import Preemption, train_and_evaluate
+from big_distill.train import train_and_evaluate
 
 KEY = jax.random.key(0)
 

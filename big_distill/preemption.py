@@ -1,0 +1,112 @@
+"""SIGTERM and SIGINT as requests: the loop saves and leaves, and within a stated time whatever it is doing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from big_distill.errors import Preempted
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Interrupt(BaseException):
+    """`Preempted` on its way out of whatever was going on: no handler of errors must take it for one of its own."""
+
+
+class Preemption:
+    """Turns signals into `requested` where the loop has something to save (`deferred`), elsewhere into `Preempted`.
+
+    A second signal changes nothing. `grace_seconds` after the first one the process ends (0: never), even in the middle
+    of a compilation or a save, of which nothing but a whole checkpoint remains.
+
+    With several processes JAX's preemption service catches SIGTERM and agrees on a step at which all of them save;
+    SIGINT is passed on to it, and the time runs from that step.
+    """
+
+    def __init__(self, grace_seconds: float):
+        self.requested = False
+        self._grace_seconds = grace_seconds
+        self._deferred = False
+        self._several = jax.process_count() > 1
+        self._timer: threading.Timer | None = None
+        self._restore = contextlib.ExitStack()
+
+    def __enter__(self) -> Preemption:
+        if self._several:
+            self._handle(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            return self
+        for number in _SIGNALS:
+            self._handle(number, self._on_signal)
+        # Python runs a handler between two bytecodes, so not while XLA compiles. This byte it sends at once.
+        ours, pythons = socket.socketpair()
+        pythons.setblocking(False)
+        before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(ours,), daemon=True).start()
+        self._restore.callback(pythons.close)  # ends the thread
+        self._restore.callback(signal.set_wakeup_fd, before)
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._restore.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        if isinstance(error, _Interrupt):
+            raise Preempted(f"stopped by {error}, with nothing to save; the same command goes on") from None
+
+    def _handle(self, number: int, handler: Any) -> None:
+        self._restore.callback(signal.signal, number, signal.signal(number, handler))
+
+    def _watch(self, wakeups: socket.socket) -> None:
+        with wakeups:
+            while received := wakeups.recv(1):
+                if received[0] in _SIGNALS:
+                    self._start_timer()
+
+    def _start_timer(self) -> None:
+        if self._grace_seconds and self._timer is None:
+            self._timer = threading.Timer(self._grace_seconds, self._leave)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _leave(self) -> None:
+        print(
+            f"big_distill: not saved within config.grace_seconds={self._grace_seconds:g}; the same command goes on "
+            "from the checkpoint before",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(Preempted.exit_status)
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        if self.requested:
+            return
+        self.requested = True
+        if not self._deferred:
+            raise _Interrupt(signal.Signals(number).name)
+        print("big_distill: finishing the step, then saving", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Where a signal is noted, for the loop to ask for."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and leave after this step; every process gets the same answer."""
+        if self._several and not self.requested and multihost_utils.reached_preemption_sync_point(step):
+            self.requested = True
+            self._start_timer()
+        return self.requested
