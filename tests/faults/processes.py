@@ -1,0 +1,99 @@
+"""The commands as a user runs them, each in a process of its own with one device, and what they leave behind."""
+
+import hashlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from big_distill import weights
+from big_distill.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+STAGED = "--config=tests/faults/staged_digits.py"
+CLOCK = ("seconds", "train/images_per_second")
+CLOCKED = ("wall_seconds", "images_per_second", "resumed_at")  # of a summary
+
+
+def start(*args, module="big_distill.main", **env):
+    """Starts a command; it shares the tests' compilation cache."""
+    command = [sys.executable, *([module] if module.endswith(".py") else ["-m", module]), *map(str, args)]
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1"),
+    }
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **cache, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(*args, **kwargs):
+    """(exit status, stdout, stderr)."""
+    process = start(*args, **kwargs)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def cluster(*args, num_processes=2, **kwargs):
+    """Starts the processes of one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    common = [*args, f"--coordinator={address}", f"--num_processes={num_processes}"]
+    return [start(*common, f"--process_id={i}", **kwargs) for i in range(num_processes)]
+
+
+def wait_for(condition, process, seconds=120):
+    """Until `condition()`; fails if the process ends first."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def saved_steps(workdir):
+    """Steps of the checkpoints that are there, rising."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def losses(workdir):
+    """Of every logged step."""
+    return [line["train/loss"] for line in read_metrics(workdir) if "train/loss" in line]
+
+
+def timeless(workdir):
+    """The metrics file without what depends on the clock."""
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in read_metrics(workdir)]
+
+
+def state_sha256(workdir, step):
+    """Of all that a resume would go on with: parameters, their representation, the optimiser's state, the counters."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        path = workdir.absolute() / "checkpoints" / str(step) / "state"
+        args = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpointer.metadata(path).item_metadata.tree
+        )
+        return weights.sha256(checkpointer.restore(path, restore_args=args))
+
+
+def outcome(workdir):
+    """Of a finished run and the runs inside it: hashes of all that an interruption must not change."""
+    found = {}
+    for directory in (workdir, workdir / "teacher", workdir / "init"):
+        if directory.is_dir():
+            summary = json.loads((directory / "summary.json").read_text())
+            found[directory.name if directory != workdir else ""] = {
+                "summary": {key: value for key, value in summary.items() if key not in CLOCKED},
+                "metrics": hashlib.sha256(json.dumps(timeless(directory)).encode()).hexdigest(),
+                "state": state_sha256(directory, saved_steps(directory)[-1]),
+            }
+    return found

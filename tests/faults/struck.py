@@ -1,0 +1,65 @@
+"""`python -m big_distill.main`, which sends itself signals some milliseconds into a moment of its own.
+
+  python tests/faults/struck.py KILL "student's init" save 2 13.5 --config=...
+  python tests/faults/struck.py TERM,TERM student evaluate 1 3 --config=...
+
+The second save of the student's first stage in this process has begun 13.5 ms ago: nothing is flushed, nobody is told.
+Moments: the start of a `step`, a `save`, an `evaluate`, or (of no stage, '') an `open` of data and networks; a `hang`
+is a step that takes a minute.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from big_distill import checkpoints, cli, main, metrics, run, train
+
+
+def strike(names):
+    for name in names:
+        os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+        time.sleep(0.02)
+
+
+def arm(names, stage, event, count, milliseconds):
+    """Waits for the count-th such moment of a stage."""
+    now, seen = [""], [0]
+
+    def happens(name):
+        if (now[0], name) == (stage, event):
+            seen[0] += 1
+            if seen[0] == count:
+                threading.Timer(milliseconds / 1000, strike, (names,)).start()
+                if event == "hang":
+                    time.sleep(60)
+
+    def announced(function, *names):
+        def wrapped(*args, **kwargs):
+            for name in names:
+                happens(name)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    def named(*args):
+        now[0] = args[-1]
+        try:
+            return loop(*args)
+        finally:
+            now[0] = ""
+
+    loop, train._train = train._train, named
+    train.open_run = announced(train.open_run, "open")
+    metrics.Progress.update = announced(metrics.Progress.update, "step", "hang")
+    checkpoints.Checkpoints.save = announced(checkpoints.Checkpoints.save, "save")
+    run.Run.evaluate = announced(run.Run.evaluate, "evaluate")
+
+
+if __name__ == "__main__":
+    names, stage, event, count, milliseconds = sys.argv[1:6]
+    del sys.argv[1:6]
+    arm(names.split(","), stage, event, int(count), float(milliseconds))
+    main.define_flags()
+    cli.run(main.main)

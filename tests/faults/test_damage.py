@@ -1,0 +1,166 @@
+"""Checkpoints that are no longer what was saved: the one before, said aloud, or a refusal; as the doctor foretells."""
+
+import json
+import re
+import shutil
+
+import jax
+import pytest
+from processes import ROOT, timeless
+
+from big_distill import checkpoints, checksums
+from big_distill.config_files import load_config
+from big_distill.diagnosis import examine
+from big_distill.errors import Preempted, RunError
+from big_distill.evaluation import evaluate_run
+from big_distill.metrics import METRICS_FILE
+from big_distill.preemption import Preemption
+from big_distill.resolve import resolve
+from big_distill.train import train_and_evaluate
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def missing(path):
+    path.unlink()
+
+
+DAMAGES = (truncated, flipped, emptied, missing)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A config, a run that stopped at step 5 with steps 3 and 5 saved, and summary and metrics of one that did not."""
+    config = load_config(ROOT / "configs" / "digits_fm.py").teacher.config
+    config.student.features = (4, 8)
+    config.batch_size, config.optimizer.warmup_steps = 40, 1
+    config.total_steps, config.log_every_steps, config.eval_every_steps = 6, 1, 3
+    config = resolve(config, jax.device_count(), "cpu")
+    directory = tmp_path_factory.mktemp("runs")
+    whole = train_and_evaluate(config, directory / "whole")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(Preemption, "reached", lambda self, step: step == 5)
+        train_and_evaluate(config, directory / "stopped")
+    assert sorted(checkpoints.verify(directory / "stopped").items()) == [(3, None), (5, None)]
+    return config, directory / "stopped", whole, timeless(directory / "whole")
+
+
+@pytest.fixture
+def stopped(runs, tmp_path):
+    """A copy of it, to be damaged."""
+    shutil.copytree(runs[1], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def files(workdir, step):
+    """What of a saved step a restore reads: all but Orbax's last words."""
+    directory = workdir / "checkpoints" / str(step)
+    names = ("_CHECKPOINT_METADATA", "commit_success.txt")
+    return [path for path in directory.rglob("*") if path.is_file() and str(path.relative_to(directory)) not in names]
+
+
+def test_every_damage_to_every_file_is_seen(stopped):
+    for path in files(stopped, 5):
+        kept = path.read_bytes()
+        for damage in DAMAGES:
+            damage(path)
+            verdict = checkpoints.verify(stopped)
+            assert verdict[3] is None, (path, damage)
+            name = str(path.relative_to(stopped / "checkpoints" / "5"))
+            assert verdict[5] and (name in verdict[5] or path.name == checksums.LIST_FILE), (path, damage, verdict[5])
+            path.write_bytes(kept)
+    assert checkpoints.verify(stopped) == {3: None, 5: None}
+    (stopped / "checkpoints" / "5" / "state" / "more").touch()
+    assert checkpoints.verify(stopped)[5] == f"state/more is not in {checksums.LIST_FILE}"
+
+
+def largest(workdir, step):
+    """The file with the arrays."""
+    return max((path for path in files(workdir, step) if path.parent.name == "d"), key=lambda path: path.stat().st_size)
+
+
+FALLBACKS = {
+    "a bit of the weights": (lambda run: flipped(largest(run, 5)), r"state/ocdbt\S+ has changed"),
+    "half of the weights": (lambda run: truncated(largest(run, 5)), r"state/ocdbt\S+ has changed"),
+    "Orbax's metrics": (
+        lambda run: emptied(run / "checkpoints/5/metrics/metrics"),
+        "metrics/metrics has changed",
+    ),
+    "the meta": (lambda run: missing(run / "checkpoints/5/meta/metadata"), "meta/metadata is missing"),
+    "everything": (
+        lambda run: (shutil.rmtree(run / "checkpoints/5"), (run / "checkpoints/5").mkdir()),
+        "checksums.sha256 is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+def test_the_checkpoint_before_takes_over(runs, stopped, capsys, name):
+    config, _, whole, metrics = runs
+    damage, what = FALLBACKS[name]
+    damage(stopped)
+    foretold = examine(stopped)
+    assert not foretold.verified and foretold.outlook == "moves step 5 to damaged/ and goes on at step 3 of 6"
+    with pytest.raises(RunError, match=r"checkpoint \S*5 is damaged|damaged \(5: metrics/metrics has changed"):
+        evaluate_run(stopped, "validation", "latest")
+    summary = train_and_evaluate(config, stopped)
+    assert re.search(rf"checkpoint 5 of \S+ is damaged \({what}\) and is now \S+/damaged/5-", capsys.readouterr().out)
+    assert summary["resumed_at"] == [3] and summary["params_sha256"] == whole["params_sha256"]
+    assert timeless(stopped) == metrics
+    assert len(list((stopped / "damaged").iterdir())) == 1  # moved, not deleted
+    assert examine(stopped).verified
+
+
+def test_all_damaged_is_a_refusal_that_names_them(runs, stopped):
+    flipped(largest(stopped, 3))
+    shutil.rmtree(stopped / "checkpoints/5/state")
+    assert examine(stopped).outlook == "is refused: every checkpoint is damaged"
+    before = sorted(path for path in stopped.rglob("*"))
+    with pytest.raises(RunError, match=r"is damaged \(3: state/\S+ has changed; 5: state/\S+ is missing\)"):
+        train_and_evaluate(runs[0], stopped)
+    assert sorted(path for path in stopped.rglob("*")) == before
+
+
+def test_an_unfinished_save_is_no_checkpoint(runs, stopped):
+    """A process died in it: what is there is neither used nor, in the end, kept."""
+    half = stopped / "checkpoints" / "6.orbax-checkpoint-tmp"
+    shutil.copytree(stopped / "checkpoints" / "5", half)
+    truncated(half / largest(stopped, 5).relative_to(stopped / "checkpoints" / "5"))
+    assert examine(stopped).outlook == "goes on at step 5 of 6"
+    assert train_and_evaluate(runs[0], stopped)["params_sha256"] == runs[2]["params_sha256"]
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "architecture.json", METRICS_FILE])
+def test_another_damaged_file_is_a_refusal_that_names_it(runs, stopped, name):
+    (stopped / name).write_bytes(b"\x00" + (stopped / name).read_bytes()[1:])
+    foretold = examine(stopped)
+    assert not foretold.verified and foretold.outlook.startswith(f"is refused: {stopped / name}")
+    with pytest.raises(RunError, match=name):
+        train_and_evaluate(runs[0], stopped)
+
+
+def test_the_doctor_knows_a_finished_run(runs, stopped):
+    train_and_evaluate(runs[0], stopped)
+    found = examine(stopped)
+    assert (found.verified, found.status, found.outlook) == (
+        True, "finished", "reads the summary: the run is finished"
+    )  # fmt: skip
+    summary = json.loads((stopped / "summary.json").read_text())
+    (stopped / "summary.json").write_text(json.dumps({**summary, "params_sha256": "0"}))
+    (weights,) = (finding for finding in examine(stopped).findings if not finding.verified)
+    assert weights.name == "student.npz" and "does not hold the weights" in weights.detail
+    with pytest.raises(RunError, match="is not a run directory: it has none of"):
+        examine(stopped / "checkpoints")

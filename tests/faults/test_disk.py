@@ -1,0 +1,81 @@
+"""A full disk and one that cannot be written to: one line, nothing lost, and the same command goes on."""
+
+import re
+import subprocess
+
+import processes
+import pytest
+from processes import STAGED
+
+from big_distill import checkpoints
+
+# Some 700 kB a checkpoint.
+COMMAND = [f"{STAGED}:stages=teacher", "--config.student.features=(64,128)", "--config.keep_latest=50"]
+
+
+def mount(directory, options):
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no small disk here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 3 MB, as far as the system lets us have one."""
+    mount(tmp_path, "size=3m")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    status, _, err = processes.run(*COMMAND, f"--workdir={workdir}")
+    assert status == 0, err
+    return processes.outcome(workdir)
+
+
+@pytest.mark.xdist_group("disk")
+def test_a_save_that_does_not_fit(whole, disk):
+    workdir = disk / "run"
+    status, out, err = processes.run(*COMMAND, f"--workdir={workdir}")
+    steps = processes.saved_steps(workdir)
+    assert status == 4 and "Traceback" not in out + err
+    assert re.fullmatch(
+        rf"big_distill: the checkpoint of step (\d+) could not be saved in \S+ \(No space left on device\); the newest "
+        rf"whole one is step {steps[-1]}\n",
+        err,
+    )
+    found = checkpoints.verify(workdir)
+    assert len(found) > 1 and set(found.values()) == {None}
+    mount(disk, "remount,size=100m")
+    status, out, err = processes.run(*COMMAND, f"--workdir={workdir}")
+    assert status == 0 and f"resumes at step {steps[-1]} of" in out, err
+    assert processes.outcome(workdir) == whole
+
+
+@pytest.mark.xdist_group("disk")
+def test_metrics_that_do_not_fit(whole, disk):
+    workdir, command = disk / "run", [*COMMAND, "--config.checkpoint_every_steps=60"]
+    process = processes.start(*command, f"--workdir={workdir}")
+    processes.wait_for(lambda: processes.saved_steps(workdir), process)
+    with pytest.raises(OSError), (disk / "filler").open("wb") as filler:
+        while True:
+            filler.write(bytes(1000))
+            filler.flush()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4 and "Traceback" not in err
+    assert "No space left on device" in err and err.count("\n") == 1
+    (disk / "filler").unlink()
+    status, out, err = processes.run(*command, f"--workdir={workdir}")
+    assert status == 0 and "resumes at step 60 of" in out, err
+    assert processes.outcome(workdir)[""]["metrics"] == whole[""]["metrics"]
+
+
+@pytest.mark.xdist_group("disk")
+def test_a_run_directory_that_is_read_only(disk):
+    mount(disk, "remount,ro")
+    status, out, err = processes.run(*COMMAND, f"--workdir={disk / 'run'}")
+    assert (status, out) == (4, "")
+    assert re.fullmatch(r"big_distill: run directory \S+ cannot be written: .*Read-only file system: .*\n", err)

@@ -1,0 +1,63 @@
+"""SIGTERM and SIGINT: saved, within the grace, with a status of their own; the second one changes nothing."""
+
+import json
+import signal
+import time
+
+import processes
+import pytest
+from processes import STAGED
+
+MOMENTS = [
+    ("TERM", "", "open", 1, 1, "stopped by SIGTERM, with nothing to save"),
+    ("INT,INT", "teacher", "step", 9, 1, "saved and stopped at step"),
+    ("TERM,INT", "teacher", "evaluate", 2, 1, "saved and stopped at step"),
+    ("TERM", "student's init", "save", 2, 3, "saved and stopped at step"),
+    ("INT", "", "open", 2, 1, "stopped by SIGINT, with nothing to save"),
+    ("TERM,TERM,TERM", "student", "step", 9, 0, "saved and stopped at step"),
+]
+GRACE = 30.0  # seconds: what config.grace_seconds says
+
+
+@pytest.mark.xdist_group("whole staged run")
+def test_signals_save_and_leave(whole, tmp_path):
+    for *moment, message in MOMENTS:
+        began = time.monotonic()
+        status, out, err = processes.run(*moment, STAGED, f"--workdir={tmp_path}", module="tests/faults/struck.py")
+        assert (status, message in err) == (75, True), f"{moment}: {status} {out}{err}"
+        assert "Traceback" not in err and time.monotonic() - began < GRACE + 60
+    status, _, err = processes.run(STAGED, f"--workdir={tmp_path}")
+    assert status == 0, err
+    got, want = processes.outcome(tmp_path), processes.outcome(whole)
+    for stage in (*got.values(), *want.values()):
+        stage["summary"].pop("best_step")  # of a step without time for its evaluation it is not known
+    assert got == want
+
+
+def test_a_step_that_outlasts_the_grace_is_lost(tmp_path):
+    args = [STAGED, f"--workdir={tmp_path}", "--config.grace_seconds=1"]
+    began = time.monotonic()
+    status, _, err = processes.run("TERM", "teacher", "hang", 8, 1, *args, module="tests/faults/struck.py")
+    assert status == 75 and time.monotonic() - began < 55  # the step would take a minute
+    assert "not saved within config.grace_seconds=1; the same command goes on from the checkpoint before" in err
+    assert processes.saved_steps(tmp_path / "teacher") == [5]
+
+
+@pytest.mark.parametrize(("names", "num_processes"), [(["TERM"], 1), (["INT"], 2), (["TERM", "TERM"], 2)])
+def test_processes_save_the_same_step(tmp_path, names, num_processes):
+    """One of them is told, all stop; with `jax.distributed`, which has a handler of its own."""
+    args = [STAGED, f"--workdir={tmp_path}", "--config.teacher.config.total_steps=100000"]
+    together = processes.cluster(*args, num_processes=num_processes)
+    teacher = tmp_path / "teacher"
+    processes.wait_for(lambda: len(processes.losses(teacher)) > 3, together[0])
+    for name in names:
+        together[-1].send_signal(signal.Signals[f"SIG{name}"])
+    outputs = [process.communicate(timeout=90) for process in together]
+    assert [process.returncode for process in together] == [75] * num_processes, outputs
+    step = processes.saved_steps(teacher)[-1]
+    assert all(f"saved and stopped at step {step:,} of" in err for _, err in outputs), outputs
+    assert len(processes.losses(teacher)) == step
+    assert (
+        json.loads((teacher / "checkpoints" / str(step) / "meta" / "metadata").read_text())["machine"]["num_processes"]
+        == num_processes
+    )

@@ -1,0 +1,44 @@
+"""A long run: memory, open files and threads stay what they were."""
+
+import pathlib
+import threading
+
+import jax
+import pytest
+from processes import ROOT
+
+from big_distill import metrics
+from big_distill.config_files import load_config
+from big_distill.resolve import resolve
+from big_distill.train import train_and_evaluate
+
+
+def resident_bytes():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+
+@pytest.mark.parametrize("total_steps", [2_000, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_nothing_grows(tmp_path, monkeypatch, one_device, total_steps):
+    if not pathlib.Path("/proc/self/fd").exists():
+        pytest.skip("no /proc here")
+    config = load_config(ROOT / "configs" / "digits_fm.py").teacher.config
+    config.student.features = (4, 8)
+    config.batch_size, config.optimizer.warmup_steps = 40, 1
+    config.total_steps, config.log_every_steps = total_steps, 10
+    config.eval_every_steps = config.checkpoint_every_steps = 100
+    samples, update = [], metrics.Progress.update
+
+    def sampled(self, step):
+        update(self, step)
+        if step % (total_steps // 10) == 50:  # half-way between two saves
+            fds = len(list(pathlib.Path("/proc/self/fd").iterdir()))
+            samples.append((step, resident_bytes(), fds, threading.active_count()))
+
+    monkeypatch.setattr(metrics.Progress, "update", sampled)
+    train_and_evaluate(resolve(config, jax.device_count(), "cpu"), tmp_path)
+    for step, bytes_, fds, threads in samples:
+        print(f"step {step:6,}: {bytes_ / 2**20:7.1f} MiB resident, {fds} open files, {threads} threads")
+    (_, *first), (_, *last) = samples[len(samples) // 3], samples[-1]
+    assert last[0] - first[0] < 2**20 * (2 + total_steps / 500)
+    assert last[1] <= first[1] + 2 and last[2] <= first[2] + 1
