@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -83,6 +84,14 @@ def test_no_circles():
         leaves = {module for module, below in graph.items() if not below & graph.keys()}
         assert leaves, f"a circle among {sorted(graph)}"
         graph = {module: below for module, below in graph.items() if module not in leaves}
+
+
+def test_the_promises_of_the_readme_name_tests_that_exist():
+    named = set(re.findall(r"`(test_\w+)`", (PACKAGE.parent / "README.md").read_text()))
+    written = "".join(path.read_text() for path in (PACKAGE.parent / "tests").rglob("test_*.py"))
+    files = {path.stem for path in (PACKAGE.parent / "tests").rglob("test_*.py")}
+    assert len(named - files) > 20
+    assert not {name for name in named - files if f"def {name}(" not in written}
 
 
 @pytest.mark.parametrize("package", OWNERS)

@@ -150,6 +150,10 @@ def test_another_config_is_refused_by_name(tiny, tmp_path):
     with pytest.raises(RunError, match=r"config.optimizer.lr: 0.001 -> 0.5"):
         train_and_evaluate(resolved(tiny), tmp_path)
     tiny.optimizer.lr = 0.001
+    with pytest.raises(RunError, match=r"config.num_classes: 10 -> 11"):
+        tiny.num_classes = 11
+        train_and_evaluate(resolved(tiny), tmp_path)
+    tiny.num_classes = 10
     tiny.log_every_steps = 2
     train_and_evaluate(resolved(tiny), tmp_path)
 
@@ -165,7 +169,9 @@ def test_other_data_are_refused(tiny, tmp_path, interrupt_at):
     with pytest.raises(Preempted):
         train_and_evaluate(resolved(tiny), tmp_path / "run")
     (tmp_path / "images" / "a" / "0.png").rename(tmp_path / "images" / "a" / "zero.png")
-    with pytest.raises(RunError, match="trained with another data"):
+    with pytest.raises(
+        RunError, match=r"another data \(\S+ train, 20 examples, hash \w{12}; now \S+ train"
+    ):
         train_and_evaluate(resolved(tiny), tmp_path / "run")
 
 
@@ -181,7 +187,7 @@ def test_other_teachers_are_refused(distilled, tmp_path, interrupt_at):
     network = weights.load(tmp_path / "teacher")
     changed = jax.tree.map(lambda x: x + 1, network.variables)
     weights.save(tmp_path / "teacher" / "student.npz", weights.Network(network.architecture, changed))
-    with pytest.raises(RunError, match="trained with another teacher"):
+    with pytest.raises(RunError, match=r"another teacher \(\S+/teacher, hash \w{12}; now \S+/teacher, hash \w{12}\)"):
         train_and_evaluate(config, tmp_path)
 
 
