@@ -169,9 +169,7 @@ def test_other_data_are_refused(tiny, tmp_path, interrupt_at):
     with pytest.raises(Preempted):
         train_and_evaluate(resolved(tiny), tmp_path / "run")
     (tmp_path / "images" / "a" / "0.png").rename(tmp_path / "images" / "a" / "zero.png")
-    with pytest.raises(
-        RunError, match=r"another data \(\S+ train, 20 examples, hash \w{12}; now \S+ train"
-    ):
+    with pytest.raises(RunError, match=r"another data \(\S+ train, 20 examples, hash \w{12}; now \S+ train"):
         train_and_evaluate(resolved(tiny), tmp_path / "run")
 
 

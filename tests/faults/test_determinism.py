@@ -71,21 +71,29 @@ def test_any_split_of_a_batch_is_the_whole_batch():
             np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), whole[key])
 
 
+def smooth(workdir):
+    """Of the metrics, those that a rounding error changes little: no counts of right answers."""
+    kept = ("step", "loss", "grad_norm", "nll", "kl")
+    return [
+        {key: float(f"{value:.6g}") for key, value in line.items() if key.rpartition("/")[2] in kept}
+        for line in processes.timeless(workdir)
+    ]
+
+
 def test_golden(tmp_path):
     """50 steps of a teacher and of its student. What they are on another processor differs in rounding alone.
 
     `BIG_DISTILL_GOLDEN=write pytest tests/faults/test_determinism.py` records them for the JAX that is installed.
     """
     train_and_evaluate(resolve(config_of(50), jax.device_count(), "cpu"), tmp_path)
-    found = {stage.name: processes.timeless(stage) for stage in (tmp_path / "teacher", tmp_path)}
-    found = {"teacher": found["teacher"], "student": found[tmp_path.name]}
+    found = {name: smooth(tmp_path / inner) for name, inner in (("teacher", "teacher"), ("student", "."))}
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("BIG_DISTILL_GOLDEN") == "write":
         golden[jax.__version__] = found
-        GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
+        GOLDEN.write_text(json.dumps(golden, indent=0) + "\n")
     if jax.__version__ not in golden:
         pytest.skip(f"none was recorded for JAX {jax.__version__}, only for {', '.join(golden)}")
     for stage, lines in golden[jax.__version__].items():
         assert len(lines) == len(found[stage]) == 51
         for got, want in zip(found[stage], lines, strict=True):
-            assert got == pytest.approx(want, rel=2e-3, abs=1e-4), stage
+            assert got == pytest.approx(want, rel=2e-3), stage
