@@ -78,7 +78,7 @@ def _check_file(path: str, arg: str) -> None:
         config = load_config(path, arg)
     except BigDistillError:
         raise
-    except Exception as error:  # the file is the user's program: it may raise anything
+    except (Exception, SystemExit) as error:  # the file is the user's program: it may raise anything
         if found := re.search(r'Key "(\w+)" does not exist', str(error)):
             message = f"assigns to {found[1]!r}, which is not a field of the config{_nearest_field(found[1])}"
         else:

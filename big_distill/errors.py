@@ -1,10 +1,19 @@
 """The errors a user can cause or meet: each prints as one line and ends the program with its own exit status."""
 
+_MAX_MESSAGE = 2000
+
 
 class BigDistillError(Exception):
-    """Something the user can mend; its message is one line that says what and how."""
+    """Something the user can mend; its message is one line that says what and how.
+
+    What a damaged file put into it is made printable, and cut.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str):
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:_MAX_MESSAGE])
+        super().__init__(line + "..." * (len(message) > _MAX_MESSAGE))
 
 
 class ConfigError(BigDistillError):

@@ -64,8 +64,8 @@ def read(path: str | pathlib.Path) -> Program:
     card = card_of(file)
     if not card.is_file():
         raise RunError(f"{card} does not exist: it says what {file.name} expects")
-    values = read_json(card)
-    if not isinstance(values, dict) or values.pop("sha256", None) != _sha256(file):
+    values = read_json(card, {"sha256": str})
+    if values.pop("sha256") != _sha256(file):
         raise RunError(f"{file} is damaged, or {card.name} is not its own: the checksum is wrong")
     return Program(weights.from_json(json.dumps(values), card), reader(file))
 

@@ -28,8 +28,8 @@ def load(config: Config, workdir: pathlib.Path, mesh: Mesh, class_names: Sequenc
     if not networks:
         return None
     now, ranges, file = identity(networks), None, workdir / PREFLIGHT_FILE
-    kept = read_json(file) if file.is_file() else None
-    if isinstance(kept, dict) and (before := str(kept.get("teacher"))) != now:
+    before = read_json(file, {"teacher": str})["teacher"] if file.is_file() else now
+    if before != now:
         raise RunError(f"{workdir} was trained with another teacher (hash {before[:12]}, now {now[:12]})")
     if config.teacher.dtype == "int8":
         ranges = calibration.read(workdir, now)
