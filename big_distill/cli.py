@@ -30,10 +30,10 @@ def define_config_flag() -> None:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """absl's flags, with errors that name the field, the value and the nearest right name."""
-    for argument in argv[1:]:
-        name, _, value = argument.lstrip("-").partition("=")
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        name, given, value = argument.lstrip("-").partition("=")
         if name == "config":
-            _check_file(*value.partition(":")[::2])
+            _check_file(*(value if given else following).partition(":")[::2])
         elif name in ("config.teacher.config", "config.init_config"):
             path = "config.teacher.path" if "teacher" in name else "config.init_from"
             raise ConfigError(

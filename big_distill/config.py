@@ -346,7 +346,7 @@ def freeze(schema: type, values: Any, prefix: str) -> Any:
                 raise ConfigError(f"{path} must be set: {field.metadata.get('help', 'it has no default')}")
             frozen[field.name] = None
         elif dataclasses.is_dataclass(type_):
-            frozen[field.name] = value if isinstance(value, as_type(type_)) else freeze(as_type(type_), value, path)
+            frozen[field.name] = freeze(as_type(type_), {} if value is field.default else value, path)
         else:
             frozen[field.name] = _checked(type_, value, path)
     return schema(**frozen)

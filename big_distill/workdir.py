@@ -132,7 +132,9 @@ def _check_form(value: Any, form: Any, name: str) -> None:
             _check_form(item, form[0], f"an item of {name}")
     elif isinstance(form, dict):
         for key, inner in form.items():
-            _check_form(value.get(key), inner, f"its {key!r}")
+            if key not in value:
+                raise ValueError(f"{name} has no {key!r}")
+            _check_form(value[key], inner, f"its {key!r}")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
