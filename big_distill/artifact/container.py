@@ -24,7 +24,7 @@ from big_distill.errors import RunError
 
 SUFFIX = ".bdz"
 _MAGIC, _VERSION = b"BDZ", 1
-_MAX_HEADER = 1 << 22
+_MAX_HEADER = 1 << 20  # of some 10,000 arrays
 _MAX_BYTES = 1 << 33  # of all arrays of a file together
 _MAX_AXES = 64  # NumPy's
 _DTYPES = ("<f4", "<f2", "<i4", "|i1", "|u1", "|b1")

@@ -98,7 +98,7 @@ def bounded(megabytes=None, seconds=SECONDS):
     before = _resident("VmRSS", reset=True) if megabytes else None
     previous = signal.signal(signal.SIGALRM, hangs)
     faulthandler.dump_traceback_later(6 * seconds, exit=True)  # when it is C that hangs, which sees no signal
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)  # again and again: what a callback raises is lost
     try:
         yield
     finally:
