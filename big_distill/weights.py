@@ -186,9 +186,10 @@ def _is_own(model: ModelConfig) -> bool:
 
 def _check_own(model: ModelConfig, file: pathlib.Path, otherwise: Architecture | None) -> None:
     """What is imported and called a config says, the user's or that of the run directory; never a file by itself."""
+    if not _is_own(model) or (otherwise is not None and otherwise.model.name == model.name):
+        return
     run = file.parent
-    known = [otherwise and otherwise.model.name, (run / CONFIG_FILE).is_file() and read_config(run).student.name]
-    if _is_own(model) and model.name not in known:
+    if not (run / CONFIG_FILE).is_file() or read_config(run).student.name != model.name:
         raise RunError(
             f"{file} asks for {model.name!r}, which only a config may: leave it in its run directory, or set "
             f"config.teacher.model.name={model.name!r}; nothing was imported"

@@ -230,6 +230,7 @@ FILES = {
     "claims more.npz": (header_only((1 << 40,)), "allocate"),
     "claims.bdz": (sealed([["w", "<f4", [1 << 28], "sparse", "F", [len(STREAM), 0]]], STREAM), "arrays of more than"),
     "digits.bdz": (sealed([["w", "<f4", [10**4000] * 200, "raw", "C", [4]]], bytes(4)), "has shape"),
+    "nothing.bdz": (sealed([["w", "<f4", [0, 10**30], "raw", "C", [0]]], b""), "has shape"),
     "axes.bdz": (sealed([["w", "<f4", [1 << 30] * 80_000, "raw", "C", [4]]], bytes(4)), "not a valid container"),
     "deep.bdz": (sealed(b"[" * 1_000_000, b""), "not a valid container"),
     "wide.bdz": (sealed(b"[" + b"[]," * 10_000_000 + b"[]]", b""), "not a valid container"),
