@@ -94,8 +94,7 @@ SHAPES = st.lists(st.sampled_from((0, 1, 2, -1, 1 << 20, 1 << 31, 1 << 40, 1 << 
 @example(fields=NPY_FIELDS, descr=None, shape=(10**30,))
 def test_fuzzed_npy_headers(fields, descr, shape, folder):
     if isinstance(fields, dict):
-        fields |= {"descr": descr} if descr else {}
-        fields |= {"shape": shape} if shape is not None else {}
+        fields = fields | ({"descr": descr} if descr else {}) | ({} if shape is None else {"shape": shape})
     header = (repr(fields) + "\n").encode(errors="surrogatepass")
     data = b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header + bytes(24)
     assert_robust(zipped([("w.npy", data)]), folder / "w.npz", most=1032)
