@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pathlib
 import sys
 
 import pytest
@@ -17,7 +18,7 @@ from big_distill.config_files import load_config
 from big_distill.errors import BigDistillError, ConfigError, RunError
 from big_distill.resolve import resolve
 
-FILE = "configs/digits_fm.py"
+FILE = pathlib.Path(__file__).parents[2] / "configs" / "digits_fm.py"
 RESOLVED = resolve(load_config(FILE), 1, "cpu")
 KEPT = {"fingerprint": fingerprint(RESOLVED), "config": to_dict(RESOLVED)}
 

@@ -124,9 +124,9 @@ def test_fuzzed_parts(data, each, folder):
 
 
 @given(
-    lengths=st.lists(st.integers(0, 17), max_size=40),
-    count=st.integers(0, 1 << 16) | st.sampled_from([(1 << 32) - 1, 1 << 31]),
-    sizes=st.lists(st.integers(0, 300) | st.just((1 << 32) - 1), max_size=4),
+    lengths=st.lists(st.integers(0, 17), max_size=8),
+    count=st.integers(0, 5000) | st.sampled_from([4097, 1 << 31, (1 << 32) - 1]),
+    sizes=st.lists(st.integers(0, 300) | st.just((1 << 32) - 1), max_size=3),
     stream=st.binary(max_size=100),
 )
 def test_fuzzed_codes(lengths, count, sizes, stream):
