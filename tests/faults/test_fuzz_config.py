@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from absl import flags
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from ml_collections import config_flags
 from mutations import ODD_NUMBERS, ODD_TEXTS, ODD_VALUES, assert_one_line, bounded, json_mutations, mutations
@@ -86,6 +86,9 @@ def parsed(arguments, monkeypatch):
 
 
 @given(overrides=st.lists(OVERRIDE, min_size=1, max_size=3) | st.lists(ODD_FLAG, min_size=1, max_size=2))
+@example(overrides=["--config.optimizer.decay_mask=a{99999999999}"])
+@example(overrides=["--config.total_epochs=1e308"])
+@example(overrides=[f"--config.seed={10**400}"])
 def test_fuzzed_flags(overrides, monkeypatch):
     with bounded():
         try:
