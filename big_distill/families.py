@@ -75,7 +75,8 @@ def check_model(model: ModelConfig, image_size: int, path: str) -> None:
     )
     require(
         max((*model.features, 0)) <= _MAX_FEATURES and max(sum(model.blocks), len(model.features)) <= _MAX_UNITS,
-        f"{path}: expected at most {_MAX_UNITS} units, of at most {_MAX_FEATURES} features",
+        f"{path}.features={model.features}, blocks={model.blocks}: expected at most {_MAX_UNITS} units of at most "
+        f"{_MAX_FEATURES} features",
     )
     require(0 < model.width <= _MAX_WIDTH, f"{path}.width={model.width}: expected a number above 0, up to {_MAX_WIDTH}")
     require(

@@ -26,9 +26,9 @@ from big_distill.views import to_unit
 from big_distill.workdir import PREFLIGHT_FILE, read_json, write_json
 
 _NUM_CROPS = 256
-_RESULT = {"num_params": int, "accuracy": float | None, "plain_accuracy": float | None} | {
-    "fold_kl": float,
-    "fold_agreement": float,
+_RESULT = {
+    **{"num_params": int, "accuracy": float | None, "plain_accuracy": float | None},
+    **{"fold_kl": float, "fold_agreement": float},
 }
 
 
