@@ -88,6 +88,7 @@ def parsed(arguments, monkeypatch):
 @given(overrides=st.lists(OVERRIDE, min_size=1, max_size=3) | st.lists(ODD_FLAG, min_size=1, max_size=2))
 @example(overrides=["--config.optimizer.decay_mask=a{99999999999}"])
 @example(overrides=["--config.total_epochs=1e308"])
+@example(overrides=["--noconfig.seed[1]"])
 @example(overrides=[f"--config.seed={10**400}"])
 def test_fuzzed_flags(overrides, monkeypatch):
     with bounded():
