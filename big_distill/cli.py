@@ -40,8 +40,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
                 f"{name} is set in a config file; its fields can be set one by one, as --{name}.total_epochs=5, and "
                 f"--{path}=RUN replaces it"
             )
-        elif (path := name.removeprefix("no")).startswith("config."):
-            check_path(path)
+        elif (field := name.removeprefix("no")).startswith("config."):
+            check_path(field)
     try:
         return flags.FLAGS(list(argv))
     except flags.UnrecognizedFlagError as error:
