@@ -57,8 +57,10 @@ DAMAGED = {
     "header of 2 ** 63": b"\xff" * 8 + WHOLE[8:],
     "shape": WHOLE.replace(b"[2]", b"[3]"),
     "huge shape": written({"w": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, bytes(8)),
+    "huge shape of nothing": written({"w": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}),
     "type": WHOLE.replace(b"F32", b"F33"),
     "float8": written({"w": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}, bytes(8)),
+    "complex": WHOLE.replace(b"F32", b"C64").replace(b"[2]", b"[1]"),
     "offsets": WHOLE.replace(b"[0, 8]", b"[8, 0]"),
 }
 
