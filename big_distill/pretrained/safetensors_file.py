@@ -30,7 +30,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
         if complex_ := [name for name, array in arrays.items() if array.dtype.kind == "c"]:
-            raise TypeError(f"{complex_[0]!r} is of complex numbers")
+            raise TypeError(f"tensor {complex_[0]!r} is of complex numbers")
         return arrays
     except (SafetensorError, OSError, AttributeError, TypeError, ValueError) as error:  # no such type or size in NumPy
         first_line = str(error).partition("\n")[0][:200]
