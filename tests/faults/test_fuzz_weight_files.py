@@ -100,6 +100,24 @@ def test_fuzzed_npy_headers(fields, descr, shape, folder):
     assert_robust(zipped([("w.npy", data)]), folder / "w.npz", most=1032)
 
 
+ONE = npy(np.float32([1]))
+REFUSED = {
+    "EOF": [("w.npy", b"hello")],
+    "goes on behind its array": [("w.npy", ONE + b"more")],
+    "is there twice": [("w.npy", ONE), ("w", ONE)],
+    "of <U2, which is no weights": [("w.npy", npy(np.array(["ab"])))],
+    "of complex64, which is no weights": [("w.npy", npy(np.complex64([1j])))],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_members_that_are_no_weights(message, folder):
+    (folder / "w.npz").write_bytes(zipped(REFUSED[message]))
+    with pytest.raises(RunError, match=f"w.npz is not a weight file .*{message}") as error:
+        files.read(folder / "w.npz")
+    assert_one_line(error.value)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # .safetensors
 
