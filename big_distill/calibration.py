@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,11 +62,10 @@ def read(workdir: pathlib.Path, identity: str) -> tuple[Ranges, ...] | None:
     file = workdir / CALIBRATION_FILE
     if not file.is_file():
         return None
-    kept = read_json(file)
-    try:
-        return tuple(kept["ranges"]) if kept["teacher"] == identity else None
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{file} holds no ranges; remove it and the run's own command makes it again") from error
+    kept = read_json(file, {"teacher": str, "ranges": [dict]})
+    if not all(type(top) is float and math.isfinite(top) for ranges in kept["ranges"] for top in ranges.values()):
+        raise RunError(f"{file} holds no ranges; remove it and the run's own command makes it again")
+    return tuple(kept["ranges"]) if kept["teacher"] == identity else None
 
 
 def write(workdir: pathlib.Path, identity: str, ranges: Sequence[Ranges]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection
 
@@ -26,8 +25,7 @@ def choice(path: str, value: str | None, choices: Collection[str | None], *, or_
 
 
 def at_least(path: str, value: float, least: float) -> None:
-    """Requires a finite number that is not below `least`."""
-    require(math.isfinite(value), f"{path}={value}: expected a finite number")
+    """Requires a number that is not below `least`."""
     require(value >= least, f"{path}={value}: expected at least {least}")
 
 
@@ -35,5 +33,5 @@ def check_regex(path: str, pattern: str) -> None:
     """Requires a regular expression."""
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:  # the latter two: a{99999999999}, and too many brackets
         raise ConfigError(f"{path}={pattern!r} is not a regular expression: {error}") from error

@@ -31,18 +31,18 @@ def define_config_flag() -> None:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """absl's flags, with errors that name the field, the value and the nearest right name."""
-    for argument in argv[1:]:
-        name, _, value = argument.lstrip("-").partition("=")
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        name, given, value = argument.lstrip("-").partition("=")
         if name == "config":
-            _check_file(*value.partition(":")[::2])
+            _check_file(*(value if given else following).partition(":")[::2])
         elif name in ("config.teacher.config", "config.init_config"):
             path = "config.teacher.path" if "teacher" in name else "config.init_from"
             raise ConfigError(
                 f"{name} is set in a config file; its fields can be set one by one, as --{name}.total_epochs=5, and "
                 f"--{path}=RUN replaces it"
             )
-        elif name.startswith("config."):
-            check_path(name)
+        elif (field := name.removeprefix("no")).startswith("config."):
+            check_path(field)
     try:
         return flags.FLAGS(list(argv))
     except flags.UnrecognizedFlagError as error:
@@ -79,7 +79,7 @@ def _check_file(path: str, arg: str) -> None:
         config = load_config(path, arg)
     except BigDistillError:
         raise
-    except Exception as error:  # the file is the user's program: it may raise anything
+    except (Exception, SystemExit) as error:  # the file is the user's program: it may raise anything
         if found := re.search(r'Key "(\w+)" does not exist', str(error)):
             message = f"assigns to {found[1]!r}, which is not a field of the config{_nearest_field(found[1])}"
         else:

@@ -16,6 +16,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -337,6 +338,8 @@ def freeze(schema: type, values: Any, prefix: str) -> Any:
       ConfigError: an unknown field, a wrong type, or a required field without a value.
     """
     names = [f.name for f in dataclasses.fields(schema)]
+    if not callable(getattr(values, "get", None)):  # a dictionary, or what template() made
+        raise ConfigError(f"{prefix}={values!r}: expected fields, such as {names[0]}")
     for name in list(values):
         if name not in names:
             raise ConfigError(f"{prefix}.{name} is not a field of the config{nearest(name, names)}")
@@ -349,7 +352,7 @@ def freeze(schema: type, values: Any, prefix: str) -> Any:
                 raise ConfigError(f"{path} must be set: {field.metadata.get('help', 'it has no default')}")
             frozen[field.name] = None
         elif dataclasses.is_dataclass(type_):
-            frozen[field.name] = value if isinstance(value, as_type(type_)) else freeze(as_type(type_), value, path)
+            frozen[field.name] = freeze(as_type(type_), {} if value is field.default else value, path)
         else:
             frozen[field.name] = _checked(type_, value, path)
     return schema(**frozen)
@@ -361,11 +364,15 @@ def _checked(type_: Any, value: Any, path: str) -> Any:
         example = {int: "(3,4,6,3)", float: "(0.5,)", str: "('a','b')"}[of]
         if not isinstance(value, tuple | list) or not all(type(v) in (int, of)[of is str :] for v in value):
             raise ConfigError(f"{path}={value!r}: expected values of type {of.__name__}, such as {example}")
-        return tuple(map(of, value))
+        return tuple(_checked(of, v, path) for v in value)
+    if type(value) is int and abs(value) >= 1 << 63:  # what no array holds, and repr may refuse to print
+        raise ConfigError(f"{path}: expected {type_.__name__}, got an integer of {value.bit_length()} bits")
     if type_ is float and type(value) is int:
         return float(value)
     if type(value) is not type_:
         raise ConfigError(f"{path}={value!r}: expected {type_.__name__}, got {type(value).__name__}")
+    if type_ is float and not math.isfinite(value):
+        raise ConfigError(f"{path}={value}: expected a finite number")
     return value
 
 

@@ -50,7 +50,8 @@ def load_config(path: str | pathlib.Path, arg: str = "") -> ConfigDict:
         there = sorted(str(file) for file in path.parent.glob("*.py"))
         raise ConfigError(f"config file {path} does not exist{nearest(str(path), there) if there else ''}")
     spec = importlib.util.spec_from_file_location(f"big_distill_config_{path.stem}", path)
-    assert spec and spec.loader
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"config file {path}: expected a Python program, *.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(arg)

@@ -173,7 +173,7 @@ def _other_findings(workdir: pathlib.Path, summary: Any) -> Iterator[Finding]:
 
     for name in _JSON_FILES:
         if (workdir / name).exists():
-            yield _read(name, functools.partial(workdirs.read_json, workdir / name), lambda _: "readable")[0]
+            yield _read(name, functools.partial(workdirs.read_json, workdir / name, object), lambda _: "readable")[0]
     for suffix in (".npz", ".safetensors", container.SUFFIX, *programs.READERS):
         for path in sorted(workdir.glob(f"*{suffix}")):
             read = checked if suffix in programs.READERS else loads

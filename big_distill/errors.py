@@ -5,11 +5,20 @@ import errno
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """Of an OSError for which the disk is to blame."""
 
+_MAX_MESSAGE = 2000
+
 
 class BigDistillError(Exception):
-    """Something the user can mend; its message is one line that says what and how."""
+    """Something the user can mend; its message is one line that says what and how.
+
+    What a damaged file put into it is made printable, and cut.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str):
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:_MAX_MESSAGE])
+        super().__init__(line + "..." * (len(message) > _MAX_MESSAGE))
 
 
 class ConfigError(BigDistillError):

@@ -41,6 +41,7 @@ MODELS = {
     "vit_small": Family(("features", "patch_size"), 1),  # a multiple of the patch
     "vit_base": Family(("features", "patch_size"), 1),
 }
+_MAX_UNITS, _MAX_FEATURES, _MAX_WIDTH = 1000, 1 << 20, 1000.0  # what is still built in a moment
 _FORMS = ("ranks", "activation_bits")  # of layers, in every family
 BIT_BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -50,7 +51,8 @@ def check_model(model: ModelConfig, image_size: int, path: str) -> None:
     choice(f"{path}.name", model.name, MODELS, or_own=True)
     for rule in model.ranks:
         require(
-            bool(re.fullmatch(r"[^=]+=\d+(x\d+)?", rule)), f"{path}.ranks: {rule!r}: expected LAYER=RANK or =INxOUT"
+            bool(re.fullmatch(r"[^=]+=\d{1,9}(x\d{1,9})?", rule)),
+            f"{path}.ranks: {rule!r}: expected LAYER=RANK or =INxOUT",
         )
     layers = [rule.partition("=")[0] for rule in model.ranks]
     require(len(set(layers)) == len(layers), f"{path}.ranks={model.ranks}: a layer is there twice")
@@ -71,7 +73,12 @@ def check_model(model: ModelConfig, image_size: int, path: str) -> None:
     require(
         model.name != "cnn" or len(model.features) == 2, f"{path}.features={model.features}: a cnn has two, as (16,32)"
     )
-    require(model.width > 0, f"{path}.width={model.width}: expected a number above 0")
+    require(
+        max((*model.features, 0)) <= _MAX_FEATURES and max(sum(model.blocks), len(model.features)) <= _MAX_UNITS,
+        f"{path}.features={model.features}, blocks={model.blocks}: expected at most {_MAX_UNITS} units of at most "
+        f"{_MAX_FEATURES} features",
+    )
+    require(0 < model.width <= _MAX_WIDTH, f"{path}.width={model.width}: expected a number above 0, up to {_MAX_WIDTH}")
     require(
         not family.num_stages or len(model.blocks) in (0, family.num_stages),
         f"{path}.blocks={model.blocks}: {model.name} has {family.num_stages} stages",

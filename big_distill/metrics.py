@@ -80,14 +80,17 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
       RunError: another line is damaged.
     """
     path = workdir / METRICS_FILE
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     read = []
     for number, line in enumerate(lines, 1):
-        if line.endswith("\n"):
+        if line.endswith(b"\n"):
             try:
-                read.append(json.loads(line))
-            except ValueError as error:
+                values = json.loads(line)
+                if not isinstance(values, dict) or type(values.get("step")) is not int:
+                    raise ValueError("it has no step")
+            except (ValueError, RecursionError) as error:
                 raise RunError(f"{path}, line {number} is damaged: {error}") from error
+            read.append(values)
     return read
 
 

@@ -148,7 +148,7 @@ def _together(what: str) -> None:
 def _put_in_place(workdir: pathlib.Path, trial: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """Moves the files into the run directory, and writes their rows beside those of others."""
     table, ours = workdir / PACK_FILE, {row["path"] for row in rows}
-    others = [row for row in (read_json(table) if table.is_file() else []) if row["path"] not in ours]
+    others = [row for row in (read_json(table, [{"path": str}]) if table.is_file() else []) if row["path"] not in ours]
     write_json(table, others)  # no row may be about a file that is another one now
     for file in sorted(trial.iterdir()):
         file.replace(workdir / file.name)
@@ -165,8 +165,10 @@ def _training_views(config: Config) -> np.ndarray:
 
 def _check(path: pathlib.Path, format_: Format, student: weights.Network, got: np.ndarray, wanted: np.ndarray) -> float:
     """The largest difference of a file's logits on a batch from the network's, in standard deviations."""
-    if not format_.is_program and weights.sha256(weights.load(path).variables) != weights.sha256(student.variables):
-        raise RunError(f"{path} does not hold what was written into it: this is a bug, or a bad disk")
+    if not format_.is_program:
+        written = weights.load(path, student.architecture)
+        if weights.sha256(written.variables) != weights.sha256(student.variables):
+            raise RunError(f"{path} does not hold what was written into it: this is a bug, or a bad disk")
     differences = np.abs(got - wanted) / max(wanted.std(), 1e-30)
     rounds = student.architecture.model.activation_bits > 0
     found, allowed = (differences.mean(), ROUNDED_TOLERANCE) if rounds else (differences.max(), TOLERANCE)

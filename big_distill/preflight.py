@@ -26,6 +26,13 @@ from big_distill.views import to_unit
 from big_distill.workdir import PREFLIGHT_FILE, read_json, write_json
 
 _NUM_CROPS = 256
+_RESULT = {
+    "num_params": int,
+    "accuracy": float | None,
+    "plain_accuracy": float | None,
+    "fold_kl": float,
+    "fold_agreement": float,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +88,7 @@ def prepare(
     measured_on = eval_data.fingerprint if eval_data else ""
     key = hashlib.sha256(json.dumps([identity, sha256, list(class_names), measured_on]).encode()).hexdigest()
     results = sharding.from_first_process(_read(workdir, key) if jax.process_index() == 0 else None)
-    if results is None:
+    if results is None or len(results) != len(networks):
         results = measure(networks, teacher, config, mesh, eval_data or crops(), class_names)
         for who, result in _named(results):
             say(f"{who}, {_in_words(result)}")
@@ -176,8 +183,8 @@ def _first_crops(config: Config, train_data: TrainPipeline) -> list[HostBatch]:
 
 def _read(workdir: pathlib.Path, key: str) -> list[dict[str, Any]] | None:
     file = workdir / PREFLIGHT_FILE
-    kept = read_json(file) if file.is_file() else None
-    return kept["teachers"] if isinstance(kept, dict) and kept.get("key") == key else None
+    kept = read_json(file, {"key": str, "teachers": [_RESULT]}) if file.is_file() else {}
+    return kept["teachers"] if kept.get("key") == key else None
 
 
 def _named(results: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

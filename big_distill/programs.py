@@ -75,8 +75,8 @@ def check(file: pathlib.Path) -> dict[str, Any]:
     card = card_of(file)
     if not card.is_file():
         raise RunError(f"{card} does not exist: it says what {file.name} expects")
-    values = read_json(card)
-    if not isinstance(values, dict) or values.pop("sha256", None) != _sha256(file):
+    values = read_json(card, {"sha256": str})
+    if values.pop("sha256") != _sha256(file):
         raise RunError(f"{file} is damaged, or {card.name} is not its own: the checksum is wrong")
     return values
 

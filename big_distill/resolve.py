@@ -311,7 +311,9 @@ def _durations(config: Config, prefix: str) -> tuple[int, int, tuple[int, ...]]:
     rule = bit_hyperrule(source.num_train_examples) if optimizer.schedule == "bit_hyperrule" else ()
     total = config.total_steps
     if not total and config.total_epochs:
-        total = max(1, int(config.total_epochs * source.num_train_examples / config.batch_size))
+        steps = config.total_epochs * source.num_train_examples / config.batch_size
+        require(steps < 1 << 63, f"{prefix}.total_epochs={config.total_epochs}: expected less")
+        total = max(1, int(steps))
     elif not total and rule:
         total = rule[-1]
     require(total > 0, f"{prefix}.total_epochs (or total_steps) must be set: the length of the run")

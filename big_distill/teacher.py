@@ -28,8 +28,8 @@ def load(config: Config, workdir: pathlib.Path, mesh: Mesh, class_names: Sequenc
     if not networks:
         return None
     now, ranges, file = identity(networks), None, workdir / PREFLIGHT_FILE
-    kept = read_json(file) if file.is_file() else None
-    if isinstance(kept, dict) and (before := str(kept.get("teacher"))) != now:
+    before = read_json(file, {"teacher": str})["teacher"] if file.is_file() else now
+    if before != now:
         raise RunError(f"{workdir} was trained with another teacher (hash {before[:12]}, now {now[:12]})")
     if config.teacher.dtype == "int8":
         ranges = calibration.read(workdir, now)
@@ -96,11 +96,17 @@ def frozen_variables(
       config: resolved; `config.teacher.dtype` is what kernels are stored in. With int8 some are integers, and the
         others in `config.dtype`.
       ranges: of each network, for int8.
+
+    Raises:
+      RunError: ranges of other networks.
     """
     int8 = config.teacher.dtype == "int8"
     folded = [models.fold(network.architecture.model, network.variables) for network in networks]
     if int8:
-        folded = [models.quantize(variables, own) for variables, own in zip(folded, ranges, strict=True)]
+        try:
+            folded = [models.quantize(variables, own) for variables, own in zip(folded, ranges, strict=True)]
+        except ValueError as error:
+            raise RunError(f"{CALIBRATION_FILE} is not of this teacher ({error}): remove it") from error
     return tuple(models.cast(variables, config.dtype if int8 else config.teacher.dtype) for variables in folded)
 
 

@@ -23,16 +23,17 @@ import numpy as np
 from big_distill import models
 from big_distill.config import Config, ModelConfig, freeze
 from big_distill.errors import ConfigError, RunError
-from big_distill.families import BIT_BLOCKS
+from big_distill.families import BIT_BLOCKS, check_model
 from big_distill.pretrained import files, names
 from big_distill.state import Card, Model, path_name
-from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, write_json
+from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, read_config, write_json
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 
 WEIGHTS_FILE = "student.npz"
 CARD_SUFFIX = ".card.json"
 _CARD = "__card__"
+_MAX_SIZE = 1 << 20  # of a card's numbers: no network is built, however small its file, whose shapes overflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def read_architecture(workdir: pathlib.Path) -> Architecture:
     if not path.is_file() and (workdir / WEIGHTS_FILE).is_file():
         return load(workdir).architecture
     try:
-        return from_json(path.read_text(), path)
+        return from_json(path.read_bytes(), path)
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error}): begin again in another --workdir") from error
 
@@ -158,8 +159,8 @@ def load(path: str | pathlib.Path, otherwise: Architecture | None = None) -> Net
       otherwise: what a file without a card is, as far as it does not tell itself; a model with a name wins over that.
 
     Raises:
-      RunError: no such file, not a weight file, an architecture that is not known, or names and shapes that differ from
-        the architecture's.
+      RunError: no such file, not a weight file, an architecture that is not known or is your own code without a config
+        that names it, or names and shapes that differ from the architecture's.
     """
     file = names.locate(str(path))
     if file.is_dir():
@@ -173,9 +174,26 @@ def load(path: str | pathlib.Path, otherwise: Architecture | None = None) -> Net
     arrays = files.read(file)
     if _CARD in arrays:
         architecture = from_json(arrays.pop(_CARD).tobytes(), file)
+        _check_own(architecture.model, file, otherwise)
     else:
         architecture, arrays = _foreign(arrays, str(path), file, otherwise)
     return Network(architecture, _fill(architecture.abstract_variables(), arrays, file), str(path))
+
+
+def _is_own(model: ModelConfig) -> bool:
+    return ":" in (model.name or "")
+
+
+def _check_own(model: ModelConfig, file: pathlib.Path, otherwise: Architecture | None) -> None:
+    """What is imported and called a config says, the user's or that of the run directory; never a file by itself."""
+    if not _is_own(model) or (otherwise is not None and otherwise.model.name == model.name):
+        return
+    run = file.parent
+    if not (run / CONFIG_FILE).is_file() or read_config(run).student.name != model.name:
+        raise RunError(
+            f"{file} asks for {model.name!r}, which only a config may: leave it in its run directory, or set "
+            f"config.teacher.model.name={model.name!r}; nothing was imported"
+        )
 
 
 def _foreign(
@@ -214,7 +232,7 @@ def _beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
             low, high = given.pop("value_range")
             given |= {"mean": [-low / (high - low)], "std": [1 / (high - low)]}
         return _card({**dataclasses.asdict(card), **given}, num_classes)
-    except (ConfigError, OSError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except (ConfigError, OSError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is not a card: {error}") from error
 
 
@@ -223,10 +241,10 @@ def _card(values: Mapping[str, Any], num_classes: int) -> Card:
     card: Card = freeze(Card, values, "card")
     if len(card.class_names) not in (0, num_classes):
         raise ConfigError(f"{len(card.class_names)} class_names, but the network has {num_classes} classes")
-    if card.image_size < 1:
-        raise ConfigError(f"image_size={card.image_size}: expected a positive number")
+    if not 1 <= card.image_size <= _MAX_SIZE:
+        raise ConfigError(f"image_size={card.image_size}: expected an integer from 1 to {_MAX_SIZE}")
     for name, row, least in (("mean", card.mean, -math.inf), ("std", card.std, 0)):
-        if not row or not all(math.isfinite(value) and value > least for value in row):
+        if not row or min(row) <= least:
             raise ConfigError(f"{name}={row}: expected finite numbers, those of std above 0")
     return card
 
@@ -236,8 +254,14 @@ def from_json(text: str | bytes, path: pathlib.Path) -> Architecture:
     try:
         values = json.loads(text)
         card = _card(values.pop("card"), values["num_classes"])
-        return Architecture(model=freeze(ModelConfig, values.pop("model"), "card.model"), card=card, **values)
-    except (ConfigError, ValueError, KeyError, TypeError, AttributeError) as error:
+        model: ModelConfig = freeze(ModelConfig, values.pop("model"), "card.model")
+        for name, number in values.items():
+            if type(number) is not int or not (name != "view_size") <= number <= _MAX_SIZE:
+                raise ConfigError(f"{name}={number!r}: expected an integer from 1 to {_MAX_SIZE}")
+        if not _is_own(model):
+            check_model(model, card.image_size, "card.model")
+        return Architecture(model=model, card=card, **values)
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} has a damaged card: {error}") from error
 
 

@@ -7,7 +7,9 @@ import fcntl
 import json
 import os
 import pathlib
+import reprlib
 import socket
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +34,16 @@ DAMAGED_DIR = "damaged"
 INIT_DIR = "init"
 RESUMES_FILE = "resumes.json"
 _LOCK_FILE = "run.lock"
+_NETWORK = {"accuracy": float | None, "num_params": int}
+_SUMMARY = {
+    "student": _NETWORK,
+    "teacher": (_NETWORK, None),
+    "steps": int,
+    "kl": float | None,
+    "agreement": float | None,
+    "images_per_second": float | None,
+    "wall_seconds": float,
+}
 
 
 @contextlib.contextmanager
@@ -130,20 +142,20 @@ def read_config(workdir: pathlib.Path) -> Config:
         return from_dict(json.loads(path.read_text())["config"])
     except FileNotFoundError as error:
         raise RunError(f"{workdir} is not a run directory: it has no {CONFIG_FILE}") from error
-    except (ConfigError, OSError, ValueError, KeyError) as error:
+    except (ConfigError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The summary of a finished run, else None."""
     path = workdir / SUMMARY_FILE
-    return read_json(path) if path.is_file() else None
+    return read_json(path, _SUMMARY) if path.is_file() else None
 
 
 def resumed_at(workdir: pathlib.Path) -> list[int]:
     """The steps a run was resumed at."""
     path = workdir / RESUMES_FILE
-    return read_json(path) if path.is_file() else []
+    return read_json(path, [int]) if path.is_file() else []
 
 
 def note_resume(workdir: pathlib.Path, step: int) -> None:
@@ -152,16 +164,41 @@ def note_resume(workdir: pathlib.Path, step: int) -> None:
         write_json(workdir / RESUMES_FILE, [*resumed_at(workdir), step])
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path, form: Any) -> Any:
     """The value in a file of a run directory.
 
+    Args:
+      path: the file.
+      form: what is expected: a type, a union of types, [form of all items], {key: form of its value} (other keys may be
+        there), or (form, None) for what may be null.
+
     Raises:
-      RunError: it cannot be read.
+      RunError: it cannot be read, or has another form.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text())
+        _check_form(value, form, "it")
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}); remove it and the same command makes it again") from error
+    return value
+
+
+def _check_form(value: Any, form: Any, name: str) -> None:
+    if isinstance(form, tuple):
+        if value is None:
+            return
+        form = form[0]
+    kind: Any = form if isinstance(form, type | types.UnionType) else type(form)
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {reprlib.repr(value)}")
+    if isinstance(form, list):
+        for item in value:
+            _check_form(item, form[0], f"an item of {name}")
+    elif isinstance(form, dict):
+        for key, inner in form.items():
+            if key not in value:
+                raise ValueError(f"{name} has no {key!r}")
+            _check_form(value[key], inner, f"its {key!r}")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

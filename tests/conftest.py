@@ -1,4 +1,7 @@
-"""Shared by all tests: eight fake CPU devices, programs that compile fast, and a cache of them in `.pytest_cache`."""
+"""Shared by all tests: eight fake CPU devices, programs that compile fast, and a cache of them in `.pytest_cache`.
+
+Fuzz tests run the same 200 cases every time; with --hypothesis-profile=long 10,000 others.
+"""
 
 import os
 import pathlib
@@ -10,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from hypothesis import HealthCheck, settings
 
 from big_distill import sharding
 from big_distill.config_files import template
@@ -19,6 +23,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 flags.FLAGS.mark_as_parsed()
+fuzzing = settings(deadline=None, suppress_health_check=list(HealthCheck))  # `mutations.bounded` has the time
+settings.register_profile("short", fuzzing, max_examples=200, derandomize=True, database=None)
+settings.register_profile("long", fuzzing, max_examples=10_000)
+settings.load_profile("short")
 
 
 @pytest.fixture

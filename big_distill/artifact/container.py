@@ -24,8 +24,9 @@ from big_distill.errors import RunError
 
 SUFFIX = ".bdz"
 _MAGIC, _VERSION = b"BDZ", 1
-_MAX_HEADER = 1 << 26
+_MAX_HEADER = 1 << 20  # of some 10,000 arrays
 _MAX_BYTES = 1 << 33  # of all arrays of a file together
+_MAX_AXES = 64  # NumPy's
 _DTYPES = ("<f4", "<f2", "<i4", "|i1", "|u1", "|b1")
 
 
@@ -90,15 +91,15 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]:
     inflate = zlib.decompressobj()
     header = json.loads(inflate.decompress(content[8 : 8 + size], _MAX_HEADER))
     position, arrays = 8 + size, {}
-    total = 0
+    total, limit = 0, min(_MAX_BYTES, encodings.MAX_RATIO * len(content))
     for name, dtype, shape, kind, order, sizes in header:
         if type(name) is not str or name in arrays or dtype not in _DTYPES or len(sizes) != encodings.PARTS[kind]:
             raise ValueError(f"an entry {name!r} of {dtype!r}, {kind!r}")
-        if not all(type(n) is int and n >= 0 for n in [*shape, *sizes]):
-            raise ValueError(f"{name} has shape {shape} and parts of {sizes} bytes")
+        if len(shape) > _MAX_AXES or not all(type(n) is int and 0 <= n <= _MAX_BYTES for n in [*shape, *sizes]):
+            raise ValueError(f"{name!r} has shape {shape} and parts of {sizes} bytes")
         total += math.prod(shape) * np.dtype(dtype).itemsize
-        if total > _MAX_BYTES:
-            raise ValueError(f"arrays of more than {_MAX_BYTES} bytes")
+        if total > limit:
+            raise ValueError(f"arrays of more than {limit} bytes in a file of {len(content)}")
         parts = []
         for length in sizes:
             parts.append(content[position : position + length])

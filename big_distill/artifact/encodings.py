@@ -25,6 +25,8 @@ from big_distill.artifact import huffman
 
 PARTS = {"raw": 1, "deflated": 1, "half": 1, "sparse": 2, "shared": 3, "integers": 2, "sparse_integers": 3}
 """How many parts an array of a kind has."""
+MAX_RATIO = 4096
+"""How many times as many bytes an array has as its parts at most: who reads a small file needs little memory."""
 Encoding = tuple[str, str, list[bytes]]
 """(kind, order of axes, parts)."""
 _FILLER = 255
@@ -36,7 +38,11 @@ def encode(array: np.ndarray) -> Encoding:
     found: list[Encoding] = [("raw", "C", [array.tobytes()]), ("deflated", "C", [zlib.compress(array.tobytes(), 9)])]
     if array.dtype == np.float32 and array.size > 1:
         found += _of_floats(array)
-    return min(found, key=lambda encoding: sum(map(len, encoding[2])))
+
+    def size(encoding: Encoding) -> int:
+        return sum(map(len, encoding[2]))
+
+    return min((encoding for encoding in found if array.nbytes <= MAX_RATIO * size(encoding)), key=size)
 
 
 def decode(kind: str, order: str, parts: list[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:

@@ -32,6 +32,8 @@ from big_distill.errors import ConfigError, DataError
 
 Example = dict[str, Any]  # 'image' is pixels, to be stored as PNG, or the bytes of an image file, stored untouched
 
+_MAX_BYTES = 1 << 31  # unpacked, of one archive; the largest are the images of Flowers-102, a sixth of that
+
 
 class Contents(NamedTuple):
     """What the archives of a set hold, validated."""
@@ -181,7 +183,8 @@ def _read_mnist(files: Mapping[str, pathlib.Path]) -> Contents:
 def _read_idx(path: pathlib.Path, *item_shape: int) -> np.ndarray:
     """The unsigned bytes `[N, *item_shape]` of an IDX file: big-endian magic number and dimensions, then the items."""
     with _reading(path), gzip.open(path) as file:
-        data = file.read()
+        data = file.read(_MAX_BYTES + 1)
+        _check_unpacked(len(data))
     header = struct.Struct(f">{2 + len(item_shape)}I")
     magic = 0x0801 + len(item_shape)
     if data[:4] != magic.to_bytes(4) or len(data) < header.size:
@@ -254,15 +257,22 @@ def _read_mat(path: pathlib.Path, *names: str) -> list[np.ndarray]:
 def _read_members(path: pathlib.Path, folder: str, names: Iterable[str]) -> dict[str, bytes]:
     """The named files of a tar archive, read in one pass into memory; nothing is extracted."""
     wanted = {folder + name: name for name in names}
-    found = {}
+    found: dict[str, bytes] = {}
+    unpacked = 0
     with _reading(path), tarfile.open(path) as tar:
         for member in tar:
             name = wanted.get(member.name.removeprefix("./"))
-            if name and (file := tar.extractfile(member)):
+            if name and member.isfile() and (file := tar.extractfile(member)):  # no link, no device
+                _check_unpacked(unpacked := unpacked + member.size)
                 found[name] = file.read()
     if missing := [name for name in wanted.values() if name not in found]:
         raise DataError(f"{path} lacks {folder}{missing[0]} ({len(missing)} of {len(wanted)} files are missing)")
     return found
+
+
+def _check_unpacked(size: int) -> None:
+    if size > _MAX_BYTES:
+        raise ValueError(f"it unpacks to more than {_MAX_BYTES} bytes")
 
 
 def _check_range(path: pathlib.Path, what: str, values: np.ndarray, low: int, high: int) -> None:

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,7 +135,7 @@ def _folder_source(path: str | None, split: str) -> Source:
         if not examples:
             raise DataError(f"{root} holds no {', '.join(_SUFFIXES)} files")
         examples = [examples[i] for i in split_ids(str(root), split, lengths)]
-        sizes = [(root / file).stat().st_size for file, _ in examples]
+        sizes = [_size(root / file) for file, _ in examples]
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error}") from error
 
@@ -169,6 +170,13 @@ def _scan(folder: pathlib.Path) -> tuple[list[str], list[str]]:
         seen = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     files = [name for name, is_dir in seen if not is_dir and name.lower().endswith(_SUFFIXES)]
     return [name for name, is_dir in seen if is_dir], files
+
+
+def _size(path: pathlib.Path) -> int:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to read a pipe would be to wait for ever
+        raise DataError(f"{path} is no file, but a directory, pipe or device")
+    return status.st_size
 
 
 def _read_file(path: pathlib.Path) -> bytes:

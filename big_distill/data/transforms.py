@@ -12,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # Float32 values that a resize works on at a time: few enough to stay in a core's cache, which is worth 2-4x.
 _CHUNK_VALUES = 400_000
 _GROUP_BYTES = 1 << 25  # decoded images that are transformed together when they are read batch by batch
+# Of what Pillow opens, what it decodes itself: an EPS file, whatever its name, it hands to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -20,7 +22,7 @@ class BadImage(Exception):
 
 
 def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
-    """Reads one image, whatever its kind, under one policy.
+    """Reads one image under one policy, whatever kind of JPEG, PNG, GIF, WebP, BMP, TIFF or PPM it is.
 
     The first frame of an animation; turned as its EXIF orientation says; transparent pixels over white; 16-bit grey
     scaled to 8 bits; CMYK, palettes and other colour spaces through RGB; grey repeated into three channels, colour into
@@ -39,7 +41,7 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
     if isinstance(data, np.ndarray):
         return _from_array(data, channels)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit and image.width * image.height > limit:
                 raise BadImage(f"{image.width} x {image.height} px is more than PIL.Image.MAX_IMAGE_PIXELS={limit}")
@@ -51,7 +53,7 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
         if not data:
             raise BadImage("no bytes") from error
         if isinstance(error, UnidentifiedImageError):
-            raise BadImage("not an image that Pillow knows") from error
+            raise BadImage(f"not an image of {', '.join(_FORMATS)}") from error
         raise BadImage(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
 
 
@@ -67,8 +69,8 @@ def _from_array(array: np.ndarray, channels: int) -> np.ndarray:
 
 def _to_channels(image: Image.Image, channels: int) -> np.ndarray:
     if image.mode in _SIXTEEN_BIT_MODES:
-        grey = np.clip(np.asarray(image).astype(np.float64), 0, 65535) / 257
-        image = Image.fromarray(np.rint(grey).astype(np.uint8))
+        grey = np.clip(np.asarray(image).astype(np.int32, copy=False), 0, 65535)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 257 is odd: no value lies half-way
     elif image.mode == "F":
         raise BadImage("floating-point pixels have no known range")
     elif image.has_transparency_data:

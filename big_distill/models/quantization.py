@@ -56,7 +56,7 @@ def quantize(variables: Mapping[str, Any], ranges: Ranges) -> dict[str, Any]:
     unknown = set(ranges)
 
     def walk(params: Any, path: str) -> Any:
-        if path in ranges:
+        if path in ranges and isinstance(params, Mapping) and np.ndim(params.get("kernel", 0)) == 4:
             unknown.remove(path)
             kernel = np.asarray(params["kernel"], np.float32)
             scale = np.maximum(np.abs(kernel).max((0, 1, 2)), np.float32(1e-30)) / np.float32(127)

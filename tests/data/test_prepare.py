@@ -271,10 +271,38 @@ def test_all_files_are_looked_for_before_any_is_read(source, data_dir):
 
 
 def test_members_of_a_tar_are_read_by_name_alone(source, data_dir, tmp_path):
-    expected = cifar10(source, {"../escaped": b"x", "elsewhere/data_batch_1.bin": b"x", "data_batch_1.bin": b"x"})
+    names = ["../escaped", f"{tmp_path}/escaped", "cifar-10-batches-bin/../../escaped", "/cifar-10-batches-bin/x"]
+    others = ["elsewhere/data_batch_1.bin", "data_batch_1.bin", "cifar-10-batches-bin/../data_batch_1.bin"]
+    expected = cifar10(source, dict.fromkeys([*names, *others], b"x"))
     archives.prepare("cifar10", source, data_dir)
     assert_holds(data_dir, "cifar10", expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archives", "tfds"]
+
+
+@pytest.mark.parametrize("kind", ["SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE", "DIRTYPE"])
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../secret", "test_batch.bin", "data_batch_1.bin"])
+def test_what_is_no_file_in_a_tar_is_not_followed(kind, target, source, data_dir):
+    """A link, even to its neighbour or to itself, a device, a pipe that nobody writes to."""
+    cifar10(source)
+    (source / "secret").write_bytes(bytes(3073))
+    with tarfile.open(source / CIFAR) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]
+    with tarfile.open(source / CIFAR, "w:gz") as tar:
+        for member, data in members:
+            if member.name.endswith("data_batch_1.bin"):
+                member.type, member.linkname, member.size, data = getattr(tarfile, kind), target, 0, b""
+            tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(DataError, match=r"lacks cifar-10-batches-bin/data_batch_1.bin"):
+        archives.prepare("cifar10", source, data_dir)
+    assert not data_dir.exists()
+
+
+@pytest.mark.parametrize(("dataset", "name"), [("mnist", IMAGES), ("cifar10", CIFAR)])
+def test_an_archive_that_unpacks_to_too_much_is_refused(dataset, name, source, data_dir, monkeypatch):
+    WRITERS[dataset](source)
+    monkeypatch.setattr(archives, "_MAX_BYTES", 9000)  # a tenth of what each of them holds, or more
+    with pytest.raises(DataError, match=f"{name} .*it unpacks to more than 9000 bytes"):
+        archives.prepare(dataset, source, data_dir)
 
 
 def test_a_set_that_is_there_is_left_alone_unless_told_to_overwrite(source, data_dir):

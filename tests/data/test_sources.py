@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,13 @@ def test_folder_fingerprint_follows_names_and_sizes(tmp_path):
     assert folder(tmp_path).fingerprint == before
     (tmp_path / "a" / "1.png").write_bytes(b"another size")
     assert folder(tmp_path).fingerprint != before
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
+    make_files(tmp_path, ["a/1.png"])
+    os.mkfifo(tmp_path / "a" / "2.png")
+    with pytest.raises(DataError, match=r"a/2.png is no file, but a directory, pipe or device"):
+        folder(tmp_path)
 
 
 def test_folder_without_images(tmp_path):

@@ -14,6 +14,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         server.seen.append((self.path, self.headers["Range"]))
+        if self.path in server.moved:
+            self.send_response(302)
+            self.send_header("Location", server.moved[self.path])
+            return self.end_headers()
         status = server.statuses.pop(0) if server.statuses else 200
         if status != 200 or self.path not in server.files:
             return self.send_error(404 if status == 200 else status)
@@ -47,6 +51,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.etag, self.has_ranges, self.ignores_if_range, self.range_error = '"one"', True, False, 0
         self.says_length = True
         self.cuts, self.statuses = [], []  # of the next answers: after how many bytes, with what status
+        self.moved = {}  # path -> address
         self.delay = 0
         self.seen = []
         self.url = f"http://127.0.0.1:{self.server_port}/a/w.npz"

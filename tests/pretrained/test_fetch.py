@@ -134,6 +134,33 @@ def test_no_length_is_no_reason_to_refuse(server):
     assert fetch(server.url, sha256=SHA256).read_bytes() == DATA
 
 
+def test_a_cut_that_no_length_tells_is_told_by_the_checksum(server, cache):
+    server.says_length, server.cuts = False, [1000]
+    with pytest.raises(RunError, match=f"w.npz has the SHA-256 .*, expected {SHA256}$"):
+        fetch(server.url, sha256=SHA256)
+    assert left(cache) == ["w.npz.lock"]
+    assert fetch(server.url, sha256=SHA256).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "data:text/plain,x", "/a/w.npz"])
+def test_no_server_leads_away_from_the_web(server, cache, target):
+    server.moved["/a/moved"] = target
+    if target.startswith("/"):
+        assert fetch(server.url.replace("w.npz", "moved")).read_bytes() == DATA
+    else:
+        with pytest.raises(RunError, match=r"/a/moved cannot be fetched: \w"):
+            fetch(server.url.replace("w.npz", "moved"))
+        assert left(cache) == ["moved.lock"]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "%2e%2e%2f..%2fescaped", "..\\escaped", "a%00b", "x" * 300 + ".npz"])
+def test_no_address_leads_out_of_the_cache(server, cache, name, tmp_path):
+    server.files = {f"/{name}": DATA, f"/a/{name}": DATA, f"/a/{name.replace(chr(92), '%5C')}": DATA}
+    path = fetch(server.url.replace("w.npz", name))
+    assert path.resolve().parent == cache and path.read_bytes() == DATA
+    assert [child.name for child in tmp_path.iterdir()] == ["cache"]
+
+
 def test_a_busy_server_is_asked_again(server):
     server.statuses = [503, 429]
     assert fetch(server.url).read_bytes() == DATA

@@ -7,8 +7,6 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from big_distill.errors import RunError
@@ -59,8 +57,10 @@ DAMAGED = {
     "header of 2 ** 63": b"\xff" * 8 + WHOLE[8:],
     "shape": WHOLE.replace(b"[2]", b"[3]"),
     "huge shape": written({"w": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, bytes(8)),
+    "huge shape of nothing": written({"w": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}),
     "type": WHOLE.replace(b"F32", b"F33"),
     "float8": written({"w": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}, bytes(8)),
+    "complex": WHOLE.replace(b"F32", b"C64").replace(b"[2]", b"[1]"),
     "offsets": WHOLE.replace(b"[0, 8]", b"[8, 0]"),
 }
 
@@ -77,17 +77,3 @@ def test_no_file(path, tmp_path):
     for missing in (path, tmp_path):
         with pytest.raises(RunError, match=r"does not exist: expected a .safetensors file$"):
             safetensors_file.read(missing)
-
-
-@settings(
-    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(position=st.integers(0, len(WHOLE)), length=st.integers(0, 8), text=st.binary(max_size=8))
-def test_fuzzed_files(path, position, length, text):
-    path.write_bytes(WHOLE[:position] + text + WHOLE[position + length :])
-    try:
-        arrays = safetensors_file.read(path)
-    except RunError as error:
-        assert "\n" not in str(error)
-    else:
-        assert sum(array.nbytes for array in arrays.values()) <= 8
