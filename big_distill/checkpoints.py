@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -24,12 +23,19 @@ from big_distill.workdir import CHECKPOINTS_DIR, DAMAGED_DIR
 _UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")  # what Orbax writes last, and a restore can do without
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Does not ask JAX's service, whose count is the loop's (`Preemption.reached`)."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest few, and the best on the validation split.
 
     Saving is asynchronous: `save` returns once the state is copied off the device; `close` waits for what is under
-    way. A step comes to be at once, whole and with the checksums of its files; what is half written when the process
-    dies is none. The sums are verified by `set_aside_damaged`, when a session begins, and by a `read_only` restore.
+    way. A step appears by one rename, whole and with the checksums of its files; one that is half written when the
+    process dies is ignored. The sums are verified by `set_aside_damaged`, when a session begins, and by a restore that
+    is `read_only`.
     """
 
     def __init__(self, directory: pathlib.Path, keep_latest: int, keep_best: int, read_only: bool = False):
@@ -40,7 +46,7 @@ class Checkpoints:
             )
         self._saving, self._read_only = 0, read_only
         try:
-            self._manager = ocp.CheckpointManager(
+            self._manager = _Manager(
                 directory.absolute(),
                 options=ocp.CheckpointManagerOptions(
                     best_fn=_accuracy if keep_best else None,
@@ -52,8 +58,9 @@ class Checkpoints:
                 ),
             )
         except (KeyError, OSError, TypeError, ValueError) as error:  # of the metrics that it reads
-            why = _in_words(_verify(directory)) or _one_line(error)
-            raise RunError(f"a checkpoint in {directory} is damaged ({why})") from error
+            damaged = _in_words(verify(directory.parent))
+            what = f"hold damaged ones ({damaged})" if damaged else f"cannot be opened ({_one_line(error)})"
+            raise RunError(f"the checkpoints in {directory} {what}") from error
 
     @classmethod
     def of(cls, config: Config, workdir: pathlib.Path, read_only: bool = False) -> Checkpoints:
@@ -80,12 +87,14 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def _pin(self) -> None:
-        """Adds the checksums, when all processes have written their files, before a rename makes them a step."""
-        (directory,) = (
-            path
-            for path in pathlib.Path(self._manager.directory).glob(f"{self._saving}.*")
-            if ocp.utils.is_tmp_checkpoint(path)
-        )
+        """Adds the checksums, when all processes have written their files, before a rename makes them a step.
+
+        In Orbax 0.12 the callback that is named after the finalization comes before the rename; else every save fails.
+        """
+        found = pathlib.Path(self._manager.directory).glob(f"{self._saving}.*")
+        directory = next((path for path in found if ocp.utils.is_tmp_checkpoint(path)), None)
+        if directory is None:
+            raise RuntimeError("Orbax has renamed the directory before its checksums were in it")
         checksums.write(directory, _UNLISTED)
 
     def _wait(self) -> None:
@@ -98,6 +107,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # of Orbax, TensorStore or the operating system: the disk is full, or gone
+            if sharding.is_peer_lost(error):
+                raise
             whole = max(_steps(pathlib.Path(self._manager.directory)), default=None)
             before = "none was saved before" if whole is None else f"the newest whole one is step {whole:,}"
             raise RunError(
@@ -153,6 +164,13 @@ class Checkpoints:
         self._wait()
         self._manager.close()
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None or not sharding.is_peer_lost(error):  # a save of all processes would wait for the lost one
+            self.close()
+
 
 def _accuracy(metrics: Mapping[str, float]) -> float:
     """Of a step that was saved without an evaluation: less than any."""
@@ -166,11 +184,9 @@ def has_checkpoint(workdir: pathlib.Path) -> bool:
 
 def verify(workdir: pathlib.Path) -> dict[int, str | None]:
     """For every saved step, rising, what is wrong with its files; None if they are as they were saved."""
-    return _verify(workdir / CHECKPOINTS_DIR)
-
-
-def _verify(directory: pathlib.Path) -> dict[int, str | None]:
-    return {step: checksums.damage(directory / str(step), _UNLISTED) for step in _steps(directory)}
+    directory = workdir / CHECKPOINTS_DIR
+    found = {step: checksums.damage(directory / str(step), _UNLISTED) for step in _steps(directory)}
+    return {step: what for step, what in found.items() if step in _steps(directory)}  # a live run removes old ones
 
 
 def set_aside_damaged(workdir: pathlib.Path) -> None:
@@ -179,16 +195,14 @@ def set_aside_damaged(workdir: pathlib.Path) -> None:
     Raises:
       RunError: all that were saved are damaged; they stay where they are.
     """
-    refusal = sharding.from_first_process(_set_aside_damaged(workdir) if jax.process_index() == 0 else None)
-    if refusal:
-        raise RunError(refusal)
+    sharding.on_first_process(lambda: _set_aside_damaged(workdir))
 
 
-def _set_aside_damaged(workdir: pathlib.Path) -> str | None:
+def _set_aside_damaged(workdir: pathlib.Path) -> None:
     found = verify(workdir)
     damaged = {step: what for step, what in found.items() if what}
     if damaged and len(damaged) == len(found):
-        return (
+        raise RunError(
             f"every checkpoint in {workdir / CHECKPOINTS_DIR} is damaged ({_in_words(found)}): bring one back from a "
             "copy, or choose another --workdir to begin anew"
         )
@@ -197,7 +211,6 @@ def _set_aside_damaged(workdir: pathlib.Path) -> str | None:
         aside.parent.mkdir(exist_ok=True)
         (workdir / CHECKPOINTS_DIR / str(step)).rename(aside)
         say(f"checkpoint {step:,} of {workdir} is damaged ({what}) and is now {aside}")
-    return None
 
 
 def _in_words(found: Mapping[int, str | None]) -> str:

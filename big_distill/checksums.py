@@ -6,9 +6,10 @@ The list has the format of `sha256sum`: `cd DIR && sha256sum --check checksums.s
 from __future__ import annotations
 
 import hashlib
-import os
 import pathlib
 from collections.abc import Sequence
+
+from big_distill import atomic
 
 LIST_FILE = "checksums.sha256"
 
@@ -16,12 +17,7 @@ LIST_FILE = "checksums.sha256"
 def write(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> None:
     """Writes the list of all files below a directory but those `unlisted`, whole or not at all."""
     lines = [f"{_sha256(directory / name)}  {name}\n" for name in _names(directory) if name not in unlisted]
-    temporary = directory / f"{LIST_FILE}.tmp"
-    with temporary.open("w") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(directory / LIST_FILE)
+    atomic.write(directory / LIST_FILE, "".join(lines).encode())
 
 
 def damage(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> str | None:
@@ -34,16 +30,19 @@ def damage(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> str | None:
     try:
         lines = (directory / LIST_FILE).read_text().splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        for name in sorted({*sums, *_names(directory)} - {LIST_FILE, *unlisted}):
+        there = set(_names(directory))
+        for name in sorted((there | sums.keys()) - {LIST_FILE, *unlisted}):
+            if name not in there:
+                return f"{name} is missing"
             if name not in sums:
                 return f"{name} is not in {LIST_FILE}"
             if _sha256(directory / name) != sums[name]:
                 return f"{name} has changed"
-    except (FileNotFoundError, NotADirectoryError) as error:
-        return f"{pathlib.Path(error.filename).relative_to(directory)} is missing"
+        return None if sums else f"{LIST_FILE} is empty"
+    except FileNotFoundError:
+        return f"{LIST_FILE} is missing"
     except (OSError, ValueError) as error:  # the latter: a list that is no text
         return f"it cannot be read ({error})"
-    return None
 
 
 def _names(directory: pathlib.Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging as std_logging
-import os
 import pathlib
 import re
 import signal
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from big_distill.config import check_path, fields_of, nearest
 from big_distill.config_files import load_config
-from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, PeerLost, RunError
+from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, Preempted, RunError
 
 _INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
 
@@ -120,15 +119,15 @@ def run(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what is half done is undone
         try:
             main()
-        except PeerLost as error:
-            print(f"big_distill: {error}", file=sys.stderr, flush=True)
-            os._exit(error.exit_status)  # at a usual exit jax.distributed waits for the dead
         except BigDistillError as error:
+            if isinstance(error, Preempted):  # a further signal changes nothing any more
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
             _exit(str(error), error.exit_status)
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
-            _exit(f"{error.filename or 'a file'} cannot be written: {error.strerror}", RunError.exit_status)
+            _exit(f"{error.filename or 'a file'}: {error.strerror}", RunError.exit_status)
         except KeyboardInterrupt:
             _exit("interrupted", _INTERRUPTED)
 

@@ -245,7 +245,9 @@ class Config:
     eval_every_steps: int = cosmetic(0, "evaluate this often; 0: ten times a run")
     checkpoint_every_steps: int = cosmetic(0, "save this often; 0: with every evaluation")
     grace_seconds: float = cosmetic(
-        30.0, "after a signal, leave within this time, with what was saved before if need be; 0: however long it takes"
+        30.0,
+        "after a signal, leave within this time, with what was saved before if need be; 0: however long it takes; only "
+        "the outermost config's counts",
     )
     keep_latest: int = cosmetic(2, "how many of the newest checkpoints are kept")
     keep_best: int = cosmetic(1, "how many of the best on the validation split are kept")

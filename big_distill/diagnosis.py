@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,7 +66,7 @@ class Diagnosis:
 
 
 def examine(workdir: pathlib.Path) -> Diagnosis:
-    """Reads a run directory; changes nothing in it, opens no data and builds no network.
+    """Reads a run directory; changes nothing in it and opens no data.
 
     Raises:
       RunError: it is none.
@@ -85,11 +86,14 @@ def examine(workdir: pathlib.Path) -> Diagnosis:
         if (workdir / name).exists():
             finding, values[name] = _read(name, functools.partial(read, workdir), describe)
             findings.append(finding)
+    holder = workdirs.holder(workdir)
     saved = checkpoints.verify(workdir)
-    findings += _checkpoint_findings(workdir, saved)
+    if holder and any(saved.values()):
+        time.sleep(1)  # what looked damaged was perhaps being removed: a live run keeps its newest checkpoints alone
+        saved = checkpoints.verify(workdir)
+    findings += _checkpoint_findings(workdir, saved, holder)
     findings += _other_findings(workdir, values.get(workdirs.SUMMARY_FILE))
     config: Config | None = values.get(workdirs.CONFIG_FILE)
-    holder = workdirs.holder(workdir)
     finished = (workdir / workdirs.SUMMARY_FILE).exists()
     whole = [step for step, damage in saved.items() if damage is None]
     return Diagnosis(
@@ -98,14 +102,13 @@ def examine(workdir: pathlib.Path) -> Diagnosis:
         step=max(whole, default=0),
         total_steps=config.total_steps if config else None,
         findings=tuple(findings),
-        outlook=_outlook(workdir, holder, findings, saved, config, inner),
+        outlook=f"is refused: {holder} trains here" if holder else _outlook(workdir, findings, saved, config, inner),
         inner=inner,
     )
 
 
 def _outlook(
     workdir: pathlib.Path,
-    holder: str | None,
     findings: list[Finding],
     saved: dict[int, str | None],
     config: Config | None,
@@ -114,8 +117,6 @@ def _outlook(
     """In the order in which a resume looks at things."""
     damaged = {finding.name: finding for finding in findings if not finding.verified}
     finished = (workdir / workdirs.SUMMARY_FILE).exists()
-    if holder:
-        return f"is refused: {holder} trains here"
     for name in (workdirs.CONFIG_FILE, workdirs.SUMMARY_FILE):
         if name in damaged and (saved or finished):
             return f"is refused: {damaged[name].detail}"
@@ -141,19 +142,18 @@ def _read(name: str, read: Callable[[], Any], describe: Callable[[Any], str]) ->
     """What a reader makes of a file, and its value, None if it is damaged."""
     try:
         value = read()
-        return Finding(name, describe(value)), value
-    except (BigDistillError, KeyError, TypeError, AttributeError) as error:  # the latter three: another kind of JSON
-        reason = str(error) if isinstance(error, BigDistillError) else f"is not what it should be ({error})"
-        return Finding(name, reason, verified=False), None
+    except BigDistillError as error:
+        return Finding(name, str(error), verified=False), None
+    return Finding(name, describe(value)), value
 
 
-def _checkpoint_findings(workdir: pathlib.Path, saved: dict[int, str | None]) -> Iterator[Finding]:
+def _checkpoint_findings(workdir: pathlib.Path, saved: dict[int, str | None], holder: str | None) -> Iterator[Finding]:
     directory = workdir / workdirs.CHECKPOINTS_DIR
     for step, damage in saved.items():
-        bytes_ = sum(path.stat().st_size for path in (directory / str(step)).rglob("*") if path.is_file())
-        yield Finding(f"{directory.name}/{step}", damage or f"{bytes_:,} bytes, checksums right", damage is None)
+        yield Finding(f"{directory.name}/{step}", damage or "checksums right", damage is None)
+    unfinished = "a save under way" if holder else "a save that was never finished; the next session removes it"
     for name in sorted(path.name for path in directory.glob("*") if path.is_dir() and not path.name.isdigit()):
-        yield Finding(f"{directory.name}/{name}", "a save that was never finished; the next session removes it")
+        yield Finding(f"{directory.name}/{name}", unfinished)
     for path in sorted((workdir / workdirs.DAMAGED_DIR).glob("*")):
         yield Finding(f"{workdirs.DAMAGED_DIR}/{path.name}", "set aside by an earlier session; nothing reads it")
 

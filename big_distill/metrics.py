@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import tqdm
 
+from big_distill import atomic
 from big_distill.errors import RunError
 
 sys.modules["clu.metric_writers.summary_writer"] = importlib.import_module("big_distill.tensorboard_writer")
@@ -89,7 +90,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
                 if not isinstance(values, dict) or type(values.get("step")) is not int:
                     raise ValueError("it has no step")
             except (ValueError, RecursionError) as error:
-                raise RunError(f"{path}, line {number} is damaged: {error}") from error
+                raise RunError(f"{path}, line {number} is damaged: {error}; without it the run goes on") from error
             read.append(values)
     return read
 
@@ -100,9 +101,7 @@ def _cut(path: pathlib.Path, step: int, evaluated: bool) -> None:
         for line in read_metrics(path.parent)
         if line["step"] < step or (line["step"] == step and (evaluated or "train/loss" in line))
     ]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.replace(path)
+    atomic.write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 class Progress:

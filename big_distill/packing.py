@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from safetensors.numpy import save
 
-from big_distill import post_training, programs, sharding, transition, weights
+from big_distill import atomic, post_training, programs, sharding, transition, weights
 from big_distill import teacher as teachers
 from big_distill.artifact import container
 from big_distill.config import Config, nearest
@@ -24,7 +24,6 @@ from big_distill.data.pipeline import TrainPipeline
 from big_distill.errors import ConfigError, RunError
 from big_distill.evaluation import evaluate_programs, open_eval, open_split, student_of
 from big_distill.export import litert, onnx_graph, stablehlo
-from big_distill.export.program import write_whole
 from big_distill.metrics import say
 from big_distill.workdir import PACK_FILE, read_config, read_json, write_json
 
@@ -218,7 +217,7 @@ def _write_container(path: pathlib.Path, network: weights.Network, _: Views) -> 
 
 
 def _write_safetensors(path: pathlib.Path, network: weights.Network, _: Views) -> None:
-    write_whole(path, save(weights.arrays_of(network)))
+    atomic.write(path, save(weights.arrays_of(network)))
 
 
 def _write_onnx(path: pathlib.Path, network: weights.Network, _: Views) -> None:

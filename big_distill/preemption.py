@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -29,14 +28,15 @@ class Preemption:
     A second signal changes nothing. `grace_seconds` after the first one the process ends (0: never), even in the middle
     of a compilation or a save, of which nothing but a whole checkpoint remains.
 
-    With several processes JAX's preemption service catches SIGTERM and agrees on a step at which all of them save;
-    SIGINT is passed on to it, and the time runs from that step.
+    With several processes JAX's preemption service catches SIGTERM and agrees on a time at which all of them stop, the
+    next that they ask for; SIGINT is passed on to it, and the grace runs from then.
     """
 
     def __init__(self, grace_seconds: float):
         self.requested = False
         self._grace_seconds = grace_seconds
         self._deferred = False
+        self._times_asked = 0
         self._several = jax.process_count() > 1
         self._timer: threading.Timer | None = None
         self._restore = contextlib.ExitStack()
@@ -51,7 +51,9 @@ class Preemption:
         ours, pythons = socket.socketpair()
         pythons.setblocking(False)
         before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(ours,), daemon=True).start()
+        watch = threading.Thread(target=self._watch, args=(ours,), daemon=True)
+        watch.start()
+        self._restore.callback(watch.join)  # last, so that no timer starts after it
         self._restore.callback(pythons.close)  # ends the thread
         self._restore.callback(signal.set_wakeup_fd, before)
         return self
@@ -79,13 +81,13 @@ class Preemption:
             self._timer.start()
 
     def _leave(self) -> None:
-        print(
-            f"big_distill: not saved within config.grace_seconds={self._grace_seconds:g}; the same command goes on "
-            "from the checkpoint before",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(Preempted.exit_status)
+        try:
+            _write(
+                f"not saved within config.grace_seconds={self._grace_seconds:g}; the same command goes on from the "
+                "checkpoint before"
+            )
+        finally:
+            os._exit(Preempted.exit_status)
 
     def _on_signal(self, number: int, _: Any) -> None:
         if self.requested:
@@ -93,7 +95,7 @@ class Preemption:
         self.requested = True
         if not self._deferred:
             raise _Interrupt(signal.Signals(number).name)
-        print("big_distill: finishing the step, then saving", file=sys.stderr)
+        _write("finishing the step, then saving")
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -104,9 +106,16 @@ class Preemption:
         finally:
             self._deferred = False
 
-    def reached(self, step: int) -> bool:
-        """Whether to save and leave after this step; every process gets the same answer."""
-        if self._several and not self.requested and multihost_utils.reached_preemption_sync_point(step):
-            self.requested = True
-            self._start_timer()
+    def reached(self) -> bool:
+        """Whether to save and leave; asked by all processes at the same points of their work, with one answer."""
+        self._times_asked += 1  # the service wants a number that rises from one run of a command to the next, too
+        if self._several and not self.requested:
+            self.requested = multihost_utils.reached_preemption_sync_point(self._times_asked)
+            if self.requested:
+                self._start_timer()
         return self.requested
+
+
+def _write(message: str) -> None:
+    """To stderr past its buffer, whose lock whoever was interrupted may hold."""
+    os.write(2, f"big_distill: {message}\n".encode())

@@ -28,8 +28,8 @@ from big_distill.workdir import PREFLIGHT_FILE, read_json, write_json
 _NUM_CROPS = 256
 _RESULT = {
     "num_params": int,
-    "accuracy": float | None,
-    "plain_accuracy": float | None,
+    "accuracy": (float, None),
+    "plain_accuracy": (float, None),
     "fold_kl": float,
     "fold_agreement": float,
 }

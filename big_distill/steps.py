@@ -105,11 +105,10 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         in_order = batch["step"] == state.step
-        metrics["applied"], advances = finite & in_order, finite & in_order
-        if max_skipped_steps:
-            old = state.params, state.batch_stats, state.opt_state
-            params, batch_stats, opt_state = _where(finite, (params, batch_stats, opt_state), old)
-            advances = in_order & (finite | (state.skipped < max_skipped_steps))
+        metrics["applied"] = finite & in_order
+        old = state.params, state.batch_stats, state.opt_state
+        params, batch_stats, opt_state = _where(finite, (params, batch_stats, opt_state), old)
+        advances = in_order & (finite | (state.skipped < max_skipped_steps))
         new_state = TrainState(
             step=state.step + 1,
             params=params,

@@ -17,7 +17,7 @@ from big_distill import optim, sharding, weights
 from big_distill import workdir as workdirs
 from big_distill.checkpoints import Checkpoints, has_checkpoint, set_aside_damaged
 from big_distill.config import Config, fingerprint
-from big_distill.errors import NonFiniteError, PeerLost, Preempted, RunError
+from big_distill.errors import DISK_ERRORS, NonFiniteError, PeerLost, Preempted, RunError
 from big_distill.evaluation import Stopped
 from big_distill.metrics import MetricsLog, Progress, Stopwatch, profiler, say
 from big_distill.preemption import Preemption
@@ -64,25 +64,26 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
       RunError: the directory holds a run with another config, data or teacher.
       DataError: the data are not what the config says.
       NonFiniteError: a loss or gradient stopped being finite.
-      Preempted: a signal arrived; everything is saved and the same call goes on.
+      Preempted: a signal arrived; what there was to save is saved and the same call goes on.
       PeerLost: another process died.
     """
     with Preemption(config.grace_seconds) as preemption:
         try:
             return _run(config, workdir, preemption)
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):  # the latter: out of memory
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise RunError(f"{error.filename}: {error.strerror}") from error
+            if not sharding.is_peer_lost(error):
                 raise
-            reason = str(error).partition("\n")[0]
             raise PeerLost(
-                f"a computation of all processes failed ({reason}); has one of them died? The same commands go on"
+                f"another process does not answer ({str(error).partition(chr(10))[0][:200]}); the same commands go on"
             ) from error
 
 
 def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: str = "config") -> dict[str, Any]:
     """`train_and_evaluate`, and its own call for the teacher that a config trains first."""
-    with workdirs.claimed(workdir, config, prefix):
-        if summary := workdirs.read_summary(workdir):
+    with workdirs.claimed(workdir, config, prefix) as summary:
+        if summary:
             say(f"{workdir}: finished already")
             return summary
         set_aside_damaged(workdir)
@@ -98,7 +99,7 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
                     raise Preempted(f"stopped after the {what}, before what follows; the same command goes on")
         if config.begins_from is not None and not begun and run.initial is None:
             run = open_run(config, workdir)  # now from the network that was trained just now
-        with contextlib.closing(Checkpoints.of(config, workdir)) as checkpoints:
+        with Checkpoints.of(config, workdir) as checkpoints:
             run = with_teacher(run, checkpoints)
             begin = _start(run, checkpoints)
             with preemption.deferred():
@@ -167,7 +168,7 @@ def _train(
     applied: dict[int, jax.Array] = {}  # of the steps since the last check
 
     def evaluate_at(step: int) -> Scores:
-        scores = run.evaluate(state, lambda: preemption.requested)
+        scores = run.evaluate(state, preemption.reached)
         log.write(step, {f"eval/{s}/{key}": v for s, values in scores.items() for key, v in values.items()})
         say(f"{name}: step {step:,} of {total_steps:,}: {_headline(scores)}")
         return scores
@@ -204,7 +205,7 @@ def _train(
                 clock.timed_steps += 1
             profile(step)
             progress.update(step)
-            stop = preemption.reached(step)
+            stop = preemption.reached()
             to_log = last or step % config.log_every_steps == 0
             due = last or step % config.eval_every_steps == 0
             to_save = last or stop or step % config.checkpoint_every_steps == 0
@@ -238,9 +239,9 @@ def _check_applied(run: Run, state: TrainState, applied: dict[int, jax.Array]) -
       NonFiniteError: one that may not be skipped; the state is that of the step before.
     """
     most = run.config.optimizer.max_skipped_steps
-    flags = jax.device_get(applied)
+    left_out = [step for step, flag in jax.device_get(applied).items() if not flag]
     applied.clear()
-    for step in (step for step, flag in flags.items() if not flag):
+    for index, step in enumerate(left_out):
         skipped = step <= int(state.step)
         names = run.train_data.example_names(step - 1)
         path = run.workdir / f"nonfinite_step_{step}.json"
@@ -253,7 +254,8 @@ def _check_applied(run: Run, state: TrainState, applied: dict[int, jax.Array]) -
         if not skipped:
             limit = f". config.optimizer.max_skipped_steps={most} were skipped before it" if most else ""
             raise NonFiniteError(f"{message}{limit}. A lower config.optimizer.lr or a longer warm-up often helps")
-        say(f"{message}; skipped, {int(state.skipped)} of at most {most} so far")
+        before = int(state.skipped) - sum(step <= int(state.step) for step in left_out)
+        say(f"{message}; skipped, number {before + index + 1} of at most {most}")
 
 
 def _headline(scores: Scores) -> str:

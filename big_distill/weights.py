@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_distill import models
+from big_distill import atomic, models
 from big_distill.config import Config, ModelConfig, freeze
 from big_distill.errors import ConfigError, RunError
 from big_distill.families import BIT_BLOCKS, check_model
@@ -143,12 +142,8 @@ def arrays_of(network: Network) -> dict[str, np.ndarray]:
 def save(path: pathlib.Path, network: Network) -> None:
     """Writes a weight file, whole or not at all."""
     contents: dict[str, Any] = arrays_of(network)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with atomic.writing(path) as file:
         np.savez(file, **contents)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def load(path: str | pathlib.Path, otherwise: Architecture | None = None) -> Network:

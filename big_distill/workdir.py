@@ -9,16 +9,17 @@ import os
 import pathlib
 import reprlib
 import socket
-import types
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from big_distill import atomic
 from big_distill.config import Config, differences, fingerprint, from_dict, to_dict
 from big_distill.errors import ConfigError, RunError
 from big_distill.metrics import say
-from big_distill.sharding import from_first_process
+from big_distill.sharding import on_first_process
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
@@ -34,41 +35,41 @@ DAMAGED_DIR = "damaged"
 INIT_DIR = "init"
 RESUMES_FILE = "resumes.json"
 _LOCK_FILE = "run.lock"
-_NETWORK = {"accuracy": float | None, "num_params": int}
+_NETWORK = {"accuracy": (float, None), "num_params": int}
 _SUMMARY = {
     "student": _NETWORK,
     "teacher": (_NETWORK, None),
     "steps": int,
-    "kl": float | None,
-    "agreement": float | None,
-    "images_per_second": float | None,
+    "kl": (float, None),
+    "agreement": (float, None),
+    "images_per_second": (float, None),
     "wall_seconds": float,
+    "params_sha256": str,
 }
 
 
 @contextlib.contextmanager
-def claimed(workdir: pathlib.Path, config: Config, prefix: str) -> Iterator[None]:
+def claimed(workdir: pathlib.Path, config: Config, prefix: str) -> Iterator[dict[str, Any] | None]:
     """Makes a run directory, or checks a config against what was trained there, and holds it against other runs.
 
     Process 0 does so for all. What it holds is a lock of the operating system, which ends with the process. `prefix` is
-    what the config is called in messages: 'config', or 'config.teacher.config'.
+    what the config is called in messages: 'config', or 'config.teacher.config'. The value is the summary of a finished
+    run, which is only read, else None.
 
     Raises:
       RunError: the directory holds a run with another maths field, another process trains there, or it cannot be
         written.
     """
     with contextlib.ExitStack() as held:
-        refusal = None
-        if jax.process_index() == 0:
-            try:
-                _check_same_run(workdir, config, prefix)
+
+        def claim() -> dict[str, Any] | None:
+            _check_same_run(workdir, config, prefix)
+            summary = read_summary(workdir)
+            if summary is None:
                 held.enter_context(_locked(workdir))
-            except RunError as error:
-                refusal = str(error)
-        refusal = from_first_process(refusal)
-        if refusal:
-            raise RunError(refusal)
-        yield
+            return summary
+
+        yield on_first_process(claim)
 
 
 def _check_same_run(workdir: pathlib.Path, config: Config, prefix: str) -> None:
@@ -94,7 +95,11 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
         raise RunError(f"run directory {workdir} cannot be written: {error}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.2)  # for `holder` to have looked, if that is who it was
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(
                 f"{workdir} is being trained by {_written_by_holder(path)}: wait for it, stop it, or choose another "
@@ -169,8 +174,8 @@ def read_json(path: pathlib.Path, form: Any) -> Any:
 
     Args:
       path: the file.
-      form: what is expected: a type, a union of types, [form of all items], {key: form of its value} (other keys may be
-        there), or (form, None) for what may be null.
+      form: what is expected: a type, [form of all items], {key: form of its value} (other keys may be there), or (form,
+        None) for what may be null.
 
     Raises:
       RunError: it cannot be read, or has another form.
@@ -188,7 +193,7 @@ def _check_form(value: Any, form: Any, name: str) -> None:
         if value is None:
             return
         form = form[0]
-    kind: Any = form if isinstance(form, type | types.UnionType) else type(form)
+    kind: Any = form if isinstance(form, type) else type(form)
     if not isinstance(value, kind):
         raise ValueError(f"{name} is {reprlib.repr(value)}")
     if isinstance(form, list):
@@ -203,9 +208,4 @@ def _check_form(value: Any, form: Any, name: str) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    atomic.write(path, (json.dumps(value, indent=2) + "\n").encode())

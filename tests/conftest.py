@@ -3,12 +3,14 @@
 Fuzz tests run the same 200 cases every time; with --hypothesis-profile=long 10,000 others.
 """
 
+import functools
 import os
 import pathlib
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import interruption
 import jax
 import numpy as np
 import pytest
@@ -34,6 +36,12 @@ def one_device(monkeypatch):
     """Runs on the first device alone."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+
+
+@pytest.fixture
+def interrupt_after(monkeypatch):
+    """interrupt_after(num_steps, number=SIGTERM): as `interruption.interrupt_after`."""
+    return functools.partial(interruption.interrupt_after, monkeypatch)
 
 
 @pytest.fixture

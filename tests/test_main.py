@@ -1,12 +1,11 @@
-"""The command as a user runs it, in processes of its own: mistakes, kill -9, two processes."""
+"""The command as a user runs it, in processes of its own: mistakes, two processes. What may befall them: `faults/`."""
 
 import json
 import re
-import signal
 
 import numpy as np
 import pytest
-from processes import ROOT, cluster, losses, run, saved_steps, start, wait_for
+from processes import ROOT, cluster, losses, run
 
 from big_distill import cli
 from big_distill.errors import ConfigError
@@ -81,37 +80,6 @@ def whole(tmp_path_factory):
     assert status == 0, err
     assert "agreement" in out and f"run directory: {workdir}" in out
     return workdir
-
-
-@on_one_worker
-def test_kill_9_and_the_same_command_again(whole, tmp_path):
-    command = [*DIGITS, f"--config.teacher.path={whole}/teacher", f"--workdir={tmp_path}"]
-    process = start(*command)
-    wait_for(lambda: saved_steps(tmp_path), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (tmp_path / "summary.json").exists()
-    status, out, err = run(*command)
-    assert status == 0, err
-    assert "resumes at step" in out
-    got, want = (json.loads((d / "summary.json").read_text()) for d in (tmp_path, whole))
-    assert len(got["resumed_at"]) == 1
-    assert got["params_sha256"] == want["params_sha256"]
-    assert losses(tmp_path) == losses(whole)
-
-
-@on_one_worker
-def test_sigterm_saves_and_has_its_own_status(whole, tmp_path):
-    teacher = f"--config.teacher.path={whole}/teacher"
-    process = start(*DIGITS, teacher, "--config.total_steps=100000", f"--workdir={tmp_path}")
-    wait_for(lambda: len(losses(tmp_path)) >= 3, process)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert err.startswith("big_distill: finishing the step, then saving\nbig_distill: saved and stopped at step")
-    assert err.count("\n") == 2
-    saved = max(saved_steps(tmp_path))
-    assert f"step {saved:,} of" in err and len(losses(tmp_path)) == saved
 
 
 @on_one_worker

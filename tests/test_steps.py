@@ -52,11 +52,11 @@ def batch():
     }
 
 
-def setup(name="function_matching", accumulate_steps=1, **kwargs):
+def setup(name="function_matching", accumulate_steps=1, max_skipped_steps=0, **kwargs):
     model, tx = linear(), optax.adam(1e-2)
     step = steps.make_train_step(
         model, CARD, objectives.build(ObjectiveConfig(name=name, **kwargs)), tx,
-        num_classes=K, seed=0, accumulate_steps=accumulate_steps,
+        num_classes=K, seed=0, accumulate_steps=accumulate_steps, max_skipped_steps=max_skipped_steps,
     )  # fmt: skip
     variables = model.init(jax.random.key(0), jnp.zeros((1, S, S, 1)))
     params, batch_stats = variables["params"], variables["batch_stats"]
@@ -104,7 +104,7 @@ def test_probes_see_the_same_through_the_real_step(batch):
     tx, variables = optax.sgd(1.0), {"params": {}, "batch_stats": {}}
     objective = objectives.build(ObjectiveConfig(name="logit_regression"))
     step = jax.jit(steps.make_train_step(probe(), CARD, objective, tx, num_classes=K, seed=0, log_view_hash=True))
-    state = TrainState(jnp.int32(0), **variables, aux={}, opt_state=tx.init({}))
+    state = TrainState(jnp.int32(0), **variables, aux={}, opt_state=tx.init({}), skipped=jnp.int32(0))
     teacher = Teacher((variables,), (probe(),), (CARD,), (None,))
     _, metrics = step(state, teacher, batch)
     assert float(metrics["loss"]) == 0 and int(metrics["view_hash"]) == int(metrics["teacher_view_hash"])
@@ -182,6 +182,21 @@ def test_nothing_changes_after_a_step_that_is_not_finite(batch):
     later, metrics = step(state, teacher, {**batch, "step": np.int32(2)})  # already on its way when the host notices
     assert not bool(metrics["applied"])
     jax.tree.map(np.testing.assert_array_equal, before, later)
+
+
+def test_a_skipped_step_moves_nothing_but_the_counts(batch):
+    step, state, teacher = setup(max_skipped_steps=1)
+    step = jax.jit(step)
+    state, _ = step(state, teacher, batch)
+    before = jax.tree.map(np.asarray, state)
+    broken = {**batch, "step": np.int32(1), "lam": np.float32(np.nan)}
+    state, metrics = step(state, teacher, broken)
+    assert not bool(metrics["applied"])
+    assert (int(state.step), int(state.skipped)) == (2, 1)
+    for part in ("params", "batch_stats", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, part), getattr(state, part))
+    frozen, _ = step(state, teacher, {**broken, "step": np.int32(2)})  # one too many
+    jax.tree.map(np.testing.assert_array_equal, state, frozen)
 
 
 def test_eight_devices_are_one(batch):

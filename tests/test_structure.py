@@ -31,6 +31,7 @@ FLOORS = [
     "checks",
     "state plugins config",
     "errors checksums",
+    "atomic",
 ]
 OWNERS = {  # only these may import it
     "flax.linen": ("models.",),

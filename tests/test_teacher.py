@@ -5,6 +5,7 @@ import json
 import sys
 import types
 
+import interruption
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,6 @@ from big_distill.data.sources import open_source
 from big_distill.errors import ConfigError, DataError, Preempted, RunError
 from big_distill.evaluation import evaluate_run
 from big_distill.metrics import read_metrics
-from big_distill.preemption import Preemption
 from big_distill.resolve import resolve
 from big_distill.state import Card
 from big_distill.steps import teacher_logits
@@ -146,7 +146,7 @@ def test_ranges_of_the_first_session_hold_for_the_next(distilled, tmp_path, monk
 def stop_after(monkeypatch, config, workdir, step):
     """Trains a run as far as the first checkpoint and stops as after a SIGTERM."""
     with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(Preemption, "reached", lambda self, now: now == step)
+        interruption.interrupt_after(patch, step)
         train_and_evaluate(resolved(config), workdir)
 
 

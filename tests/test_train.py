@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from processes import timeless
 
 import big_distill
 from big_distill import metrics, weights
@@ -18,7 +19,6 @@ from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 from big_distill.errors import ConfigError, DataError, NonFiniteError, Preempted, RunError
 from big_distill.evaluation import evaluate_run
-from big_distill.metrics import read_metrics
 from big_distill.resolve import resolve
 from big_distill.train import train_and_evaluate
 
@@ -35,29 +35,6 @@ def distilled(tiny):
     tiny.view.regime = "function_matching"
     tiny.teacher.config = teacher
     return tiny
-
-
-def timeless(workdir):
-    clock = ("seconds", "train/images_per_second")
-    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(workdir)]
-
-
-@pytest.fixture
-def interrupt_at(monkeypatch):
-    """Sends this process a signal when the student's run reaches a step."""
-
-    def arm(step, number=signal.SIGTERM):
-        update = metrics.Progress.update
-
-        def update_and_signal(self, done):
-            update(self, done)
-            if done == step:
-                monkeypatch.setattr(metrics.Progress, "update", update)
-                os.kill(os.getpid(), number)
-
-        monkeypatch.setattr(metrics.Progress, "update", update_and_signal)
-
-    return arm
 
 
 def test_distillation_end_to_end(distilled, tmp_path):
@@ -95,12 +72,12 @@ def test_distillation_end_to_end(distilled, tmp_path):
 
 
 @pytest.mark.parametrize(("step", "number"), [(4, signal.SIGTERM), (4, signal.SIGINT), (3, signal.SIGTERM)])
-def test_resume_is_bit_exact(distilled, tmp_path, interrupt_at, step, number):
+def test_resume_is_bit_exact(distilled, tmp_path, interrupt_after, step, number):
     """At step 3 an evaluation is due: the signal leaves no time for it, and the resumed run makes up for it."""
     config = resolved(distilled)
     whole = train_and_evaluate(config, tmp_path / "whole")
     train_and_evaluate(config.teacher.config, tmp_path / "parts" / "teacher")
-    interrupt_at(step, number)
+    interrupt_after(step, number)
     with pytest.raises(Preempted, match=f"step {step} of 6"):
         train_and_evaluate(config, tmp_path / "parts")
     evaluated = [line["step"] for line in timeless(tmp_path / "parts") if "eval/test/nll" in line]
@@ -158,14 +135,14 @@ def test_another_config_is_refused_by_name(tiny, tmp_path):
     train_and_evaluate(resolved(tiny), tmp_path)
 
 
-def test_other_data_are_refused(tiny, tmp_path, interrupt_at):
+def test_other_data_are_refused(tiny, tmp_path, interrupt_after):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for index in range(10):
             Image.new("L", (8, 8), 10 * index).save(tmp_path / "images" / name / f"{index}.png")
     tiny.source.name, tiny.source.path, tiny.source.num_train_examples = "folder", str(tmp_path / "images"), 20
     tiny.source.validation, tiny.source.test, tiny.num_classes = None, "train", 2
-    interrupt_at(4)
+    interrupt_after(4)
     with pytest.raises(Preempted):
         train_and_evaluate(resolved(tiny), tmp_path / "run")
     (tmp_path / "images" / "a" / "0.png").rename(tmp_path / "images" / "a" / "zero.png")
@@ -173,13 +150,13 @@ def test_other_data_are_refused(tiny, tmp_path, interrupt_at):
         train_and_evaluate(resolved(tiny), tmp_path / "run")
 
 
-def test_other_teachers_are_refused(distilled, tmp_path, interrupt_at):
+def test_other_teachers_are_refused(distilled, tmp_path, interrupt_after):
     config = resolved(distilled)
-    interrupt_at(4)
+    interrupt_after(4)
     with pytest.raises(Preempted):
         train_and_evaluate(config.teacher.config, tmp_path / "teacher")
     train_and_evaluate(config.teacher.config, tmp_path / "teacher")
-    interrupt_at(4)
+    interrupt_after(4)
     with pytest.raises(Preempted):
         train_and_evaluate(config, tmp_path)
     network = weights.load(tmp_path / "teacher")
@@ -255,10 +232,10 @@ def test_a_mistake_shows_before_the_teacher_is_trained(distilled, tmp_path):
     assert not (tmp_path / "teacher").exists()
 
 
-def test_a_signal_during_the_teachers_last_step_leaves_its_evaluation_to_a_resume(distilled, tmp_path, interrupt_at):
+def test_a_signal_during_the_teachers_last_step_leaves_its_evaluation_to_a_resume(distilled, tmp_path, interrupt_after):
     config = resolved(distilled)
     whole = train_and_evaluate(config, tmp_path / "whole")
-    interrupt_at(6)
+    interrupt_after(6)
     with pytest.raises(Preempted, match="saved and stopped at step 6 of 6"):
         train_and_evaluate(config, tmp_path / "parts")
     assert not (tmp_path / "parts" / "teacher" / "summary.json").exists()
@@ -300,9 +277,9 @@ def test_unlabelled_folder(distilled, tmp_path):
         train_and_evaluate(resolved(distilled), tmp_path / "hinton")
 
 
-def test_numerics_may_change_cosmetics_too(tiny, tmp_path, interrupt_at, capsys):
+def test_numerics_may_change_cosmetics_too(tiny, tmp_path, interrupt_after, capsys):
     config = resolved(tiny)
-    interrupt_at(4)
+    interrupt_after(4)
     with pytest.raises(Preempted):
         train_and_evaluate(config, tmp_path)
     other = dataclasses.replace(config, dtype="bfloat16", eval_every_steps=2)

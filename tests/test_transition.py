@@ -13,7 +13,6 @@ from big_distill.config import CompressConfig, Config
 from big_distill.errors import ConfigError, Preempted, RunError
 from big_distill.evaluation import evaluate_run
 from big_distill.packing import pack
-from big_distill.preemption import Preemption
 from big_distill.resolve import resolve
 from big_distill.train import train_and_evaluate
 
@@ -37,15 +36,14 @@ def staged(tiny, request):
 
 
 @pytest.mark.parametrize("staged", FORMS, indirect=True)
-def test_a_stage_changes_the_network_and_resumes_to_the_bit(staged, tmp_path, monkeypatch):
+def test_a_stage_changes_the_network_and_resumes_to_the_bit(staged, tmp_path, interrupt_after):
     staged.checkpoint_every_steps = 1
     staged.student.activation_bits = 8
     whole = train_and_evaluate(resolved(staged), tmp_path / "whole")
     dense, small = (weights.load(tmp_path / "whole" / name).architecture.model for name in ("init", ""))
     assert small != dense and small.activation_bits == 8 and (small.ranks or small.features != dense.features)
-    seen = iter(range(1, 100))
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(Preemption, "reached", lambda self, now: next(seen) == 6 + 3)
+    interrupt_after(6 + 3)
+    with pytest.raises(Preempted):
         train_and_evaluate(resolved(staged), tmp_path / "run")
     resumed = train_and_evaluate(resolved(staged), tmp_path / "run")
     assert resumed["params_sha256"] == whole["params_sha256"] and resumed["resumed_at"] == [3]

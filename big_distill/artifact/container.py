@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import pathlib
 import struct
 import zlib
@@ -19,6 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from big_distill import atomic
 from big_distill.artifact import encodings
 from big_distill.errors import RunError
 
@@ -46,12 +46,7 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
         payload += parts
     packed = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
     data = b"".join([_MAGIC, bytes([_VERSION]), struct.pack("<I", len(packed)), packed, *payload])
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data + hashlib.sha256(data).digest())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    atomic.write(path, data + hashlib.sha256(data).digest())
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:

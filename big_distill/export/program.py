@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -45,13 +43,3 @@ def check_pixels(pixels: np.ndarray, shape: tuple[int, ...]) -> None:
     if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not len(pixels):
         expected = ", ".join(map(str, shape))
         raise DataError(f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [B, {expected}]")
-
-
-def write_whole(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from big_distill import weights
+from big_distill import atomic, weights
 from big_distill.errors import RunError
-from big_distill.export.program import Classifier, check_pixels, pixels_shape, program, write_whole
+from big_distill.export.program import Classifier, check_pixels, pixels_shape, program
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -30,7 +30,7 @@ def write(path: pathlib.Path, network: weights.Network) -> None:
     (batch,) = export.symbolic_shape("batch")
     pixels = jax.ShapeDtypeStruct((batch, *pixels_shape(network)), jnp.uint8)
     exported = export.export(jax.jit(jax.vmap(logits_of_one)), platforms=PLATFORMS)(pixels)
-    write_whole(path, bytes(exported.serialize()))
+    atomic.write(path, bytes(exported.serialize()))
 
 
 def read(path: pathlib.Path) -> Classifier:

@@ -15,7 +15,6 @@ from big_distill.compress import pruning, sharing
 from big_distill.config import CompressConfig, Config
 from big_distill.errors import ConfigError, Preempted
 from big_distill.evaluation import evaluate_run
-from big_distill.preemption import Preemption
 from big_distill.resolve import resolve
 from big_distill.state import Representation, materialize
 from big_distill.train import train_and_evaluate
@@ -301,12 +300,11 @@ def test_prune_then_share(staged, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [2, 6 + 2])
-def test_every_stage_resumes_to_the_bit(staged, tmp_path, monkeypatch, stop):
+def test_every_stage_resumes_to_the_bit(staged, tmp_path, interrupt_after, stop):
     staged.checkpoint_every_steps = staged.init_config.checkpoint_every_steps = 1
     whole = train_and_evaluate(resolved(staged), tmp_path / "whole")
-    seen = iter(range(1, 100))
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(Preemption, "reached", lambda self, now: next(seen) == stop)
+    interrupt_after(stop)
+    with pytest.raises(Preempted):
         train_and_evaluate(resolved(staged), tmp_path / "run")
     resumed = train_and_evaluate(resolved(staged), tmp_path / "run")
     assert resumed["params_sha256"] == whole["params_sha256"]
@@ -314,11 +312,10 @@ def test_every_stage_resumes_to_the_bit(staged, tmp_path, monkeypatch, stop):
     assert (first, second) == ((True, False) if stop < 6 else (False, True))
 
 
-def test_a_begun_second_stage_does_not_need_the_first(staged, tmp_path, monkeypatch):
+def test_a_begun_second_stage_does_not_need_the_first(staged, tmp_path, interrupt_after):
     whole = train_and_evaluate(resolved(staged), tmp_path / "whole")
-    seen = iter(range(1, 100))
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(Preemption, "reached", lambda self, now: next(seen) == 6 + 3)
+    interrupt_after(6 + 3)
+    with pytest.raises(Preempted):
         train_and_evaluate(resolved(staged), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "init")
     resumed = train_and_evaluate(resolved(staged), tmp_path / "run")

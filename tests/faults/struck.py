@@ -5,9 +5,10 @@
 
 The second save of the student's first stage in this process has begun 13.5 ms ago: nothing is flushed, nobody is told.
 Moments: the start of a `step`, a `save`, an `evaluate`, or (of no stage, '') an `open` of data and networks; a `hang`
-is a step that takes a minute.
+is a step that never ends, in machine code: Python runs no handler of signals in it.
 """
 
+import hashlib
 import os
 import signal
 import sys
@@ -30,10 +31,12 @@ def arm(names, stage, event, count, milliseconds):
     def happens(name):
         if (now[0], name) == (stage, event):
             seen[0] += 1
-            if seen[0] == count:
+            if seen[0] == count and not milliseconds:
+                strike(names)
+            elif seen[0] == count:
                 threading.Timer(milliseconds / 1000, strike, (names,)).start()
                 if event == "hang":
-                    time.sleep(60)
+                    hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)
 
     def announced(function, *names):
         def wrapped(*args, **kwargs):

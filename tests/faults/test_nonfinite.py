@@ -13,7 +13,6 @@ from big_distill.config_files import load_config
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 from big_distill.errors import NonFiniteError, Preempted
-from big_distill.preemption import Preemption
 from big_distill.resolve import resolve
 from big_distill.train import train_and_evaluate
 
@@ -90,16 +89,16 @@ def test_skipping_is_bounded(tmp_path, strike):
     assert [json.loads(path.read_text())["skipped"] for path in reports] == [True, True, False]
 
 
-def test_a_skipped_step_is_left_out_and_survives_a_resume(whole, tmp_path, strike, capsys):
+def test_a_skipped_step_is_left_out_and_survives_a_resume(whole, tmp_path, strike, interrupt_after, capsys):
     config = config_of(max_skipped_steps=2)
     strike({2: np.nan, 6: LAM})
     summary = train_and_evaluate(config, tmp_path / "at once")
     assert summary["skipped_steps"] == 2 and summary["steps"] == 12
     assert "step 6 is not finite; nothing was updated" in (said := capsys.readouterr().out)
-    assert "skipped, 2 of at most 2 so far" in said
+    assert "skipped, number 1 of at most 2" in said and "skipped, number 2 of at most 2" in said
     assert outcome(tmp_path / "at once")[""]["state"] != whole[""]["state"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(Preemption, "reached", lambda self, step: step == 7)
+    interrupt_after(7)
+    with pytest.raises(Preempted):
         train_and_evaluate(config, tmp_path / "parts")
     train_and_evaluate(config, tmp_path / "parts")
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "at once")

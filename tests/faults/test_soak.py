@@ -18,8 +18,8 @@ def resident_bytes():
     return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 
 
-@pytest.mark.parametrize("total_steps", [2_000, pytest.param(10_000, marks=pytest.mark.soak)])
-def test_nothing_grows(tmp_path, monkeypatch, one_device, total_steps):
+@pytest.mark.parametrize(("total_steps", "mebibytes"), [(2_000, 16), pytest.param(10_000, 8, marks=pytest.mark.soak)])
+def test_nothing_grows(tmp_path, monkeypatch, one_device, total_steps, mebibytes):
     if not pathlib.Path("/proc/self/fd").exists():
         pytest.skip("no /proc here")
     config = load_config(ROOT / "configs" / "digits_fm.py").teacher.config
@@ -39,6 +39,6 @@ def test_nothing_grows(tmp_path, monkeypatch, one_device, total_steps):
     train_and_evaluate(resolve(config, jax.device_count(), "cpu"), tmp_path)
     for step, bytes_, fds, threads in samples:
         print(f"step {step:6,}: {bytes_ / 2**20:7.1f} MiB resident, {fds} open files, {threads} threads")
-    (_, *first), (_, *last) = samples[len(samples) // 3], samples[-1]
-    assert last[0] - first[0] < 2**20 * (2 + total_steps / 500)
+    (_, *first), (_, *last) = samples[len(samples) // 2], samples[-1]  # before, allocators still find their size
+    assert last[0] - first[0] < mebibytes * 2**20
     assert last[1] <= first[1] + 2 and last[2] <= first[2] + 1
