@@ -90,7 +90,8 @@ def test_golden(tmp_path):
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("BIG_DISTILL_GOLDEN") == "write":
         golden[jax.__version__] = found
-        GOLDEN.write_text(json.dumps(golden, indent=0) + "\n")
+        text = json.dumps(golden).replace("{", "\n{")  # a line a step
+        GOLDEN.write_text(text + "\n")
     if jax.__version__ not in golden:
         pytest.skip(f"none was recorded for JAX {jax.__version__}, only for {', '.join(golden)}")
     for stage, lines in golden[jax.__version__].items():

@@ -1,6 +1,7 @@
 """A full disk and one that cannot be written to: one line, nothing lost, and the same command goes on."""
 
 import re
+import signal
 import subprocess
 
 import processes
@@ -55,15 +56,19 @@ def test_a_save_that_does_not_fit(whole, disk):
     assert processes.outcome(workdir) == whole
 
 
+def fill(disk):
+    with pytest.raises(OSError), (disk / "filler").open("wb") as filler:
+        while True:
+            filler.write(bytes(1000))
+            filler.flush()
+
+
 @pytest.mark.xdist_group("disk")
 def test_metrics_that_do_not_fit(whole, disk):
     workdir, command = disk / "run", [*COMMAND, "--config.checkpoint_every_steps=60"]
     process = processes.start(*command, f"--workdir={workdir}")
     processes.wait_for(lambda: processes.saved_steps(workdir), process)
-    with pytest.raises(OSError), (disk / "filler").open("wb") as filler:
-        while True:
-            filler.write(bytes(1000))
-            filler.flush()
+    fill(disk)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 4 and "Traceback" not in err
     assert re.fullmatch(r"big_distill: the metrics in \S+ cannot be written: No space left on device\n", err)
@@ -71,6 +76,19 @@ def test_metrics_that_do_not_fit(whole, disk):
     status, out, err = processes.run(*command, f"--workdir={workdir}")
     assert status == 0 and "resumes at step 60 of" in out, err
     assert processes.outcome(workdir)[""]["metrics"] == whole[""]["metrics"]
+
+
+@pytest.mark.xdist_group("disk")
+def test_the_one_of_two_processes_that_writes(disk):
+    """It leaves with its line and its status, and does not wait for the other, which cannot go on."""
+    args = [*COMMAND, f"--workdir={disk / 'run'}", "--config.total_steps=100000", "--config.checkpoint_every_steps=60"]
+    together = processes.cluster(*args, "--peer_timeout_seconds=20")
+    processes.wait_for(lambda: processes.saved_steps(disk / "run"), together[0])
+    fill(disk)
+    (_, err), _ = (process.communicate(timeout=120) for process in together)
+    assert together[0].returncode == 4 and "Traceback" not in err
+    assert "the metrics in" in err and "No space left on device" in err
+    assert together[1].returncode in (75, -signal.SIGABRT)  # JAX may notice first that process 0 is gone
 
 
 @pytest.mark.xdist_group("disk")
