@@ -13,11 +13,15 @@ from typing import BinaryIO
 def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of `path` once everything is on disk."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a full disk it has none
+        raise
 
 
 def write(path: pathlib.Path, data: bytes) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import pathlib
+import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -118,11 +121,11 @@ class Checkpoints:
 
     def all_steps(self) -> list[int]:
         """Every saved step, rising."""
-        return sorted(self._manager.all_steps())
+        return _steps(pathlib.Path(self._manager.directory))
 
     def latest_step(self) -> int | None:
         """The newest saved step, or None."""
-        return self._manager.latest_step()
+        return max(self.all_steps(), default=None)
 
     def best_step(self) -> int | None:
         """The saved step with the best validation accuracy, or None without any; waits for saves under way."""
@@ -152,7 +155,7 @@ class Checkpoints:
 
     def _restore(self, step: int, **items: Any) -> Any:
         directory = pathlib.Path(self._manager.directory) / str(step)
-        if self._read_only and (damage := checksums.damage(directory, _UNLISTED)):
+        if self._read_only and (damage := _damage(directory)):
             raise RunError(f"checkpoint {directory} is damaged ({damage})")
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -185,8 +188,16 @@ def has_checkpoint(workdir: pathlib.Path) -> bool:
 def verify(workdir: pathlib.Path) -> dict[int, str | None]:
     """For every saved step, rising, what is wrong with its files; None if they are as they were saved."""
     directory = workdir / CHECKPOINTS_DIR
-    found = {step: checksums.damage(directory / str(step), _UNLISTED) for step in _steps(directory)}
+    found = {step: _damage(directory / str(step)) for step in _steps(directory)}
     return {step: what for step, what in found.items() if step in _steps(directory)}  # a live run removes old ones
+
+
+def _damage(directory: pathlib.Path) -> str | None:
+    damage = checksums.damage(directory, _UNLISTED)
+    if damage is None:
+        step = json.loads((directory / "meta" / "metadata").read_bytes()).get("step")
+        damage = None if directory.name == str(step) else f"it is step {step}, under another name"
+    return damage
 
 
 def set_aside_damaged(workdir: pathlib.Path) -> None:
@@ -209,7 +220,7 @@ def _set_aside_damaged(workdir: pathlib.Path) -> None:
     for step, what in damaged.items():
         aside = workdir / DAMAGED_DIR / f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
         aside.parent.mkdir(exist_ok=True)
-        (workdir / CHECKPOINTS_DIR / str(step)).rename(aside)
+        shutil.move(workdir / CHECKPOINTS_DIR / str(step), aside)
         say(f"checkpoint {step:,} of {workdir} is damaged ({what}) and is now {aside}")
 
 
@@ -218,7 +229,8 @@ def _in_words(found: Mapping[int, str | None]) -> str:
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
-    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+    names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def _one_line(error: BaseException) -> str:

@@ -30,7 +30,7 @@ def define_config_flag() -> None:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """absl's flags, with errors that name the field, the value and the nearest right name."""
-    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name, given, value = argument.lstrip("-").partition("=")
         if name == "config":
             _check_file(*(value if given else following).partition(":")[::2])

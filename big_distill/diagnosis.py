@@ -16,13 +16,14 @@ from big_distill.config import Config, fingerprint
 from big_distill.errors import BigDistillError, RunError
 from big_distill.metrics import METRICS_FILE, read_metrics
 
-_JSON_FILES = (
-    workdirs.PREFLIGHT_FILE,
-    workdirs.CALIBRATION_FILE,
-    workdirs.SENSITIVITY_FILE,
-    workdirs.PACK_FILE,
-    workdirs.RESUMES_FILE,
-)
+_FORMS = {
+    workdirs.PREFLIGHT_FILE: {"key": str, "teacher": str, "teachers": [dict]},
+    workdirs.CALIBRATION_FILE: {"teacher": str, "ranges": [dict]},
+    workdirs.RESUMES_FILE: [int],
+    workdirs.SENSITIVITY_FILE: dict,
+    workdirs.PACK_FILE: [{"path": str}],
+}
+_NEEDED = (workdirs.ARCHITECTURE_FILE, METRICS_FILE, *list(_FORMS)[:3])  # by a resume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,48 +95,45 @@ def examine(workdir: pathlib.Path) -> Diagnosis:
     findings += _checkpoint_findings(workdir, saved, holder)
     findings += _other_findings(workdir, values.get(workdirs.SUMMARY_FILE))
     config: Config | None = values.get(workdirs.CONFIG_FILE)
-    finished = (workdir / workdirs.SUMMARY_FILE).exists()
-    whole = [step for step, damage in saved.items() if damage is None]
+    finished = values.get(workdirs.SUMMARY_FILE) is not None
+    damaged = {finding.name: finding.detail for finding in findings if not finding.verified}
+    step = max((step for step, damage in saved.items() if damage is None), default=0)
+    if holder:
+        outlook = f"is refused: {holder} trains here"
+    elif refusal := _refusal(workdir, saved, damaged):
+        outlook = f"is refused: {refusal}"
+    elif finished:
+        outlook = "reads the summary: the run is finished"
+    elif saved:
+        aside = [f"{step:,}" for step, damage in saved.items() if damage]
+        moves = f"moves step {', '.join(aside)} to {workdirs.DAMAGED_DIR}/ and " if aside else ""
+        outlook = f"{moves}goes on at step {step:,}" + (f" of {config.total_steps:,}" if config else "")
+    else:
+        unfinished = next((run for run in inner if run.status != "finished"), None)
+        first = f", after {unfinished.workdir.name}/, which {unfinished.outlook}" if unfinished else ""
+        outlook = f"begins at step 0{first}"
     return Diagnosis(
         workdir=workdir,
         status="running" if holder else "finished" if finished else "interrupted" if saved else "new",
-        step=max(whole, default=0),
+        step=step,
         total_steps=config.total_steps if config else None,
         findings=tuple(findings),
-        outlook=f"is refused: {holder} trains here" if holder else _outlook(workdir, findings, saved, config, inner),
+        outlook=outlook,
         inner=inner,
     )
 
 
-def _outlook(
-    workdir: pathlib.Path,
-    findings: list[Finding],
-    saved: dict[int, str | None],
-    config: Config | None,
-    inner: tuple[Diagnosis, ...],
-) -> str:
-    """In the order in which a resume looks at things."""
-    damaged = {finding.name: finding for finding in findings if not finding.verified}
-    finished = (workdir / workdirs.SUMMARY_FILE).exists()
+def _refusal(workdir: pathlib.Path, saved: dict[int, str | None], damaged: dict[str, str]) -> str | None:
+    """Why a resume would not begin, in the order in which it looks at things."""
+    begun = bool(saved) or (workdir / workdirs.SUMMARY_FILE).exists()
+    if begun and not (workdir / workdirs.CONFIG_FILE).exists():
+        return f"it has no {workdirs.CONFIG_FILE}"
     for name in (workdirs.CONFIG_FILE, workdirs.SUMMARY_FILE):
-        if name in damaged and (saved or finished):
-            return f"is refused: {damaged[name].detail}"
-    if finished:
-        return "reads the summary: the run is finished"
-    whole = [step for step, damage in saved.items() if damage is None]
-    if saved and not whole:
-        return "is refused: every checkpoint is damaged"
-    for name in (workdirs.ARCHITECTURE_FILE, METRICS_FILE):
-        if saved and name in damaged:
-            return f"is refused: {damaged[name].detail}"
-    unfinished = [run for run in inner if run.status != "finished"]
-    if not saved:
-        first = f", after {unfinished[0].workdir.name}/, which {unfinished[0].outlook}" if unfinished else ""
-        return f"begins at step 0{first}"
-    aside = [f"{step:,}" for step, damage in saved.items() if damage]
-    moves = f"moves step {', '.join(aside)} to {workdirs.DAMAGED_DIR}/ and " if aside else ""
-    of = f" of {config.total_steps:,}" if config else ""
-    return f"{moves}goes on at step {max(whole):,}{of}"
+        if begun and name in damaged:
+            return damaged[name]
+    if saved and all(saved.values()):
+        return "every checkpoint is damaged"
+    return next((damaged[name] for name in _NEEDED if saved and name in damaged), None)
 
 
 def _read(name: str, read: Callable[[], Any], describe: Callable[[Any], str]) -> tuple[Finding, Any]:
@@ -152,8 +150,8 @@ def _checkpoint_findings(workdir: pathlib.Path, saved: dict[int, str | None], ho
     for step, damage in saved.items():
         yield Finding(f"{directory.name}/{step}", damage or "checksums right", damage is None)
     unfinished = "a save under way" if holder else "a save that was never finished; the next session removes it"
-    for name in sorted(path.name for path in directory.glob("*") if path.is_dir() and not path.name.isdigit()):
-        yield Finding(f"{directory.name}/{name}", unfinished)
+    for path in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
+        yield Finding(f"{directory.name}/{path.name}", unfinished)
     for path in sorted((workdir / workdirs.DAMAGED_DIR).glob("*")):
         yield Finding(f"{workdirs.DAMAGED_DIR}/{path.name}", "set aside by an earlier session; nothing reads it")
 
@@ -161,7 +159,7 @@ def _checkpoint_findings(workdir: pathlib.Path, saved: dict[int, str | None], ho
 def _other_findings(workdir: pathlib.Path, summary: Any) -> Iterator[Finding]:
     def loads(path: pathlib.Path) -> str:
         network = weights.load(path)
-        if path.name == weights.WEIGHTS_FILE and summary:
+        if path.name == workdirs.WEIGHTS_FILE and summary:
             if weights.sha256(network.variables["params"]) != summary["params_sha256"]:
                 raise RunError(f"{path} does not hold the weights that {workdirs.SUMMARY_FILE} has the hash of")
             return "the weights of the summary's hash"
@@ -171,9 +169,9 @@ def _other_findings(workdir: pathlib.Path, summary: Any) -> Iterator[Finding]:
         programs.check(path)
         return "checksum right"
 
-    for name in _JSON_FILES:
+    for name, form in _FORMS.items():
         if (workdir / name).exists():
-            yield _read(name, functools.partial(workdirs.read_json, workdir / name, object), lambda _: "readable")[0]
+            yield _read(name, functools.partial(workdirs.read_json, workdir / name, form), lambda _: "readable")[0]
     for suffix in (".npz", ".safetensors", container.SUFFIX, *programs.READERS):
         for path in sorted(workdir.glob(f"*{suffix}")):
             read = checked if suffix in programs.READERS else loads
@@ -186,6 +184,8 @@ def _metrics_in_words(lines: list[dict[str, float]]) -> str:
     return f"{len(lines):,} lines" + (f", the last of step {lines[-1]['step']:,}" if lines else "")
 
 
-def _summary_in_words(summary: dict[str, Any]) -> str:
+def _summary_in_words(summary: dict[str, Any] | None) -> str:
+    if summary is None:
+        return f"of a finished run that lost its {workdirs.WEIGHTS_FILE}: it is made again from the last checkpoint"
     accuracy = summary["student"]["accuracy"]
     return f"{summary['steps']:,} steps" + (f", accuracy {100 * accuracy:.2f} %" if accuracy is not None else "")

@@ -32,6 +32,7 @@ from absl import flags
 from big_distill import cli
 from big_distill.config import describe_fields, fingerprint
 from big_distill.errors import BigDistillError, ConfigError
+from big_distill.preemption import leave_on_signals
 from big_distill.resolve import resolve
 
 _LAST_SECONDS = 3  # process 0 leaves after those that fail alike: it holds what connects them
@@ -51,6 +52,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Reads the flags, trains, prints the closing table."""
+    leave_on_signals()
     args = flags.FLAGS
     if args.workdir and "://" in args.workdir:
         raise ConfigError(

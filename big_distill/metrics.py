@@ -95,6 +95,11 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
     return read
 
 
+def last_logged(workdir: pathlib.Path) -> int:
+    """The last step whose loss is in a run's metrics; 0 if none is."""
+    return max((int(line["step"]) for line in read_metrics(workdir) if "train/loss" in line), default=0)
+
+
 def _cut(path: pathlib.Path, step: int, evaluated: bool) -> None:
     kept = [
         line

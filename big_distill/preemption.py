@@ -15,7 +15,24 @@ from jax.experimental import multihost_utils
 
 from big_distill.errors import Preempted
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def leave_on_signals() -> None:
+    """Until a run has begun, and after it: signals end the process, which has nothing to save or undo, with status 75.
+
+    Without an exception, which callbacks of JAX's would swallow.
+    """
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _leave_at_once)
+
+
+def _leave_at_once(number: int, _: Any) -> None:
+    try:
+        _write(f"stopped by {signal.Signals(number).name}; the same command goes on")
+    finally:
+        os._exit(Preempted.exit_status)
 
 
 class _Interrupt(BaseException):
@@ -43,7 +60,8 @@ class Preemption:
 
     def __enter__(self) -> Preemption:
         if self._several:
-            self._handle(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            for number in (signal.SIGINT, signal.SIGHUP):
+                self._handle(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
             return self
         for number in _SIGNALS:
             self._handle(number, self._on_signal)
@@ -66,7 +84,8 @@ class Preemption:
             raise Preempted(f"stopped by {error}, with nothing to save; the same command goes on") from None
 
     def _handle(self, number: int, handler: Any) -> None:
-        self._restore.callback(signal.signal, number, signal.signal(number, handler))
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            self._restore.callback(signal.signal, number, signal.signal(number, handler))
 
     def _watch(self, wakeups: socket.socket) -> None:
         with wakeups:

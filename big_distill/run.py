@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from big_distill import compress, objectives, optim, preflight, sharding, steps, transition, weights
 from big_distill import teacher as teachers
 from big_distill.checkpoints import Checkpoints, has_checkpoint
-from big_distill.config import CompressConfig, Config
+from big_distill.config import CompressConfig, Config, fingerprint
 from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source, class_names_of
 from big_distill.errors import RunError
 from big_distill.evaluation import EvalStep, evaluate, jit_eval_step, open_eval, open_split
@@ -135,7 +135,8 @@ def with_teacher(run: Run, checkpoints: Checkpoints) -> Run:
     """The run with its teacher, after a check that it resumes with the teacher and the data that it began with."""
     networks = teachers.read(run.config, run.workdir)
     teacher = {"name": ", ".join(n.source for n in networks), "sha256": teachers.identity(networks)}
-    identity = {**run.identity, "teacher": teacher if networks else None}
+    config = {"name": "a checkpoint of another run", "sha256": fingerprint(run.config)}
+    identity = {**run.identity, "config": config, "teacher": teacher if networks else None}
     start = checkpoints.latest_step()
     for part, before in (checkpoints.meta(start)["identity"] if start is not None else identity).items():
         if _sha256(before) != _sha256(identity[part]):

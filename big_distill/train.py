@@ -13,13 +13,13 @@ from absl import logging
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from big_distill import optim, sharding, weights
+from big_distill import atomic, optim, sharding, weights
 from big_distill import workdir as workdirs
 from big_distill.checkpoints import Checkpoints, has_checkpoint, set_aside_damaged
 from big_distill.config import Config, fingerprint
 from big_distill.errors import DISK_ERRORS, NonFiniteError, PeerLost, Preempted, RunError
 from big_distill.evaluation import Stopped
-from big_distill.metrics import MetricsLog, Progress, Stopwatch, profiler, say
+from big_distill.metrics import MetricsLog, Progress, Stopwatch, last_logged, profiler, read_metrics, say
 from big_distill.preemption import Preemption
 from big_distill.run import Run, Scores, merge, open_run, with_teacher
 from big_distill.state import TrainState
@@ -120,11 +120,13 @@ def _start(run: Run, checkpoints: Checkpoints) -> _Position:
     overview = parameter_overview.get_parameter_overview(variables["params"], include_stats=False)
     logging.info("Parameters of the student:\n%s", overview)
     if jax.process_index() == 0:
-        (run.workdir / workdirs.PARAMETERS_FILE).write_text(overview + "\n")
+        atomic.write(run.workdir / workdirs.PARAMETERS_FILE, f"{overview}\n".encode())
         weights.write_architecture(run.workdir, run.student)
         workdirs.write_config(run.workdir, run.config)
     start = checkpoints.latest_step()
     if start is None:
+        if workdirs.resumed_at(run.workdir) or read_metrics(run.workdir):
+            say(f"{run.workdir}: was begun before, but no checkpoint is there: begins at step 0")
         variables = run.init(jax.random.key(run.config.seed))
         if run.initial is not None:
             merged = merge(run.config, variables, run.initial)
@@ -139,6 +141,8 @@ def _start(run: Run, checkpoints: Checkpoints) -> _Position:
     ]:
         say(f"{run.workdir}: goes on on another machine, so not bit-exactly ({'; '.join(changed)})")
     workdirs.note_resume(run.workdir, start)
+    if jax.process_index() == 0 and (last := last_logged(run.workdir)) < meta["logged"]:
+        say(f"{run.workdir}: its metrics end at step {last:,}; those up to step {meta['logged']:,} are lost")
     state = checkpoints.restore(start, sharding.place(run.mesh, jax.eval_shape(run.begin, variables)))
     return _Position(state, start, _Clock(**meta["clock"]), meta["evaluated"])
 
@@ -166,6 +170,7 @@ def _train(
     profile = profiler(run.workdir, config.profile_at_step)
     scores: Scores = {}
     applied: dict[int, jax.Array] = {}  # of the steps since the last check
+    logged = last_logged(run.workdir)
 
     def evaluate_at(step: int) -> Scores:
         scores = run.evaluate(state, preemption.reached)
@@ -177,6 +182,8 @@ def _train(
         log.flush()
         clock.wall_seconds, clock.train_seconds = time.monotonic() - began, stopwatch.seconds
         meta = {
+            "step": step,
+            "logged": logged,
             "identity": run.identity,
             "machine": _machine(),
             "clock": dataclasses.asdict(clock),
@@ -217,6 +224,7 @@ def _train(
                 speed = config.batch_size * stopwatch.rate(clock.timed_steps)
                 values = {f"train/{key}": value for key, value in metrics.items()}
                 log.write(step, {**values, "train/learning_rate": rate, "train/images_per_second": speed})
+                logged = step
                 progress.show(metrics["loss"])
             with stopwatch.paused():
                 scores = {}
@@ -298,7 +306,7 @@ def _finish(run: Run, state: TrainState, scores: Scores, clock: _Clock, best_ste
         "scores": scores,
     }
     if jax.process_index() == 0:
-        weights.save(run.workdir / weights.WEIGHTS_FILE, weights.Network(run.student, variables))
+        weights.save(run.workdir / workdirs.WEIGHTS_FILE, weights.Network(run.student, variables))
         workdirs.write_json(run.workdir / workdirs.SUMMARY_FILE, summary)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"finished {run.workdir}")

@@ -25,11 +25,10 @@ from big_distill.errors import ConfigError, RunError
 from big_distill.families import BIT_BLOCKS, check_model
 from big_distill.pretrained import files, names
 from big_distill.state import Card, Model, path_name
-from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, read_config, write_json
+from big_distill.workdir import ARCHITECTURE_FILE, CONFIG_FILE, WEIGHTS_FILE, read_config, write_json
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 
-WEIGHTS_FILE = "student.npz"
 CARD_SUFFIX = ".card.json"
 _CARD = "__card__"
 _MAX_SIZE = 1 << 20  # of a card's numbers: no network is built, however small its file, whose shapes overflow
@@ -166,7 +165,12 @@ def load(path: str | pathlib.Path, otherwise: Architecture | None = None) -> Net
                 f"{file} is not a finished run: it has no {WEIGHTS_FILE}; run the command that made it again to go on"
             )
         file /= WEIGHTS_FILE
-    arrays = files.read(file)
+        try:
+            arrays = files.read(file)
+        except RunError as error:
+            raise RunError(f"{error}; remove it and the command that made it makes it again") from error
+    else:
+        arrays = files.read(file)
     if _CARD in arrays:
         architecture = from_json(arrays.pop(_CARD).tobytes(), file)
         _check_own(architecture.model, file, otherwise)

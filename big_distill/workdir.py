@@ -23,6 +23,7 @@ from big_distill.sharding import on_first_process
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
+WEIGHTS_FILE = "student.npz"
 PARAMETERS_FILE = "parameters.txt"
 CHECKPOINTS_DIR = "checkpoints"
 PREFLIGHT_FILE = "preflight.json"
@@ -152,9 +153,9 @@ def read_config(workdir: pathlib.Path) -> Config:
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The summary of a finished run, else None."""
+    """The summary of a finished run, else None: also of one that lost its weights, which a resume makes again."""
     path = workdir / SUMMARY_FILE
-    return read_json(path, _SUMMARY) if path.is_file() else None
+    return read_json(path, _SUMMARY) if path.is_file() and (workdir / WEIGHTS_FILE).is_file() else None
 
 
 def resumed_at(workdir: pathlib.Path) -> list[int]:

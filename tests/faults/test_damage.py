@@ -1,5 +1,6 @@
 """Checkpoints that are no longer what was saved: the one before, said aloud, or a refusal; as the doctor foretells."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -131,6 +132,44 @@ def test_all_damaged_is_a_refusal_that_names_them(runs, stopped):
     with pytest.raises(RunError, match=r"is damaged \(3: state/\S+ has changed; 5: state/\S+ is missing\)"):
         train_and_evaluate(runs[0], stopped)
     assert sorted(path for path in stopped.rglob("*")) == before
+
+
+def test_a_checkpoint_under_another_name_is_damaged(runs, stopped):
+    (stopped / "checkpoints" / "5").rename(stopped / "checkpoints" / "4")
+    assert checkpoints.verify(stopped) == {3: None, 4: "it is step 5, under another name"}
+    assert train_and_evaluate(runs[0], stopped)["resumed_at"] == [3]
+    assert timeless(stopped) == runs[3]
+
+
+def test_a_checkpoint_of_another_run_is_refused(runs, stopped, tmp_path):
+    other = dataclasses.replace(runs[0], seed=1, total_steps=7)
+    train_and_evaluate(other, tmp_path / "other")
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "7", stopped / "checkpoints" / "7")
+    with pytest.raises(RunError, match="was trained with another config"):
+        train_and_evaluate(runs[0], stopped)
+
+
+def test_names_that_are_no_steps_are_left_alone(runs, stopped):
+    junk = [stopped / "checkpoints" / name for name in ("007", "５０", "5.bak", "notes")]
+    for directory in junk:
+        directory.mkdir()
+    assert examine(stopped).verified and examine(stopped).outlook == "goes on at step 5 of 6"
+    assert train_and_evaluate(runs[0], stopped)["params_sha256"] == runs[2]["params_sha256"]
+    assert all(directory.exists() for directory in junk)
+
+
+def test_what_is_lost_is_said(runs, stopped, capsys):
+    (stopped / METRICS_FILE).unlink()
+    summary = train_and_evaluate(runs[0], stopped)
+    assert "its metrics end at step 0; those up to step 5 are lost" in capsys.readouterr().out
+    (stopped / "student.npz").unlink()
+    assert examine(stopped).outlook == "goes on at step 6 of 6"
+    again = train_and_evaluate(runs[0], stopped)  # no longer finished: its weights are made again
+    assert again["params_sha256"] == summary["params_sha256"] and (stopped / "student.npz").exists()
+    shutil.rmtree(stopped / "checkpoints")
+    (stopped / "summary.json").unlink()
+    assert train_and_evaluate(runs[0], stopped)["params_sha256"] == summary["params_sha256"]
+    assert "was begun before, but no checkpoint is there: begins at step 0" in capsys.readouterr().out
 
 
 def test_an_unfinished_save_is_no_checkpoint(runs, stopped):
