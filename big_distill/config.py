@@ -194,7 +194,11 @@ class CompressConfig:
     layer_sparsity: tuple[str, ...] = maths(
         (), "by layer, such as ('fc1/kernel=0.92',): regular expression and share; the first that matches wins"
     )
-    scope: str = maths("global", "global: the smallest of all layers go; layer: each layer loses its own share")
+    scope: str = maths(
+        "global",
+        "global: the smallest of all layers go, but each keeps a tenth of the share that all keep; layer: each loses "
+        "its own share",
+    )
     prune_schedule: str = maths("cubic", "cubic, or iterative: the same share of what is left each time")
     prune_begin: float = maths(0.0, "share of the run's steps after which pruning of weights begins")
     prune_end: float = maths(0.5, "share after which it ends; at once if equal to prune_begin, and under N:M")

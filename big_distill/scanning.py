@@ -119,7 +119,7 @@ def _by_weight(student: weights.Network) -> dict[str, Pruned]:
         pruned.flat[smallest] = 0
         return {**arrays, name: pruned}
 
-    kernels = [name for name, array in arrays.items() if name.startswith("params/") and array.ndim > 1]
+    kernels = [name for name in arrays if name.startswith("params/") and name.endswith("/kernel")]
     return {name.partition("/")[2]: lambda share, name=name: without(name, share) for name in kernels}  # type: ignore[misc]
 
 

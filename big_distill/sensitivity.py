@@ -60,6 +60,7 @@ def main() -> None:
         print(workdir / SENSITIVITY_PLOT)
         kept = ", ".join(repr(f"{layer}={rate:g}") for layer, rate in rates.items() if rate)
         scope = f"--config.compress.structure={found.structure} --config.compress.scope=layer"
+        scope += " --config.compress.sparsity=0"  # of the layers that are not named
         flag = f'{scope} --config.compress.layer_sparsity="({kept},)"'
         print(
             flag if kept else f"no layer can lose even {100 * found.shares[0]:g} % within --tolerance={args.tolerance}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -141,15 +142,33 @@ def read_config(workdir: pathlib.Path) -> Config:
     """The resolved config of a run.
 
     Raises:
-      RunError: no run directory, or its config cannot be read.
+      RunError: no run directory, or its config cannot be read, or was never resolved.
     """
     path = workdir / CONFIG_FILE
     try:
-        return from_dict(json.loads(path.read_text())["config"])
+        return _completed(from_dict(json.loads(path.read_text())["config"]), "config")
     except FileNotFoundError as error:
         raise RunError(f"{workdir} is not a run directory: it has no {CONFIG_FILE}") from error
     except (ConfigError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def _completed(config: Config, prefix: str) -> Config:
+    """A config as `resolve` left it; one that was kept before `teacher.dtype` was a field is completed: as `dtype`.
+
+    Raises:
+      ConfigError: it says nowhere in what the run computes.
+    """
+    teacher, first = config.teacher, config.init_config
+    if config.dtype == "auto":
+        raise ConfigError(f"{prefix}.dtype='auto': expected what it became in this run, float32 or bfloat16")
+    if teacher.config is not None:
+        teacher = dataclasses.replace(teacher, config=_completed(teacher.config, f"{prefix}.teacher.config"))
+    if teacher.dtype == "auto":
+        teacher = dataclasses.replace(teacher, dtype=config.dtype)
+    if first is not None:
+        first = _completed(first, f"{prefix}.init_config")
+    return dataclasses.replace(config, teacher=teacher, init_config=first)
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:

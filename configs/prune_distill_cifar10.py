@@ -8,8 +8,13 @@
 After Aghli & Ribeiro 2021, "Combining weight pruning and knowledge distillation for CNN compression": the dense network
 is trained first, on labels (the run's teacher/). The student starts from it, is pruned where no skip connection ties,
 in the first two convolutions of every unit, and distilled. `structure=channels` (the default) cuts half of those
-channels out, at once; `weights` prunes to a tenth as it goes. For rates by layer, as the paper chooses them, see
-`python -m big_distill.sensitivity --workdir=RUN/teacher --structure=channels`. Run here as `:smoke` alone.
+channels out, at once; `weights` prunes to a tenth as it goes. For rates by layer, as the paper chooses them:
+
+  python -m big_distill.sensitivity --workdir=RUN/teacher --structure=channels --split='train[:5000]'
+
+Its last line holds flags for a run with `--config.teacher.path=RUN/teacher`. Run here so (teacher 4 epochs, student 2,
+of 45,000 images; rates chosen on 2,000 others): 57.44 -> 56.49 % of test, 3,503,018 -> 1,162,096 parameters,
+45.7 -> 20.2 million FLOPs, 12,983,961 -> 4,306,610 bytes.
 """
 
 from big_distill.config_files import parse_arg, smoke, teacher_of, template

@@ -5,7 +5,8 @@
 
 The first stage (`init_config`) is the dense network, on labels; the second prunes it to 5x sparsity over its first half
 and trains on. Compare init/summary.json with summary.json; the paper has "minimal reduction" and no figure.
-Run here from a kept network (`--config.init_from=RUN --config.total_epochs=4`): 99.58 -> 99.62 % of test.
+Run here with 3 + 3 epochs, seeds 0, 1, 2: 99.43, 99.48, 99.47 -> 99.50, 99.51, 99.44 % of test in 771,350, 771,316,
+770,998 bytes (4.5x); from a kept network (`--config.init_from=RUN --config.total_epochs=4`): 99.58 -> 99.62 %.
 """
 
 import pathlib

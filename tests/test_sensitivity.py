@@ -1,5 +1,6 @@
 """One layer pruned at a time: what it costs, how far it can go, and the picture of it."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from big_distill import plots, scanning
+from big_distill import evaluation, plots, scanning, sharding
 from big_distill.errors import ConfigError
 from big_distill.evaluation import evaluate_run
 from big_distill.resolve import resolve
@@ -34,6 +35,14 @@ def test_what_a_layer_costs(run):
     assert all(abs(values[0] - found.dense) < 0.1 for values in found.by_layer.values())
     written = json.loads((run / "sensitivity.json").read_text())
     assert written["by_layer"] == {name: list(values) for name, values in found.by_layer.items()}
+
+
+def test_the_rates_are_for_kernels_alone(run):
+    """What compress.layers matches: a ViT's class token and position embeddings have axes like a kernel's."""
+    student = evaluation.student_of(run, "final", sharding.make_mesh())
+    params = {**student.variables["params"], "cls": np.ones((1, 1, 4), np.float32)}
+    more = dataclasses.replace(student, variables={**student.variables, "params": params})
+    assert all(name.endswith("/kernel") for name in scanning._by_weight(more))
 
 
 def test_channels_of_what_no_skip_ties(run):
@@ -65,6 +74,7 @@ def test_the_command_and_its_mistakes(run):
     assert lines[0].split()[:3] == ["accuracy", "30", "%"] and lines[-1].startswith(
         "--config.compress.structure=weights"
     )
+    assert "--config.compress.sparsity=0 " in lines[-1]  # or what is not named would lose what the config says
     assert (run / "sensitivity.svg").is_file()
     for flags, message in (
         (["--layers=fc9"], "--layers='fc9' matches none of conv1/kernel"),

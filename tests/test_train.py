@@ -277,6 +277,27 @@ def test_unlabelled_folder(distilled, tmp_path):
         train_and_evaluate(resolved(distilled), tmp_path / "hinton")
 
 
+def test_a_config_of_before_a_field_existed(distilled, tmp_path, capsys):
+    distilled.total_steps = 2
+    distilled.teacher.config.total_steps = 1
+    train_and_evaluate(resolved(distilled), tmp_path)
+    wanted = evaluate_run(tmp_path, "validation")
+    file = tmp_path / "config.json"
+    kept = json.loads(file.read_text())
+    for config in (kept["config"], kept["config"]["teacher"]["config"]):
+        assert config["teacher"].pop("dtype") == "float32"
+    file.write_text(json.dumps(kept))
+    capsys.readouterr()
+
+    assert evaluate_run(tmp_path, "validation") == wanted
+    train_and_evaluate(resolved(distilled), tmp_path)
+    assert "other numerics" not in capsys.readouterr().out
+    kept["config"]["dtype"] = "auto"
+    file.write_text(json.dumps(kept))
+    with pytest.raises(RunError, match=r"config.json cannot be read: config.dtype='auto': expected what it became"):
+        evaluate_run(tmp_path, "validation")
+
+
 def test_numerics_may_change_cosmetics_too(tiny, tmp_path, interrupt_after, capsys):
     config = resolved(tiny)
     interrupt_after(4)

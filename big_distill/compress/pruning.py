@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+LEAST_SHARE = 0.1
+"""Of the share of all weights that stay, what every layer keeps: one that is left with none cuts the network in two."""
+
 
 def progress(schedule: str, step: jax.Array, begin: int, end: int, sparsity: float) -> jax.Array:
     """How much of the final sparsity is due after a step, in [0, 1]; all at once if begin is end.
@@ -27,7 +30,7 @@ def is_due(step: jax.Array, begin: int, end: int, every: int) -> jax.Array:
 
 
 def keep_largest(sizes: dict[str, jax.Array], sparsity: float, progress: jax.Array) -> dict[str, jax.Array]:
-    """Masks, False for the smallest of all the weights together.
+    """Masks, False for the smallest of all the weights together; but every layer keeps `LEAST_SHARE`.
 
     Args:
       sizes: magnitudes; -1 for a weight that is pruned already, which counts as the smallest and never comes back, inf
@@ -35,7 +38,7 @@ def keep_largest(sizes: dict[str, jax.Array], sparsity: float, progress: jax.Arr
       sparsity: the final one: of N weights exactly round(sparsity N) are zero then, or those that were before.
       progress: float32 [], how much of it is due, in [0, 1].
     """
-    flat = jnp.concatenate([size.reshape(-1) for size in sizes.values()])
+    flat = jnp.concatenate([_spared(size.reshape(-1), sparsity) for size in sizes.values()])
     final = round(sparsity * flat.size)  # float32 cannot count above 2^24
     num_zeros = jnp.where(progress < 1, jnp.round(progress * final).astype(jnp.int32), final)
     order = jnp.argsort(flat)  # stable: of equal ones the first goes first
@@ -46,6 +49,15 @@ def keep_largest(sizes: dict[str, jax.Array], sparsity: float, progress: jax.Arr
         masks[name] = kept[start : start + size.size].reshape(size.shape)
         start += size.size
     return masks
+
+
+def _spared(sizes: jax.Array, sparsity: float) -> jax.Array:
+    """A layer's sizes, inf for the largest, as far as it must keep them."""
+    least = round(LEAST_SHARE * (1 - sparsity) * sizes.size)
+    if least == 0:
+        return sizes
+    largest = jax.lax.top_k(sizes, least)[1]
+    return sizes.at[largest].set(jnp.where(sizes[largest] < 0, -1, jnp.inf))
 
 
 def keep_of_each(sizes: jax.Array, kept: int, group: int) -> jax.Array:

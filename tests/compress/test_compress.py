@@ -103,6 +103,19 @@ def test_a_new_head_of_zeros_is_not_taken_for_small():
         assert zeros(masks["head/kernel"]) == 0 and zeros(masks["fc1/kernel"]) >= 360
 
 
+def test_no_layer_is_left_with_nothing():
+    """A head that begins at zero is smaller than all else for long."""
+    dense = params()
+    dense["head"]["kernel"] = 1e-3 * dense["head"]["kernel"]
+    asked = plan(sparsity=0.8, prune_end=0.5, total_steps=10, prune_every_steps=1)
+    _, masks = asked.encode(dense)
+    for step in range(1, 11):
+        masks = asked.refresh(dense, masks, jnp.int32(step))
+    sizes = {name: how.mask.size for name, how in masks.items()}
+    assert sizes["head/kernel"] - zeros(masks["head/kernel"]) == round(0.02 * sizes["head/kernel"])
+    assert sum(map(zeros, masks.values())) == round(0.8 * sum(sizes.values()))
+
+
 def test_zeros_of_what_a_run_starts_from_stay():
     dense = params()
     dense["fc1"]["kernel"] = dense["fc1"]["kernel"].at[:20].set(0)
