@@ -139,7 +139,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> _Position:
     ]:
         say(f"{run.workdir}: goes on on another machine, so not bit-exactly ({'; '.join(changed)})")
     workdirs.note_resume(run.workdir, start)
-    state = checkpoints.restore(start, sharding.place(run.mesh, jax.eval_shape(run.begin, variables)))
+    state = checkpoints.restore(start, run.abstract_state)
     return _Position(state, start, _Clock(**meta["clock"]), meta["evaluated"])
 
 
