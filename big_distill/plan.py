@@ -11,7 +11,9 @@ minute for a small network, some for a large one. A topology is v2, v3, v4, v5e,
 2x2x1 for v4, v5p and tpu7x), or `cpu` or `cpu:8` for this machine, of which only sizes and counts are known.
 
 Times are rooflines: what arithmetic, memory or interconnect take at the chip's peak, whichever is longest. No step is
-faster; a real one is slower. Hours and cost are of training steps alone, of every network that the config trains. Any
+faster; a real one is slower. Hours and cost are of training steps alone, of every network that the config trains. The
+largest batch that fits is an estimate: on the line through the two largest of --batches, or else as if all but state
+and teacher grew with the batch. A teacher that is not here is planned by config.teacher.model, or by its name. Any
 field of the config is set as in big_distill.main: --config.batch_size=1024.
 """
 
@@ -21,6 +23,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any, cast
 
 import jax
 from absl import flags
@@ -51,14 +54,15 @@ def main() -> None:
     args = flags.FLAGS
     if not args.topology:
         raise ConfigError("--topology=SLICE is needed: v5e:2x4, v6e:2x2, v4:2x2x1, cpu, ...")
-    config_dict, name = cli.config_value(), cli.config_path().stem
+    config_dict, flag = cli.config_value(), cast(Any, args["config"])
+    name = _name(*flag.config_filename.partition(":")[::2])
     if not all(batch.strip().isdecimal() for batch in args.batches):
         raise ConfigError(f"--batches={','.join(args.batches)}: expected numbers of images a chip, such as 16,32,64")
     wanted = [(name, config_dict, args.topology)]
     for other in args.compare:
         path, _, arg = other.partition(":")
         if path.endswith(".py"):
-            wanted.append((pathlib.Path(path).stem + (f":{arg}" if arg else ""), load_config(path, arg), args.topology))
+            wanted.append((_name(path, arg), load_config(path, arg), args.topology))
         else:
             wanted.append((name, config_dict, other))
     _only_cpus([topology for _, _, topology in wanted])
@@ -71,6 +75,10 @@ def main() -> None:
         print(json.dumps(found if args.compare else found[0], indent=2))
     else:
         print(report(plans, args.price))
+
+
+def _name(path: str, arg: str) -> str:
+    return f"{pathlib.Path(path).stem}:{arg}".rstrip(":")
 
 
 def _only_cpus(topologies: list[str]) -> None:
@@ -136,12 +144,12 @@ def table(plans: list[Plan], price: float | None) -> str:
 
     each = [stage for _, stage in columns]
     row("images", [f"{stage.batch_per_chip:,}" for stage in each])
-    row("fits", [_fits(one, stage) for one, stage in columns])
+    known = any(one.slice.chip.memory for one in plans)
+    row("fits" if known else "needs", [_fits(one, stage) for one, stage in columns])
     for name in ("argument", "temp", "output", "code"):
         label = {"argument": "arguments", "temp": "temporaries", "output": "outputs", "code": "program"}[name]
         row(f"  {label}", [_bytes(getattr(stage.train, f"{name}_bytes")) for stage in each])
-    evaluations = [stage.evaluation and stage.evaluation.total_bytes + stage.resident_bytes for stage in each]
-    row("  evaluation needs", ["-" if needed is None else _bytes(needed) for needed in evaluations])
+    row("  evaluation needs", ["-" if s.evaluation_bytes is None else _bytes(s.evaluation_bytes) for s in each])
     row("largest batch (estimate)", ["-" if s.largest_batch is None else f"{s.largest_batch:,}" for s in each])
     row("FLOPs", [_timed(_flops(stage.train.flops), stage.train, "arithmetic") for stage in each])
     row("  of them int8", [_flops(s.train.int8_flops) if s.train.int8_flops else "-" for s in each])
@@ -197,8 +205,8 @@ def batches_table(one: Plan) -> str:
 
 def _fits(one: Plan, stage: Stage) -> str:
     memory = one.slice.chip.memory
-    of = f" of {memory / 1e9:.1f} GB" if memory else ""
-    return f"{'yes' if stage.fits else 'NO'}, {_bytes(stage.train.total_bytes)}{of}"
+    needed = _bytes(stage.train.total_bytes)
+    return f"{'yes' if stage.fits else 'NO'}, {needed} of {memory / 1e9:.1f} GB" if memory else needed
 
 
 def _timed(what: str, cost: Cost, kind: str) -> str:
