@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -291,9 +292,11 @@ def _notes(config: Config, compiled: Blueprint) -> list[str]:
     if config.teacher.config is None:
         paths = [path.strip() for path in (config.teacher.path or "").split(",")]
         for path, network in zip(paths, compiled.networks, strict=False):
+            if pathlib.Path(path).expanduser().exists():
+                continue
             model, size = network.model, network.card.image_size
             what = f"{model.name} {model.depth}x{model.width:g}" if model.name == "bit" else model.name
-            notes.append(f"teacher {path}: planned as {what} at {size} px, {config.num_classes} classes, unread")
+            notes.append(f"teacher {path} is not here: taken for {what} of {config.num_classes} classes at {size} px")
     if config != compiled.config:
         notes.append("config.compress cuts or factors kernels by their values: planned as large as before")
     return notes
