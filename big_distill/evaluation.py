@@ -67,11 +67,15 @@ def open_split(config: Config, source: SourceConfig, split: str) -> Source:
 
 def open_eval(config: Config, split: str) -> EvalPipeline:
     """Evaluation batches of a split, as large as training's parts, rounded up to this machine's devices."""
-    options, num_devices = config.evaluated_on, jax.device_count()
-    source = open_split(config, options, split)
+    source = open_split(config, config.evaluated_on, split)
     check_classes(config, source)
-    batch_size = -(-config.batch_size // config.accumulate_steps // num_devices) * num_devices
-    return EvalPipeline(source, config.view, options, batch_size, jax.process_index(), jax.process_count())
+    batch_size = eval_batch_size(config, jax.device_count())
+    return EvalPipeline(source, config.view, config.evaluated_on, batch_size, jax.process_index(), jax.process_count())
+
+
+def eval_batch_size(config: Config, num_devices: int) -> int:
+    """Of a global evaluation batch."""
+    return -(-config.batch_size // config.accumulate_steps // num_devices) * num_devices
 
 
 def evaluate_run(

@@ -30,22 +30,33 @@ Identity = dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What stays the same from the first step to the last."""
+class Computation:
+    """What a run computes, jitted for a mesh: it takes neither data nor weights to make."""
 
     config: Config
-    workdir: pathlib.Path
     mesh: Mesh
-    teacher: preflight.Checked | None
     student: weights.Architecture
-    initial: weights.Network | None  # what the student starts from
     plan: compress.Plan
-    train_data: TrainPipeline
-    eval_data: dict[str, EvalPipeline]
     init: Callable[[jax.Array], weights.Variables]
     begin: Callable[[weights.Variables], TrainState]
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     eval_step: EvalStep
+
+    @property
+    def abstract_state(self) -> Any:
+        """The TrainState's shapes and dtypes, and where it lives."""
+        return sharding.place(self.mesh, jax.eval_shape(self.begin, self.student.abstract_variables()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Computation):
+    """What stays the same from the first step to the last."""
+
+    workdir: pathlib.Path
+    teacher: preflight.Checked | None
+    initial: weights.Network | None  # what the student starts from
+    train_data: TrainPipeline
+    eval_data: dict[str, EvalPipeline]
     identity: dict[str, Identity | None]  # of the data and of the teacher, unfolded
 
     @property
@@ -78,11 +89,37 @@ def open_run(config: Config, workdir: pathlib.Path) -> Run:
         initial = transition.initial(config, workdir)
         if initial is not None:
             initial = transition.begin_from(config, initial)
-        elif transition.reshapes(config):  # which kernels there will be is not known before that is trained
-            config = dataclasses.replace(config, compress=CompressConfig())
+        else:
+            config = before_reshaping(config)
         student = weights.architecture_of(config, class_names, initial)
         if initial is not None:
             merge(config, student.abstract_variables(), initial)
+    computation = build(config, student, mesh)
+    return Run(
+        **vars(computation),
+        workdir=workdir,
+        teacher=None,
+        initial=initial,
+        train_data=TrainPipeline(config, source, jax.process_index(), jax.process_count()),
+        eval_data=eval_data,
+        identity={
+            "data": {"name": f"{source.name}, {source.num_examples:,} examples", "sha256": source.fingerprint},
+            "teacher": None,
+        },
+    )
+
+
+def before_reshaping(config: Config) -> Config:
+    """The config, without `compress` if which kernels there will be is not known before they are trained."""
+    return dataclasses.replace(config, compress=CompressConfig()) if transition.reshapes(config) else config
+
+
+def build(config: Config, student: weights.Architecture, mesh: Mesh) -> Computation:
+    """The steps of a run, for devices that need not be there.
+
+    Raises:
+      ConfigError: shapes do not work out, or the optimiser does not suit them.
+    """
     variables = student.abstract_variables()
     plan = compress.plan(config, variables["params"])
     model = student.build(config.dtype)
@@ -110,24 +147,15 @@ def open_run(config: Config, workdir: pathlib.Path) -> Run:
 
     jax.eval_shape(begin, variables)  # raises where shapes do not work out, or the optimiser does not suit them
     everywhere = sharding.replicated(mesh)
-    return Run(
+    return Computation(
         config=config,
-        workdir=workdir,
         mesh=mesh,
-        teacher=None,
         student=student,
-        initial=initial,
         plan=plan,
-        train_data=TrainPipeline(config, source, jax.process_index(), jax.process_count()),
-        eval_data=eval_data,
         init=jax.jit(init, out_shardings=everywhere),
         begin=jax.jit(begin, out_shardings=everywhere),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=everywhere),
         eval_step=jit_eval_step(student, config, mesh),
-        identity={
-            "data": {"name": f"{source.name}, {source.num_examples:,} examples", "sha256": source.fingerprint},
-            "teacher": None,
-        },
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,14 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from big_distill.errors import RunError
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along one axis, 'data'.
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """All devices of all processes, or those given, along one axis, 'data'.
 
     In order of the processes, not of the torus as `jax.make_mesh` has them: a process makes one contiguous part of the
     global batch, and mixup's partners must not depend on how a slice is wired.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices), ("data",))
+    in_order = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(in_order), ("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -31,11 +31,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def to_devices(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Global arrays from this process's rows: [B, ...] split over the devices, scalars replicated."""
-    rows = NamedSharding(mesh, PartitionSpec("data"))
     return {
-        name: jax.make_array_from_process_local_data(rows if np.ndim(value) else replicated(mesh), np.asarray(value))
+        name: jax.make_array_from_process_local_data(_of_batch(mesh, np.ndim(value)), np.asarray(value))
         for name, value in batch.items()
     }
+
+
+def _of_batch(mesh: Mesh, ndim: int) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec("data")) if ndim else replicated(mesh)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
@@ -95,3 +98,11 @@ def is_peer_lost(error: BaseException) -> bool:
 def place(mesh: Mesh, abstract: Any) -> Any:
     """A tree of ShapeDtypeStruct, each with its sharding: what a checkpoint is restored onto."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract)
+
+
+def place_batch(mesh: Mesh, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same of a batch, as `to_devices` has it."""
+    return {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_of_batch(mesh, len(x.shape)))
+        for name, x in abstract.items()
+    }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from big_distill import calibration, models, sharding, weights
@@ -69,21 +72,53 @@ def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
         paths = [str(owner / TEACHER_DIR)]
     if paths == [""]:
         return ()
-    sizes = teacher.image_size or (0,)
     networks = []
     for index, path in enumerate(paths):
         network = weights.load(path, _declared(config))
-        card = network.architecture.card
-        card = dataclasses.replace(
-            card,
-            image_size=sizes[index % len(sizes)] or card.image_size,
-            mean=teacher.input_mean or card.mean,
-            std=teacher.input_std or card.std,
-        )
-        network = dataclasses.replace(network, architecture=dataclasses.replace(network.architecture, card=card))
-        _check(path, network, config)
+        network = dataclasses.replace(network, architecture=_as_told(path, index, network.architecture, config))
+        weights.check_shapes(network)  # a ViT's are those of one image_size
         networks.append(network)
     return tuple(networks)
+
+
+def announced(config: Config) -> tuple[weights.Architecture, ...]:
+    """What the networks of `read` are, before there are any: nothing is trained, fetched or, unless here, read.
+
+    Raises:
+      ConfigError: what a file is, which is not here, cannot be told; or it does not suit the run.
+    """
+    if config.teacher.config is not None:
+        named = [(TEACHER_DIR, weights.architecture_of(config.teacher.config, (), None))]
+    else:
+        paths = [path.strip() for path in (config.teacher.path or "").split(",") if path]
+        named = [(path, weights.announced(path, _declared(config))) for path in paths]
+    return tuple(_as_told(path, index, found, config) for index, (path, found) in enumerate(named))
+
+
+def abstract(architectures: Sequence[weights.Architecture], config: Config, mesh: Mesh) -> Teacher | None:
+    """The teacher that `place` makes, as shapes and dtypes; None without one.
+
+    Its classes are taken to be in the order of the data's.
+    """
+    if not architectures:
+        return None
+    dtype = config.dtype if config.teacher.dtype == "int8" else config.teacher.dtype
+    variables = []
+    for architecture in architectures:
+        own = architecture.abstract_variables(folded=True)
+        if config.teacher.dtype == "int8":
+            image = jax.ShapeDtypeStruct(architecture.input_shape, jnp.float32)
+            model = architecture.build(dtype, folded=True)
+            ranges = jax.eval_shape(functools.partial(models.input_ranges, model), own, image)
+            own = models.abstract_quantized(own, tuple(ranges))
+        variables.append(models.abstract_cast(own, dtype))
+    return Teacher(
+        variables=sharding.place(mesh, tuple(variables)),
+        models=tuple(architecture.build(dtype, folded=True) for architecture in architectures),
+        cards=tuple(architecture.card for architecture in architectures),
+        orders=(None,) * len(architectures),
+        mean=config.teacher.mean,
+    )
 
 
 def frozen_variables(
@@ -153,9 +188,13 @@ def _order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None
     return tuple(list(theirs).index(name) for name in ours)
 
 
-def _check(path: str, network: weights.Network, config: Config) -> None:
-    teacher, view = network.architecture, config.view
-    size = teacher.card.image_size
+def _as_told(path: str, index: int, teacher: weights.Architecture, config: Config) -> weights.Architecture:
+    """The teacher with what the config says of its input; raises ConfigError if it does not suit the run."""
+    told, view = config.teacher, config.view
+    sizes = told.image_size or (0,)
+    size = sizes[index % len(sizes)] or teacher.card.image_size
+    mean, std = told.input_mean or teacher.card.mean, told.input_std or teacher.card.std
+    teacher = dataclasses.replace(teacher, card=dataclasses.replace(teacher.card, image_size=size, mean=mean, std=std))
     if teacher.num_classes != config.num_classes:
         raise ConfigError(f"teacher {path} has {teacher.num_classes} classes, config.num_classes={config.num_classes}")
     if teacher.channels != view.channels:
@@ -170,7 +209,7 @@ def _check(path: str, network: weights.Network, config: Config) -> None:
             f"teacher {path} needs images of {size} px, config.view.image_size={view.image_size}: "
             "a view is as large as the largest network needs"
         )
-    weights.check_shapes(network)  # a ViT's are those of one image_size
+    return teacher
 
 
 def _declared(config: Config) -> weights.Architecture:

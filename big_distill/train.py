@@ -143,7 +143,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> _Position:
     workdirs.note_resume(run.workdir, start)
     if jax.process_index() == 0 and (last := last_logged(run.workdir)) < meta["logged"]:
         say(f"{run.workdir}: its metrics end at step {last:,}; those up to step {meta['logged']:,} are lost")
-    state = checkpoints.restore(start, sharding.place(run.mesh, jax.eval_shape(run.begin, variables)))
+    state = checkpoints.restore(start, run.abstract_state)
     return _Position(state, start, _Clock(**meta["clock"]), meta["evaluated"])
 
 

@@ -60,10 +60,10 @@ class Architecture:
         """Of one image, [1, S, S, C]."""
         return (1, self.card.image_size, self.card.image_size, self.channels)
 
-    def abstract_variables(self) -> Any:
-        """The tree of ShapeDtypeStruct that its weights must fill."""
+    def abstract_variables(self, *, folded: bool = False) -> Any:
+        """The tree of ShapeDtypeStruct that its weights must fill; `folded`: that `models.fold` makes of them."""
         image = jax.ShapeDtypeStruct(self.input_shape, jnp.float32)
-        return jax.eval_shape(self.build("float32").init, jax.random.key(0), image)
+        return jax.eval_shape(self.build("float32", folded=folded).init, jax.random.key(0), image)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +193,32 @@ def _check_own(model: ModelConfig, file: pathlib.Path, otherwise: Architecture |
             f"{file} asks for {model.name!r}, which only a config may: leave it in its run directory, or set "
             f"config.teacher.model.name={model.name!r}; nothing was imported"
         )
+
+
+def announced(path: str, otherwise: Architecture) -> Architecture:
+    """What `load` would find, but nothing is fetched: of what is not here, as far as config and name tell.
+
+    Args:
+      path: as `load` takes it.
+      otherwise: as `load` takes it; of a file that is not here the classes, the channels and what its name leaves open.
+
+    Raises:
+      ConfigError: neither tells the architecture.
+      RunError: something is here, but no weights.
+    """
+    local = pathlib.Path(path).expanduser()
+    if "://" not in path and (local / ARCHITECTURE_FILE).is_file():
+        return read_architecture(local)
+    if "://" not in path and local.exists():
+        return load(path, otherwise).architecture
+    model = otherwise.model if otherwise.model.name is not None else names.model_of(path)
+    if model is None:
+        raise ConfigError(
+            f"config.teacher.path={path!r} is not here and its name does not say what it is: "
+            "config.teacher.model.name does, with .depth, .width and whatever else that model reads"
+        )
+    card = dataclasses.replace(otherwise.card, image_size=names.image_size(path) or otherwise.card.image_size)
+    return dataclasses.replace(otherwise, model=model, card=card)
 
 
 def _foreign(

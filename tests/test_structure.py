@@ -14,9 +14,9 @@ MODULES = {
 
 # Top floor first; a module imports from its own floor or below, and there are no circles.
 FLOORS = [
-    "main evaluate prepare pack sensitivity doctor",
+    "main evaluate prepare pack sensitivity doctor plan",
     "plots",
-    "train inference packing scanning diagnosis cli",
+    "train inference packing scanning diagnosis planning cli",
     "run preemption",
     "evaluation preflight",
     "programs post_training",
@@ -30,6 +30,8 @@ FLOORS = [
     "config_files families compression_rules",
     "checks",
     "state plugins config",
+    "costs",
+    "chips hlo",
     "errors checksums",
     "atomic",
 ]
@@ -37,7 +39,7 @@ OWNERS = {  # only these may import it
     "flax.linen": ("models.",),
     "grain": ("data.", "prepare"),
     "tensorflow_datasets": ("data.", "prepare"),
-    "ml_collections": ("config_files", "resolve", "cli"),
+    "ml_collections": ("config_files", "resolve", "cli", "plan"),
     "orbax": ("checkpoints",),
     "clu.metric_writers": ("metrics",),
     "clu.periodic_actions": ("metrics",),

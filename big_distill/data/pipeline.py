@@ -14,6 +14,7 @@ from concurrent import futures
 from typing import NamedTuple
 
 import grain
+import jax
 import numpy as np
 from absl import logging
 from tqdm import tqdm
@@ -65,6 +66,22 @@ def class_names_of(source: Source, eval_data: Sequence[EvalPipeline]) -> tuple[s
             f"{ours[index]!r}, of the evaluation split {theirs[index]!r}"
         )
     return ours or theirs
+
+
+def abstract_batch(config: Config, labelled: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a global training batch, without the data."""
+    shape = (config.batch_size, *_view_shape(config.view))
+    branches = ("pixels", "teacher_pixels") if config.view.regime in ("fixed", "independent") else ("pixels",)
+    batch = {name: jax.ShapeDtypeStruct(shape, np.uint8) for name in branches}
+    batch |= {"step": jax.ShapeDtypeStruct((), np.int32), "lam": jax.ShapeDtypeStruct((), np.float32)}
+    return batch | ({"label": jax.ShapeDtypeStruct(shape[:1], np.int32)} if labelled else {})
+
+
+def abstract_eval_batch(config: Config, batch_size: int, labelled: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same of a global evaluation batch."""
+    batch = {"pixels": jax.ShapeDtypeStruct((batch_size, *_view_shape(config.view)), np.uint8)}
+    batch["mask"] = jax.ShapeDtypeStruct((batch_size,), np.bool_)
+    return batch | ({"label": jax.ShapeDtypeStruct((batch_size,), np.int32)} if labelled else {})
 
 
 class TrainPipeline:

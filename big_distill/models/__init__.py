@@ -16,7 +16,7 @@ from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError
 from big_distill.families import BIT_BLOCKS
 from big_distill.models import bit, cnn, efficientnet_lite, inverted_residual, mobilenet_v3, vit
-from big_distill.models.folding import cast, fold
+from big_distill.models.folding import abstract_cast, cast, fold
 from big_distill.models.forms import (
     FACTORS,
     INPUT_RANGE,
@@ -27,12 +27,14 @@ from big_distill.models.forms import (
     range_of,
 )
 from big_distill.models.inverted_residual import Unit
-from big_distill.models.quantization import input_ranges, quantize
+from big_distill.models.quantization import abstract_quantized, input_ranges, quantize
 from big_distill.state import Model
 
 __all__ = [
     "FACTORS",
     "INPUT_RANGE",
+    "abstract_cast",
+    "abstract_quantized",
     "build",
     "cast",
     "features_of",

@@ -49,6 +49,18 @@ def cast(variables: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     return jax.tree.map(leaf, dict(variables))
 
 
+def abstract_cast(variables: Any, dtype: str) -> Any:
+    """`cast` of shapes and dtypes alone."""
+
+    def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        wanted = x.dtype
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            wanted = jnp.dtype(dtype if len(x.shape) > 1 else "float32")
+        return jax.ShapeDtypeStruct(x.shape, wanted)
+
+    return jax.tree.map(leaf, dict(variables))
+
+
 def _standardized(path: jax.tree_util.KeyPath, x: Any) -> np.ndarray:
     """A convolution's kernel [k, k, C, F] as `StdConv` uses it; anything else, a factor too, as it is."""
     x = np.asarray(x)

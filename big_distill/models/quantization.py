@@ -8,7 +8,7 @@ and dense layers keep their floats: they are small, and lose most.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -74,3 +74,22 @@ def quantize(variables: Mapping[str, Any], ranges: Ranges) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"no convolutions: {', '.join(sorted(unknown))}")
     return {**variables, "params": params}
+
+
+def abstract_quantized(variables: Any, names: Collection[str]) -> Any:
+    """`quantize` of shapes and dtypes alone; `names` of the convolutions."""
+
+    def walk(params: Any, path: str) -> Any:
+        if path in names:
+            kernel = params["kernel"].shape
+            return {
+                **params,
+                "kernel": jax.ShapeDtypeStruct(kernel, jnp.int8),
+                "kernel_scale": jax.ShapeDtypeStruct(kernel[-1:], jnp.float32),
+                "input_scale": jax.ShapeDtypeStruct((), jnp.float32),
+            }
+        if not isinstance(params, Mapping):
+            return params
+        return {name: walk(child, f"{path}/{name}".lstrip("/")) for name, child in params.items()}
+
+    return {**variables, "params": walk(variables["params"], "")}

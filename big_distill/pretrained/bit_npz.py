@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from big_distill.errors import RunError
+from big_distill.pretrained.names import image_size
 from big_distill.pretrained.translation import Table, Translated, apply, bit_model
 
 _BIG_TRANSFER_ROOT = "resnet/root_block/standardized_conv2d/kernel"
@@ -43,9 +44,8 @@ def translate(arrays: Mapping[str, np.ndarray], source: str) -> Translated:
     recognised = f"{source} is a BiT of {'Big Transfer' if big_transfer else 'the distillation release'}"
     translated = apply(_table(blocks, big_transfer), by_name, recognised)
     model = bit_model(blocks, root.shape[-1], "zero" if big_transfer else "-inf")
-    size = re.search(r"(\d{3})(\.npz)?$", source)  # R152x2_T_flowers128.npz, bit-r50x1-160
     num_classes, channels = len(translated["params/head/bias"]), root.shape[2]
-    return Translated(model, num_classes, translated, int(size[1]) if size else 0, channels=channels)
+    return Translated(model, num_classes, translated, image_size(source), channels=channels)
 
 
 def _plain(name: str) -> str:

