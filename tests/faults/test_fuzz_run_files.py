@@ -118,7 +118,7 @@ def refusal(file, data):
         try:
             file.read(file.path.parent)
         except BigDistillError as error:
-            assert_one_line(error, *() if file.read is judge else (file.path.parent,))
+            assert_one_line(error, *() if file.read is judge else (file.path.name,))
             return str(error)
     return None
 
