@@ -27,7 +27,6 @@ from typing import Any, cast
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
 
 from big_distill import chips, cli
 from big_distill.config_files import load_config
@@ -89,7 +88,7 @@ def _only_cpus(topologies: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", max(counts))
 
 
-def _plan(name: str, config_dict: ConfigDict, topology: str, batches: Sequence[int]) -> Plan:
+def _plan(name: str, config_dict: Any, topology: str, batches: Sequence[int]) -> Plan:
     where = chips.open_slice(topology)
     config = resolve(config_dict, len(where.devices), where.platform)
     return plan(name, config, where, batches, flags.FLAGS.eval)

@@ -39,7 +39,7 @@ OWNERS = {  # only these may import it
     "flax.linen": ("models.",),
     "grain": ("data.", "prepare"),
     "tensorflow_datasets": ("data.", "prepare"),
-    "ml_collections": ("config_files", "resolve", "cli", "plan"),
+    "ml_collections": ("config_files", "resolve", "cli"),
     "orbax": ("checkpoints",),
     "clu.metric_writers": ("metrics",),
     "clu.periodic_actions": ("metrics",),

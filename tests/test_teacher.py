@@ -130,7 +130,7 @@ def test_an_int8_teacher_is_calibrated_once_and_gated(distilled, tmp_path):
     with pytest.raises(RunError, match=r"has no calibration.json of this teacher"):
         evaluate_run(tmp_path / "run", "validation")
     save_bit(tmp_path / "bit.npz", seed=1)
-    with pytest.raises(RunError, match=r"was trained with another teacher \(hash"):
+    with pytest.raises(RunError, match=r"was trained with another teacher \("):
         evaluate_run(tmp_path / "run", "validation")
 
 
@@ -245,7 +245,7 @@ def test_a_card_that_changed_is_another_teacher(distilled, tmp_path, monkeypatch
     distilled.teacher.path = str(tmp_path / "theirs.npz")
     stop_after(monkeypatch, distilled, tmp_path / "run", step=3)
     card.write_text('{"mean": [4.0], "image_size": 8}')
-    with pytest.raises(RunError, match=r"was trained with another teacher \(hash"):
+    with pytest.raises(RunError, match=r"was trained with another teacher \("):
         train_and_evaluate(resolved(distilled), tmp_path / "run")
     card.write_text('{"mean": [0.4, 0.5], "image_size": 8}')
     with pytest.raises(ConfigError, match=r"its card's mean has 2 values, expected one or 1"):
