@@ -24,8 +24,13 @@ def leave_on_signals() -> None:
     Without an exception, which callbacks of JAX's would swallow.
     """
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        if not _is_deaf_to(number):
             signal.signal(number, _leave_at_once)
+
+
+def _is_deaf_to(number: int) -> bool:
+    """Whether the process was started with nohup, and this is what it is not to hear."""
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 def _leave_at_once(number: int, _: Any) -> None:
@@ -84,7 +89,7 @@ class Preemption:
             raise Preempted(f"stopped by {error}, with nothing to save; the same command goes on") from None
 
     def _handle(self, number: int, handler: Any) -> None:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if not _is_deaf_to(number):
             self._restore.callback(signal.signal, number, signal.signal(number, handler))
 
     def _watch(self, wakeups: socket.socket) -> None:

@@ -1,7 +1,6 @@
 """A full disk and one that cannot be written to: one line, nothing lost, and the same command goes on."""
 
 import re
-import signal
 import subprocess
 
 import processes
@@ -88,7 +87,7 @@ def test_the_one_of_two_processes_that_writes(disk):
     (_, err), _ = (process.communicate(timeout=120) for process in together)
     assert together[0].returncode == 4 and "Traceback" not in err
     assert "the metrics in" in err and "No space left on device" in err
-    assert together[1].returncode in (75, -signal.SIGABRT)  # JAX may notice first that process 0 is gone
+    assert together[1].returncode == 75 or together[1].returncode < 0  # JAX may be the first to notice, and abort
 
 
 @pytest.mark.xdist_group("disk")
