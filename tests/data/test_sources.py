@@ -239,6 +239,16 @@ def test_tfds(birds, monkeypatch):
     assert open_("birds", "train[:20]").fingerprint != source.fingerprint
 
 
+def test_another_version_of_a_tfds_set_is_another(birds, tmp_path):
+    """Although its examples are the same: a run refuses to go on with it, by its `fingerprint`, and names both."""
+    shutil.copytree(f"{birds}/birds/1.0.0", tmp_path / "birds" / "1.0.1")
+    info = tmp_path / "birds" / "1.0.1" / "dataset_info.json"
+    info.write_text(info.read_text().replace("1.0.0", "1.0.1"))
+    before, after = open_("birds", data_dir=birds), open_("birds", data_dir=str(tmp_path))
+    assert (before.name, after.name) == ("birds/1.0.0 train", "birds/1.0.1 train")
+    assert before.fingerprint != after.fingerprint
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_splits_are_those_of_tfds(birds, split):
     builder = tfds.builder_from_directory(f"{birds}/birds/1.0.0")
