@@ -67,7 +67,7 @@ class Slice:
     name: what the user calls it: v5e:2x4, cpu:8.
     platform: 'tpu' or 'cpu'.
     devices: in libtpu's order, or of this machine.
-    num_chips: v2 to v4 and tpu7x have two devices a chip here: libtpu lists the cores.
+    num_chips: v2, v3 and tpu7x have two devices a chip here: libtpu lists the cores.
     chip: what each is worth; of a CPU nothing is known.
     """
 
@@ -103,9 +103,11 @@ def open_slice(name: str) -> Slice:
         raise ConfigError(f"--topology={name}: there is no such slice{_nearest(name)}")
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    single = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) <= {"1", "x"} else {}
+    options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) <= {"1", "x"} else {}
+    if kind == "v4":
+        options["chip_config_name"] = "megacore"  # its two cores as one device, as JAX has them there
     try:
-        devices: list[Any] = topologies.get_topology_desc(name, "tpu", **single).devices
+        devices: list[Any] = topologies.get_topology_desc(name, "tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition("\n")[0]
         known = _nearest(name) if "INVALID_ARGUMENT" in reason else ""

@@ -28,11 +28,8 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 _SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16} | {
     f"{sign}{bits}": bits // 8 for sign in "su" for bits in (8, 16, 32, 64)
 }
-_MOVES_NOTHING = {
-    *("parameter", "constant", "iota", "partition-id", "replica-id", "after-all"),
-    *("tuple", "get-tuple-element", "bitcast"),
-    *(f"{kind}-done" for kind in ("copy", "slice", "async", "all-reduce", "all-gather", "collective-permute")),
-}
+_NO_MEMORY = ("parameter", "constant", "iota", "partition-id", "replica-id", "after-all")
+_ALIASES = ("tuple", "get-tuple-element", "bitcast")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"(ROOT )?%([\w.\-]+) = (.*)$")
 _CALLED = r"%([\w.\-]+)"
@@ -186,7 +183,11 @@ class Program:
     def _moved(self, instruction: Instruction, body: Mapping[str, Instruction]) -> int:
         """Bytes that one run of an instruction moves."""
         kind, result = instruction.kind, instruction.result
-        if kind in _MOVES_NOTHING or (kind == "custom-call" and "tpu_custom_call" not in instruction.attributes):
+        if (
+            kind in (*_NO_MEMORY, *_ALIASES)
+            or kind.endswith(("-done", "-update"))
+            or (kind == "custom-call" and "tpu_custom_call" not in instruction.attributes)
+        ):
             return 0
         operands = [body.get(name) for name in instruction.operands]
         if kind.endswith("-start"):  # (source, destination, ...): a slice moves the smaller one's bytes

@@ -57,6 +57,8 @@ def main() -> None:
     name = _name(*flag.config_filename.partition(":")[::2])
     if not all(batch.strip().isdecimal() for batch in args.batches):
         raise ConfigError(f"--batches={','.join(args.batches)}: expected numbers of images a chip, such as 16,32,64")
+    if args.dump_hlo and not pathlib.Path(args.dump_hlo).absolute().parent.is_dir():
+        raise ConfigError(f"--dump_hlo={args.dump_hlo}: its directory does not exist")
     wanted = [(name, config_dict, args.topology)]
     for other in args.compare:
         path, _, arg = other.partition(":")

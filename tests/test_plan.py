@@ -333,7 +333,9 @@ def test_libtpu_refuses_with_the_nearest_names():
 
 
 @needs_libtpu
-@pytest.mark.parametrize(("name", "num_chips", "cores"), [("v5e:2x4", 8, 1), ("v5e:1x1", 1, 1), ("v4:2x2x1", 4, 2)])
+@pytest.mark.parametrize(
+    ("name", "num_chips", "cores"), [("v5e:2x4", 8, 1), ("v5e:1x1", 1, 1), ("v4:2x2x1", 4, 1), ("v3:2x2", 4, 2)]
+)
 def test_slices_by_libtpu(name, num_chips, cores):
     where = chips.open_slice(name)
     assert (where.num_chips, where.devices_per_chip, where.platform) == (num_chips, cores, "tpu")
