@@ -146,7 +146,15 @@ def run(main: Callable[[], None]) -> None:
     handler = logging.get_absl_handler()
     handler.setFormatter(std_logging.Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(lambda record: not (record.exc_info and "/orbax/" in record.pathname))  # it also raises these
+    handler.addFilter(lambda record: record.name != "asyncio")  # of the other writes of a save that failed
+    sys.unraisablehook = _unraisable
     app.run(guarded, flags_parser=parser)
+
+
+def _unraisable(error: Any) -> None:
+    """Python's own words, but for a write that ends after the save it belonged to has failed and closed its loop."""
+    if str(error.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(error)
 
 
 def _exit(message: str, status: int) -> None:

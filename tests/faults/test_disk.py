@@ -55,6 +55,11 @@ def test_a_save_that_does_not_fit(whole, disk):
     assert processes.outcome(workdir) == whole
 
 
+def test_a_write_that_ends_after_its_save_has_failed():
+    status, _, err = processes.run(module="tests/faults/late_write.py")
+    assert (status, err) == (4, "big_distill: the disk is full\n")
+
+
 def fill(disk):
     with pytest.raises(OSError), (disk / "filler").open("wb") as filler:
         while True:
