@@ -151,6 +151,9 @@ class SourceConfig:
     num_train_examples: int = maths(0, "size of the training split; checked against the data")
     data_dir: str | None = cosmetic(None, "where TFDS sets are; unset: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     cache_bytes: int = cosmetic(4 << 30, "splits that decode to no more than this are decoded once and kept in memory")
+    resident: bool = numerics(
+        False, "keep the decoded training split on every device and crop there: only the random draws travel"
+    )
     num_threads: int = cosmetic(2, "threads that make batches")
     prefetch: int = cosmetic(4, "batches made ahead")
     max_bad_fraction: float = cosmetic(0.01, "stop when more than this share of a split's images cannot be read")
@@ -244,6 +247,11 @@ class Config:
     eval_source: SourceConfig = maths(SourceConfig(), "the data of evaluation, if they are another set's")
     optimizer: OptimizerConfig = maths(OptimizerConfig(), "the update")
     compress: CompressConfig = maths(CompressConfig(), "pruned, shared, rounded and factored weights")
+    steps_per_dispatch: int = numerics(
+        1,
+        "run so many steps as one program (lax.scan): where a step takes less time than launching it; evaluations and "
+        "checkpoints come between",
+    )
     dtype: str = numerics("auto", "dtype of activations: float32, bfloat16, or auto: bfloat16 on TPU and GPU")
     log_every_steps: int = cosmetic(50, "write training metrics this often")
     eval_every_steps: int = cosmetic(0, "evaluate this often; 0: ten times a run")

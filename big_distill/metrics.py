@@ -125,8 +125,8 @@ class Progress:
         self._report = periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer)
 
     def update(self, step: int) -> None:
-        """A step is done."""
-        self._bar.update()
+        """So many steps are done."""
+        self._bar.update(step - self._bar.n)
         self._report(step)
 
     def show(self, loss: Any) -> None:
@@ -171,7 +171,7 @@ class Stopwatch:
 
 
 def profiler(logdir: pathlib.Path, first_step: int) -> Callable[[int], Any]:
-    """To be called after every step: traces five of them from `first_step` on, for TensorBoard; never, if that is 0."""
+    """To be called after every dispatch: traces five steps or more from `first_step` on, for TensorBoard; 0: never."""
     if not first_step:
         return lambda step: None
     return periodic_actions.Profile(

@@ -17,7 +17,7 @@ from big_distill import chips, sharding, weights
 from big_distill import teacher as teachers
 from big_distill.config import OWN_TEACHER, Config
 from big_distill.costs import Cost, compile_step, largest_batch
-from big_distill.data.pipeline import abstract_batch, abstract_eval_batch
+from big_distill.data.pipeline import abstract_chunk, abstract_eval_batch
 from big_distill.errors import ConfigError
 from big_distill.evaluation import eval_batch_size
 from big_distill.resolve import needs_labels
@@ -208,7 +208,7 @@ class Blueprint:
         self.state = self.computation.abstract_state
         # Unlabelled folders, and your own sources without labels, are taken to have some: four bytes an image.
         labelled = not config.eval_source.name or needs_labels(config.objective)
-        self.batch = sharding.place_batch(self._mesh, abstract_batch(self.config, labelled))
+        self.chunk = sharding.place_batch(self._mesh, abstract_chunk(self.config, labelled), axis=1)
         self.eval_batch_size = eval_batch_size(self.config, len(where.devices))
         eval_batch = abstract_eval_batch(self.config, self.eval_batch_size, labelled)
         self.eval_batch = sharding.place_batch(self._mesh, eval_batch)
@@ -220,7 +220,8 @@ class Blueprint:
 
     def train(self) -> tuple[Cost, str]:
         """The train step's cost and text."""
-        return compile_step(self.computation.train_step, (self.state, self.teacher, self.batch), self._where)
+        args = (self.state, self.teacher, None, self.chunk)
+        return compile_step(self.computation.train_chunk, args, self._where)
 
     def evaluation(self, resident_bytes: int) -> Cost:
         """The evaluation step's cost."""
@@ -244,7 +245,7 @@ def _stage(name: str, config: Config, where: chips.Slice, with_evaluation: bool)
         train=train,
         evaluation=evaluation,
         eval_batch_size=compiled.eval_batch_size,
-        host_bytes_per_step=sum(_bytes_a_chip(x, where) for x in jax.tree.leaves(compiled.batch)),
+        host_bytes_per_step=sum(_bytes_a_chip(x, where) for x in jax.tree.leaves(compiled.chunk)),
         constant_bytes=constant,
         checkpoint_bytes=state_bytes,
         kept_checkpoints=config.keep_latest + (config.keep_best if config.evaluated_on.validation else 0),

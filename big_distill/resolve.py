@@ -90,7 +90,15 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
             init_config = dataclasses.replace(init_config, teacher=shared)
         init_config = _resolve(init_config, num_devices, platform, f"{prefix}.init_config")
     _check_beginning(dataclasses.replace(config, teacher=teacher, init_config=init_config), prefix)
-    eval_every_steps = config.eval_every_steps or max(1, total_steps // 10)
+    eval_every_steps = config.eval_every_steps or _whole_dispatches(total_steps // 10, config.steps_per_dispatch)
+    checkpoint_every_steps = config.checkpoint_every_steps or eval_every_steps
+    for name, every in (("eval_every_steps", eval_every_steps), ("checkpoint_every_steps", checkpoint_every_steps)):
+        nearest = _whole_dispatches(every, config.steps_per_dispatch)
+        require(
+            every == nearest,
+            f"{prefix}.{name}={every} is not a multiple of {prefix}.steps_per_dispatch={config.steps_per_dispatch}; "
+            f"{nearest} is",
+        )
     return dataclasses.replace(
         config,
         total_steps=total_steps,
@@ -101,8 +109,13 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup_steps, boundaries=boundaries),
         dtype=dtype,
         eval_every_steps=eval_every_steps,
-        checkpoint_every_steps=config.checkpoint_every_steps or eval_every_steps,
+        checkpoint_every_steps=checkpoint_every_steps,
     )
+
+
+def _whole_dispatches(steps: int, steps_per_dispatch: int) -> int:
+    """The multiple below, but one at least."""
+    return max(1, steps // steps_per_dispatch) * steps_per_dispatch
 
 
 def _check_beginning(config: Config, prefix: str) -> None:
@@ -143,7 +156,7 @@ def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
     source, optimizer = config.source, config.optimizer
     at_least(f"{prefix}.num_classes", config.num_classes, 2)
     require(bool(source.name), f"{prefix}.source.name must be set: digits, a TFDS set, folder or your own")
-    for name in ("batch_size", "accumulate_steps", "log_every_steps", "keep_latest"):
+    for name in ("batch_size", "accumulate_steps", "steps_per_dispatch", "log_every_steps", "keep_latest"):
         at_least(f"{prefix}.{name}", getattr(config, name), 1)
     for name in ("seed", "total_steps", "total_epochs", "eval_every_steps", "checkpoint_every_steps", "keep_best"):
         at_least(f"{prefix}.{name}", getattr(config, name), 0)
@@ -151,6 +164,10 @@ def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
     at_least(f"{prefix}.source.num_train_examples", source.num_train_examples, 1)
     for name in ("source", "eval_source"):
         _check_reading(getattr(config, name), f"{prefix}.{name}")
+    require(
+        not config.eval_source.resident,
+        f"{prefix}.eval_source.resident=True: only the training split, {prefix}.source, can be resident",
+    )
     at_least(f"{prefix}.grace_seconds", config.grace_seconds, 0)
     for name in ("lr", "weight_decay", "clip_norm", "max_skipped_steps"):
         at_least(f"{prefix}.optimizer.{name}", getattr(optimizer, name), 0)

@@ -16,10 +16,10 @@ from big_distill import teacher as teachers
 from big_distill.checkpoints import Checkpoints, has_checkpoint
 from big_distill.config import CompressConfig, Config, fingerprint
 from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source, class_names_of
-from big_distill.errors import RunError
+from big_distill.errors import DataError, RunError
 from big_distill.evaluation import EvalStep, evaluate, jit_eval_step, open_eval, open_split
 from big_distill.resolve import needs_labels
-from big_distill.state import Teacher, TrainState
+from big_distill.state import Resident, Teacher, TrainState
 
 Scores = dict[str, dict[str, float]]
 """split -> metric -> value"""
@@ -39,7 +39,7 @@ class Computation:
     plan: compress.Plan
     init: Callable[[jax.Array], weights.Variables]
     begin: Callable[[weights.Variables], TrainState]
-    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    train_chunk: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     eval_step: EvalStep
 
     @property
@@ -63,6 +63,23 @@ class Run(Computation):
     def frozen(self) -> Teacher | None:
         """The teacher as the steps take it."""
         return self.teacher.teacher if self.teacher else None
+
+    def resident(self) -> Resident | None:
+        """The training split on every device, if that is where it is to live.
+
+        Raises:
+          DataError: it does not fit.
+        """
+        split = self.train_data.resident()
+        needed = sum(x.nbytes for x in jax.tree.leaves(split))
+        memory = jax.local_devices()[0].memory_stats() or {}  # of a CPU there are none
+        free = memory.get("bytes_limit", needed) - memory.get("bytes_in_use", 0)
+        if needed > max(free, 0):
+            raise DataError(
+                f"config.source.resident=True, but {self.train_data.name} takes {needed / 1e6:,.1f} MB on every "
+                f"device, which has {free / 1e6:,.1f} MB left"
+            )
+        return sharding.replicate(self.mesh, split)
 
     def evaluate(self, state: TrainState, stop: Callable[[], bool] | None = None) -> Scores:
         """Metrics on the validation and the test split, as far as there are any; `stop` as in `evaluation.evaluate`."""
@@ -136,6 +153,7 @@ def build(config: Config, student: weights.Architecture, mesh: Mesh) -> Computat
         max_skipped_steps=config.optimizer.max_skipped_steps,
         log_view_hash=config.log_view_hash,
     )
+    train_chunk = steps.make_train_chunk(train_step, config.view.image_size)
 
     def init(rng: jax.Array) -> weights.Variables:
         return model.init(rng, jnp.zeros(student.input_shape, jnp.float32))
@@ -154,7 +172,7 @@ def build(config: Config, student: weights.Architecture, mesh: Mesh) -> Computat
         plan=plan,
         init=jax.jit(init, out_shardings=everywhere),
         begin=jax.jit(begin, out_shardings=everywhere),
-        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=everywhere),
+        train_chunk=jax.jit(train_chunk, donate_argnums=0, out_shardings=everywhere),
         eval_step=jit_eval_step(student, config, mesh),
     )
 

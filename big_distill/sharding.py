@@ -29,16 +29,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def to_devices(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Global arrays from this process's rows: [B, ...] split over the devices, scalars replicated."""
+def to_devices(mesh: Mesh, batch: Mapping[str, np.ndarray], axis: int = 0) -> dict[str, Any]:
+    """Global arrays from this process's rows: split over the devices along the axis of the examples.
+
+    What has no such axis is replicated. Of a chunk, [K, B, ...], the axis is 1.
+    """
     return {
-        name: jax.make_array_from_process_local_data(_of_batch(mesh, np.ndim(value)), np.asarray(value))
+        name: jax.make_array_from_process_local_data(_of_batch(mesh, np.ndim(value), axis), np.asarray(value))
         for name, value in batch.items()
     }
 
 
-def _of_batch(mesh: Mesh, ndim: int) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec("data")) if ndim else replicated(mesh)
+def _of_batch(mesh: Mesh, ndim: int, axis: int) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")) if ndim > axis else replicated(mesh)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
@@ -100,9 +103,11 @@ def place(mesh: Mesh, abstract: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract)
 
 
-def place_batch(mesh: Mesh, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The same of a batch, as `to_devices` has it."""
+def place_batch(
+    mesh: Mesh, abstract: Mapping[str, jax.ShapeDtypeStruct], axis: int = 0
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same of a batch, or of a chunk, as `to_devices` has it."""
     return {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_of_batch(mesh, len(x.shape)))
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_of_batch(mesh, len(x.shape), axis))
         for name, x in abstract.items()
     }

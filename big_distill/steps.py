@@ -12,8 +12,8 @@ import optax
 from big_distill import scoring
 from big_distill.errors import ConfigError
 from big_distill.objectives import Objective, kl_divergence, mean_teacher
-from big_distill.state import Aux, Batch, Card, Model, Params, Teacher, TrainState, materialize
-from big_distill.views import for_network, make_views, to_unit, view_hash
+from big_distill.state import Aux, Batch, Card, Model, Params, Resident, Teacher, TrainState, materialize
+from big_distill.views import for_network, from_resident, make_views, to_unit, view_hash
 
 Metrics = dict[str, jax.Array]
 Refresh = Callable[[Params, Aux, jax.Array], Aux]
@@ -120,6 +120,33 @@ def make_train_step(
         return _where(advances, new_state, state), metrics
 
     return train_step
+
+
+def make_train_chunk(train_step: Callable[..., tuple[TrainState, Metrics]], view_size: int) -> Callable[..., Any]:
+    """Several steps as one program.
+
+    Args:
+      train_step: of `make_train_step`.
+      view_size: side of the views in pixels.
+
+    Returns:
+      `train_chunk(state, teacher, resident, batches) -> (state, metrics [K])`, with `batches` [K, ...] stacked. After a
+      step that was not applied and may not be skipped, the rest of the chunk is not applied either. Of a `Resident`
+      split (else None) `batches` hold draws, and the pixels are made here.
+    """
+
+    def train_chunk(
+        state: TrainState, teacher: Teacher | None, resident: Resident | None, batches: Batch
+    ) -> tuple[TrainState, Metrics]:
+        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            return train_step(state, teacher, from_resident(resident, batch, view_size) if resident else batch)
+
+        if len(batches["step"]) > 1:
+            return jax.lax.scan(step, state, batches)
+        state, metrics = step(state, jax.tree.map(lambda x: x[0], batches))  # no loop: it slows XLA's CPU convolutions
+        return state, jax.tree.map(lambda x: x[None], metrics)
+
+    return train_chunk
 
 
 def make_eval_step(model: Model, card: Card) -> Callable[[Any, Teacher | None, Batch], scoring.Sums]:

@@ -167,9 +167,11 @@ def _train(
     schedule = optim.make_schedule(config.optimizer, total_steps)
     log = MetricsLog(run.workdir, start, begin.evaluated)
     progress = Progress(name, start, total_steps, log.tensorboard)
-    profile = profiler(run.workdir, config.profile_at_step)
+    every = config.steps_per_dispatch
+    profile = profiler(run.workdir, -(-config.profile_at_step // every) * every)
     scores: Scores = {}
-    applied: dict[int, jax.Array] = {}  # of the steps since the last check
+    applied: dict[int, jax.Array] = {}  # of the chunks since the last check, by their first steps
+    compiled: set[int] = set()  # for so many steps
     logged = last_logged(run.workdir)
 
     def evaluate_at(step: int) -> Scores:
@@ -201,31 +203,39 @@ def _train(
                 scores = evaluate_at(start)
             except Stopped:
                 raise stopped(start) from None
-        for step, batch in enumerate(run.train_data.batches(start), start + 1):
+        resident, step = run.resident(), start
+        for chunk in run.train_data.chunks(start):
+            num_steps, first = len(chunk["step"]), step + 1
+            step += num_steps
             last = step == total_steps
-            state, metrics = run.train_step(state, run.frozen, sharding.to_devices(run.mesh, batch))
-            applied[step] = metrics.pop("applied")
-            if step == start + 1:
+            if num_steps not in compiled:
+                jax.block_until_ready(state)
+                stopwatch.stop()
+            args = run.frozen, resident, sharding.to_devices(run.mesh, chunk, axis=1)
+            state, metrics = run.train_chunk(state, *args)
+            applied[first] = metrics.pop("applied")
+            if num_steps not in compiled:
                 jax.block_until_ready(metrics)  # compiled: from here on, time is training time
+                compiled.add(num_steps)
                 stopwatch.start()
             else:
-                clock.timed_steps += 1
+                clock.timed_steps += num_steps
             profile(step)
             progress.update(step)
             stop = preemption.reached()
-            to_log = last or step % config.log_every_steps == 0
+            to_log = [s for s in range(first, step + 1) if s == total_steps or s % config.log_every_steps == 0]
             due = last or step % config.eval_every_steps == 0
             to_save = last or stop or step % config.checkpoint_every_steps == 0
             # Do not change this order: what is saved has been applied, and all that was measured before is on disk.
             if to_log or due or to_save:
                 _check_applied(run, state, applied)
             if to_log:
-                rate = config.optimizer.lr * schedule(step - 1)
-                speed = config.batch_size * stopwatch.rate(clock.timed_steps)
-                values = {f"train/{key}": value for key, value in metrics.items()}
-                log.write(step, {**values, "train/learning_rate": rate, "train/images_per_second": speed})
-                logged = step
-                progress.show(metrics["loss"])
+                speed, values = config.batch_size * stopwatch.rate(clock.timed_steps), jax.device_get(metrics)
+                for logged in to_log:
+                    own = {f"train/{key}": value[logged - first] for key, value in values.items()}
+                    rate = config.optimizer.lr * schedule(logged - 1)
+                    log.write(logged, {**own, "train/learning_rate": rate, "train/images_per_second": speed})
+                progress.show(values["loss"][-1])
             with stopwatch.paused():
                 scores = {}
                 if due and not stop:
@@ -247,7 +257,8 @@ def _check_applied(run: Run, state: TrainState, applied: dict[int, jax.Array]) -
       NonFiniteError: one that may not be skipped; the state is that of the step before.
     """
     most = run.config.optimizer.max_skipped_steps
-    left_out = [step for step, flag in jax.device_get(applied).items() if not flag]
+    flags = jax.device_get(applied).items()
+    left_out = [step for first, chunk in flags for step, flag in enumerate(chunk, first) if not flag]
     applied.clear()
     for index, step in enumerate(left_out):
         skipped = step <= int(state.step)

@@ -61,14 +61,14 @@ def test_what_is_planned_is_what_runs(distilled, tmp_path, accumulate_steps):
         architecture, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), architecture.abstract_variables())
     )
     teacher = teachers.place((network,), teachers.frozen_variables((network,), config, ()), config, run.mesh, ())
-    state, batch = run.begin(variables), sharding.to_devices(run.mesh, run.train_data.batch(0))
+    state, chunk = run.begin(variables), sharding.to_devices(run.mesh, next(run.train_data.chunks(0)), axis=1)
     eval_batch = sharding.to_devices(run.mesh, next(iter(run.eval_data["test"])))
     assert shapes(blueprint.state) == shapes(state)
     assert shapes(blueprint.teacher) == shapes(teacher)
-    assert shapes(blueprint.batch) == shapes(batch)
+    assert shapes(blueprint.chunk) == shapes(chunk)
     assert shapes(blueprint.eval_batch) == shapes(eval_batch)
-    ours = blueprint.computation.train_step.lower(blueprint.state, blueprint.teacher, blueprint.batch).as_text()
-    assert ours == run.train_step.lower(state, teacher, batch).as_text()
+    ours = blueprint.computation.train_chunk.lower(blueprint.state, blueprint.teacher, None, blueprint.chunk).as_text()
+    assert ours == run.train_chunk.lower(state, teacher, run.resident(), chunk).as_text()
     assert "tf.aliasing_output" in ours or "jax.buffer_donor" in ours
     ours = blueprint.computation.eval_step.lower(blueprint.variables, blueprint.teacher, blueprint.eval_batch).as_text()
     assert ours == run.eval_step.lower(state.variables, teacher, eval_batch).as_text()
@@ -79,7 +79,8 @@ def test_batches_are_what_the_pipeline_makes(distilled, tmp_path, regime):
     distilled.view.regime = regime
     config = resolved(distilled)
     run = open_run(config, tmp_path)
-    assert shapes(Blueprint(config, CPUS).batch) == shapes(sharding.to_devices(run.mesh, run.train_data.batch(0)))
+    chunk = sharding.to_devices(run.mesh, next(run.train_data.chunks(0)), axis=1)
+    assert shapes(Blueprint(config, CPUS).chunk) == shapes(chunk)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

@@ -1,7 +1,8 @@
 """From a source and a config to batches: every process makes its contiguous part of the global batch.
 
-One grain element is one batch. A split whose decoded images fit `cache_bytes` is decoded once and then only gathered
-from; a larger one is read and decoded batch by batch. Both ways give the same pixels.
+One grain element is one chunk: the batches that are sent together, mostly one. A split whose decoded images fit
+`cache_bytes` is decoded once and then only gathered from; a larger one is read and decoded batch by batch. Both ways
+give the same pixels. A `resident` split is sent to the devices once, and a batch says what to crop there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from big_distill.data.draws import Draws, Stream, inception_boxes
 from big_distill.data.transforms import BadImage, Ragged, central_view, crop_resize, decode, pack_groups
 from big_distill.errors import DataError
 from big_distill.resolve import needs_labels
+from big_distill.state import Resident
 
 HostBatch = dict[str, np.ndarray]
 
@@ -68,13 +70,13 @@ def class_names_of(source: Source, eval_data: Sequence[EvalPipeline]) -> tuple[s
     return ours or theirs
 
 
-def abstract_batch(config: Config, labelled: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a global training batch, without the data."""
-    shape = (config.batch_size, *_view_shape(config.view))
+def abstract_chunk(config: Config, labelled: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a global training chunk of one step, whose pixels the host sends, without the data."""
+    shape = (1, config.batch_size, *_view_shape(config.view))
     branches = ("pixels", "teacher_pixels") if config.view.regime in ("fixed", "independent") else ("pixels",)
-    batch = {name: jax.ShapeDtypeStruct(shape, np.uint8) for name in branches}
-    batch |= {"step": jax.ShapeDtypeStruct((), np.int32), "lam": jax.ShapeDtypeStruct((), np.float32)}
-    return batch | ({"label": jax.ShapeDtypeStruct(shape[:1], np.int32)} if labelled else {})
+    chunk = {name: jax.ShapeDtypeStruct(shape, np.uint8) for name in branches}
+    chunk |= {"step": jax.ShapeDtypeStruct((1,), np.int32), "lam": jax.ShapeDtypeStruct((1,), np.float32)}
+    return chunk | ({"label": jax.ShapeDtypeStruct(shape[:2], np.int32)} if labelled else {})
 
 
 def abstract_eval_batch(config: Config, batch_size: int, labelled: bool) -> dict[str, jax.ShapeDtypeStruct]:
@@ -90,7 +92,8 @@ class TrainPipeline:
     def __init__(self, config: Config, source: Source, process_index: int = 0, process_count: int = 1):
         """Decodes nothing yet. `config` is a resolved one."""
         self.stream = Stream(config.seed, source.num_examples, config.batch_size, config.view.mixup or 0.0)
-        self._total_steps, self._view, self._options = config.total_steps, config.view, config.source
+        self._total_steps, self._steps_per_dispatch = config.total_steps, config.steps_per_dispatch
+        self._view, self._options = config.view, config.source
         self._source = source
         self._part = _part(config.batch_size, process_index, process_count)
         self._reader = _Reader(source, config.view.channels, config.source.max_bad_fraction)
@@ -112,6 +115,11 @@ class TrainPipeline:
         return _central_view(self._cache.images, np.arange(num_examples), view)
 
     @property
+    def name(self) -> str:
+        """Of the source."""
+        return self._source.name
+
+    @property
     def bad(self) -> tuple[str, ...]:
         """Names of the images found unreadable so far; each was replaced by the next one, with that one's label."""
         return self._reader.bad
@@ -120,22 +128,51 @@ class TrainPipeline:
         """Names of the examples of a step's global batch."""
         return [self._source.example_name(int(i)) for i in self.stream.ids(step)]
 
-    def batches(self, start_step: int) -> Iterator[HostBatch]:
-        """This process's part of every batch from `start_step` to the end of the run, with `state.Batch`'s keys.
+    def chunks(self, start_step: int) -> Iterator[HostBatch]:
+        """This process's part of every chunk from `start_step` to the end of the run.
 
         Decodes the split first if it fits.
+
+        Yields:
+          The batches of `steps_per_dispatch` steps, or of those up to the next multiple of it or to the end, with
+          `state.Batch`'s keys: [K, ...], or [K, B, ...].
         """
         _ = self._central  # here, before several threads want it
-        return _prefetched(range(start_step, self._total_steps), self.batch, self._options)
+        every, make = self._steps_per_dispatch, self.draw if self._options.resident else self.batch
+        chunks = range(start_step // every, -(-self._total_steps // every) if start_step < self._total_steps else 0)
+
+        def chunk(index: int) -> HostBatch:
+            steps = range(max(start_step, index * every), min(self._total_steps, (index + 1) * every))
+            batches = [make(step) for step in steps]
+            return {key: np.stack([batch[key] for batch in batches]) for key in batches[0]}
+
+        return _prefetched(chunks, chunk, self._options)
+
+    def resident(self) -> Resident | None:
+        """The decoded split, for every device; None if it stays on the host.
+
+        Raises:
+          DataError: it takes more than `cache_bytes`.
+        """
+        if not self._options.resident:
+            return None
+        branches = self._draws(0)[1].values()
+        cropped = any(draws and self._view.crop == "inception" for draws in branches)
+        central = any(not (draws and self._view.crop == "inception") for draws in branches)
+        if self._cache is None or (central and self._central is None):
+            raise DataError(
+                f"config.source.resident=True, but {self._source.name} takes more than "
+                f"config.source.cache_bytes={self._options.cache_bytes}"
+            )
+        return Resident(
+            pixels=self._cache.images.padded() if cropped else None,
+            central=self._central if central else None,
+            label=None if self._source.num_classes is None else self._cache.labels,
+        )
 
     def batch(self, step: int) -> HostBatch:
-        """This process's part of one batch."""
-        draws = self.stream.draws(step).part(*self._part)
-        branches: dict[str, Draws | None] = {"pixels": draws}
-        if self._view.regime == "fixed":
-            branches["teacher_pixels"] = None
-        elif self._view.regime == "independent":
-            branches["teacher_pixels"] = self.stream.draws(step, "teacher").part(*self._part)
+        """This process's part of one batch, its pixels made here."""
+        draws, branches = self._draws(step)
         if self._cache:
             label = self._cache.labels[draws.ids]
             views = {key: self._views(self._cache.images, draws.ids, d) for key, d in branches.items()}
@@ -143,6 +180,31 @@ class TrainPipeline:
             label, views = self._read(draws.ids, branches)
         batch = {"step": np.asarray(step, np.int32), "lam": np.asarray(draws.lam), **views}
         return batch if self._source.num_classes is None else batch | {"label": label}
+
+    def draw(self, step: int) -> HostBatch:
+        """This process's part of one batch, its pixels to be made from a `Resident` split."""
+        draws, branches = self._draws(step)
+        cache = self._cache
+        assert cache  # `resident` has seen to that
+        batch = {"step": np.asarray(step, np.int32), "lam": np.asarray(draws.lam)}
+        for key, own in branches.items():
+            branch = key.removesuffix("pixels")
+            batch[f"{branch}id"] = draws.ids.astype(np.int32)
+            if own and self._view.crop == "inception":
+                batch[f"{branch}box"] = self._boxes(cache.images, own.ids, own).astype(np.int32)
+            if own and self._view.flip:
+                batch[f"{branch}flip"] = own.flip
+        return batch
+
+    def _draws(self, step: int) -> tuple[Draws, dict[str, Draws | None]]:
+        """This process's draws, and those that each branch's pixels are made with; None: constant central views."""
+        draws = self.stream.draws(step).part(*self._part)
+        branches: dict[str, Draws | None] = {"pixels": draws}
+        if self._view.regime == "fixed":
+            branches["teacher_pixels"] = None
+        elif self._view.regime == "independent":
+            branches["teacher_pixels"] = self.stream.draws(step, "teacher").part(*self._part)
+        return draws, branches
 
     def _read(self, ids: np.ndarray, branches: dict[str, Draws | None]) -> tuple[np.ndarray, HostBatch]:
         """(labels, views) of a batch that is not in memory."""
@@ -162,13 +224,16 @@ class TrainPipeline:
         """Views [B, S, S, C] under these draws, or the constant central ones."""
         view = self._view
         if draws and view.crop == "inception":
-            area = (view.area_min, view.area_max)
-            boxes = inception_boxes(draws, images.heights[rows], images.widths[rows], area)
+            boxes = self._boxes(images, rows, draws)
             return crop_resize(images, rows, boxes, view.image_size, draws.flip if view.flip else None)
         views = self._central[rows] if self._central is not None else _central_view(images, rows, view)
         if draws and view.flip:
             views[draws.flip] = views[draws.flip, :, ::-1]
         return views
+
+    def _boxes(self, images: Ragged, rows: np.ndarray, draws: Draws) -> np.ndarray:
+        area = (self._view.area_min, self._view.area_max)
+        return inception_boxes(draws, images.heights[rows], images.widths[rows], area)
 
 
 class EvalPipeline:

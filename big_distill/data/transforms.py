@@ -104,6 +104,13 @@ class Ragged:
         areas = heights * widths
         return cls(flat[0] if len(flat) == 1 else np.concatenate(flat), np.cumsum(areas) - areas, heights, widths)
 
+    def padded(self) -> np.ndarray:
+        """uint8 [N, H, W, C] of the largest height and width, zeros below and to the right of smaller images."""
+        padded = np.zeros((len(self.offsets), self.heights.max(), self.widths.max(), self.pixels.shape[1]), np.uint8)
+        for image, start, height, width in zip(padded, self.offsets, self.heights, self.widths, strict=True):
+            image[:height, :width] = self.pixels[start : start + height * width].reshape(height, width, -1)
+        return padded
+
 
 def pack_groups(examples: Iterable[tuple[np.ndarray, int]]) -> Iterator[tuple[Ragged, list[int]]]:
     """Packs images, each with a number, some megabytes at a time: few calls for small ones, little memory for large."""

@@ -44,7 +44,13 @@ def make_config(regime="consistent", crop="inception", flip=True, total_steps=9,
 
 
 def batches(config, source, start_step=0, process_index=0, process_count=1):
-    return list(TrainPipeline(config, source, process_index, process_count).batches(start_step))
+    return list(batches_of(TrainPipeline(config, source, process_index, process_count), start_step))
+
+
+def batches_of(pipeline, start_step=0):
+    for chunk in pipeline.chunks(start_step):
+        for index in range(len(chunk["step"])):
+            yield {key: value[index] for key, value in chunk.items()}
 
 
 def assert_same(batches, others):
@@ -99,15 +105,15 @@ def test_any_start_is_the_tail_of_the_whole_run(num_threads):
 @pytest.mark.parametrize(("regime", "crop"), [*itertools.product(REGIMES, ("inception", "central"))])
 def test_in_memory_and_read_batch_by_batch_are_the_same(regime, crop, bad, monkeypatch):
     in_memory = TrainPipeline(make_config(regime, crop), mixed_source(bad))
-    expected = list(in_memory.batches(0))
+    expected = list(batches_of(in_memory))
     monkeypatch.setattr(transforms, "_GROUP_BYTES", 2000)  # a few images
     streamed = TrainPipeline(make_config(regime, crop, cache_bytes=0), mixed_source(bad))
     assert in_memory._cache and not streamed._cache
-    assert_same(list(streamed.batches(0)), expected)
+    assert_same(list(batches_of(streamed)), expected)
     decoded = in_memory._cache.images.pixels.nbytes * NUM // (NUM - len(bad)) + 3
     tight = TrainPipeline(make_config(regime, crop, cache_bytes=decoded), mixed_source(bad))
     assert tight._cache and tight._central is None  # no room for the central views
-    assert_same(list(tight.batches(0)), expected)
+    assert_same(list(batches_of(tight)), expected)
 
 
 def test_a_split_that_turns_out_too_large_is_not_kept():
@@ -118,14 +124,14 @@ def test_a_split_that_turns_out_too_large_is_not_kept():
     )
     pipeline = TrainPipeline(make_config(cache_bytes=100_000, max_bad_fraction=0.0), source)
     assert pipeline._cache is None
-    assert_same(list(pipeline.batches(0)), batches(make_config(), source))
+    assert_same(list(batches_of(pipeline)), batches(make_config(), source))
 
 
 def test_fixed_teacher_sees_the_evaluation_view_unflipped():
     source, config = mixed_source(), make_config("fixed")
     views = np.concatenate([batch["pixels"] for batch in EvalPipeline(source, config.view, config.source, 10)])
     pipeline = TrainPipeline(config, source)
-    for step, batch in enumerate(pipeline.batches(0)):
+    for step, batch in enumerate(batches_of(pipeline)):
         np.testing.assert_array_equal(batch["teacher_pixels"], views[pipeline.stream.ids(step)])
         assert not np.array_equal(batch["pixels"], batch["teacher_pixels"])
 
@@ -138,7 +144,7 @@ def test_independent_views_differ_and_consistent_has_one():
 @pytest.mark.parametrize("crop", ["inception", "central"])
 def test_flips_are_those_drawn(crop):
     flipped, plain = (TrainPipeline(make_config(crop=crop, flip=flip), mixed_source()) for flip in (True, False))
-    for step, (batch, other) in enumerate(zip(flipped.batches(0), plain.batches(0), strict=True)):
+    for step, (batch, other) in enumerate(zip(batches_of(flipped), batches_of(plain), strict=True)):
         mirrored = np.where(
             flipped.stream.draws(step).flip[:, None, None, None], other["pixels"][:, :, ::-1], other["pixels"]
         )
@@ -152,7 +158,7 @@ def test_a_bad_image_is_replaced_by_the_next_with_its_label(cache_bytes, caplog)
     view = np.concatenate([batch["pixels"] for batch in EvalPipeline(good, config.view, config.source, 10)])
     pipeline = TrainPipeline(config, mixed_source(bad={4, 5, 29}))
     with caplog.at_level(logging.WARNING):
-        for step, batch in enumerate(pipeline.batches(0)):
+        for step, batch in enumerate(batches_of(pipeline)):
             used = np.array([{4: 6, 5: 6, 29: 0}.get(i, i) for i in pipeline.stream.ids(step)])
             np.testing.assert_array_equal(batch["pixels"], view[used])
             np.testing.assert_array_equal(batch["label"], used % 5)

@@ -93,10 +93,10 @@ def test_fuzzed_folders(damaged, allowed, tmp_path_factory, caplog):
         data = TrainPipeline(config, source)
         if len(unreadable) > allowed * source.num_examples:
             with pytest.raises(DataError, match=r"images of .* cannot be read, more than config.source.max_bad"):
-                list(data.batches(0))
+                list(data.chunks(0))
         else:
-            (batch,) = data.batches(0)
-            assert batch["pixels"].shape == (config.batch_size, 4, 4, 3) and set(data.bad) == unreadable
+            (chunk,) = data.chunks(0)
+            assert chunk["pixels"].shape == (1, config.batch_size, 4, 4, 3) and set(data.bad) == unreadable
 
 
 def is_bad(data):
