@@ -2,7 +2,9 @@
 
 On the CPU, XLA convolves onto maps of one or two pixels, which every ResNet reaches on small images, up to 90 times
 slower than a matrix product would; its depthwise convolutions, and the gradient of its max-pool, are about 10 times
-slower than shifted slices. So `conv`, `depthwise_conv` and `max_pool` have a second form, equal up to rounding.
+slower than shifted slices; inside a loop the gradients of a convolution are computed 40 times slower, unless they are
+convolutions in the layout of the forward pass. So `conv`, `depthwise_conv` and `max_pool` have a second form, equal up
+to rounding.
 `lax.platform_dependent` chooses between them when a program is lowered: one for TPU or GPU holds the plain operation
 alone, even when it is compiled on a CPU.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,9 @@ from jax import lax
 
 Padding = str | int
 """'SAME', 'VALID' or a number of pixels on every side."""
+Pads = tuple[tuple[int, int], tuple[int, int]]
+"""((top, bottom), (left, right)) in pixels."""
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
 STD_CONV_EPSILON = 1e-10
 BATCH_NORM_EPSILON = {"same": 1e-3, "symmetric": 1e-5}
 """Of TensorFlow and of PyTorch, by their padding; see `ConvNorm`."""
@@ -31,16 +36,56 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "S
     pads = _pads(x, size, stride, padding)
 
     def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
+
+    def in_one_layout(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _conv_in_one_layout(x, kernel, stride, pads)
 
     def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
         patches = jnp.concatenate(_shifts(x, size, stride, pads, fill=0), axis=-1)
         return patches @ kernel.reshape(-1, kernel.shape[-1])
 
     height = (x.shape[1] + sum(pads[0]) - size) // stride + 1
-    if size == 1 or height <= 2:  # on larger maps patches cost more than they save
-        return lax.platform_dependent(x, kernel, cpu=matmul, default=convolution)
-    return convolution(x, kernel)
+    on_cpu = matmul if size == 1 or height <= 2 else in_one_layout  # on larger maps patches cost more than they save
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolution)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv_in_one_layout(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+    """A convolution whose gradients, too, are convolutions of [B, H, W, C] with [k, k, C, F]."""
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> Any:
+    return _conv_in_one_layout(x, kernel, stride, pads), (x, kernel)
+
+
+def _backward(stride: int, pads: Pads, inputs: tuple[jax.Array, jax.Array], grad: jax.Array) -> Any:
+    x, kernel = inputs
+    size, strides = kernel.shape[0], (stride, stride)
+    unused = [
+        n + sum(pad) - size - (m - 1) * stride for n, m, pad in zip(x.shape[1:3], grad.shape[1:3], pads, strict=True)
+    ]
+    of_x = lax.conv_general_dilated(
+        grad,
+        jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
+        (1, 1),
+        [(size - 1 - low, size - 1 - high + rest) for (low, high), rest in zip(pads, unused, strict=True)],
+        lhs_dilation=strides,
+        dimension_numbers=_LAYOUT,
+    )
+    of_kernel = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        grad.transpose(1, 2, 0, 3),
+        (1, 1),
+        [(low, high - rest) for (low, high), rest in zip(pads, unused, strict=True)],
+        rhs_dilation=strides,
+        dimension_numbers=_LAYOUT,
+    )
+    return of_x, of_kernel.transpose(1, 2, 0, 3)
+
+
+_conv_in_one_layout.defvjp(_forward, _backward)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
@@ -54,7 +99,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Pa
             kernel,
             (stride, stride),
             pads,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=_LAYOUT,
             feature_group_count=channels,
         )
 
@@ -98,7 +143,7 @@ def int8_conv(
             kernel,
             (stride, stride),
             pads,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=_LAYOUT,
             preferred_element_type=jnp.int32,
         )
         return sums.astype(jnp.float32)
@@ -128,14 +173,14 @@ def _first_max(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
-def _pads(x: jax.Array, size: int, stride: int, padding: Padding) -> Sequence[tuple[int, int]]:
-    """((top, bottom), (left, right)) in pixels."""
+def _pads(x: jax.Array, size: int, stride: int, padding: Padding) -> Pads:
     if isinstance(padding, int):
         return ((padding, padding), (padding, padding))
-    return lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), padding)
+    rows, columns = lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), padding)
+    return rows, columns
 
 
-def _shifts(x: jax.Array, size: int, stride: int, pads: Sequence[tuple[int, int]], fill: float) -> list[jax.Array]:
+def _shifts(x: jax.Array, size: int, stride: int, pads: Pads, fill: float) -> list[jax.Array]:
     """For each of the size * size positions in a window, row by row, what every window has there: [B, H', W', C]."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
     height, width = ((n - size) // stride * stride + 1 for n in x.shape[1:3])

@@ -1,6 +1,7 @@
 """The normalisations, and both forms of `conv`, `depthwise_conv` and `max_pool`."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,21 @@ def test_conv_on_the_cpu_is_a_matmul_with_the_same_numbers(shape, size, stride, 
     cpu, tpu = assert_equal_and_lower(conv, plain, x, kernel)
     assert "stablehlo.dot_general" in cpu and "stablehlo.convolution" not in cpu
     assert "stablehlo.dot_general" not in tpu and "stablehlo.convolution" in tpu
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", 1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_gradients_of_a_conv_on_the_cpu_are_convolutions_in_one_layout(size, stride, padding):
+    """XLA does so itself, but not in a loop; some of the images' rows and columns are read by no window."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 13, 16, 3)).astype("f"), rng.normal(size=(size, size, 3, 4)).astype("f")
+    conv = functools.partial(layers.conv, stride=stride, padding=padding)
+    plain = functools.partial(plain_conv, stride=stride, padding=padding)
+    cpu, tpu = assert_equal_and_lower(conv, plain, x, kernel)
+    layouts = [re.findall(r"dim_numbers = (.*?), window", text) for text in (cpu, tpu)]
+    assert layouts[0] == ["[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"] * 3
+    assert len(layouts[1]) == 3 and layouts[1][1:] != layouts[0][1:]
 
 
 @pytest.mark.parametrize(
