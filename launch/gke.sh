@@ -21,13 +21,13 @@
 #   --claim            instead of --bucket: a PersistentVolumeClaim that all machines may write (Filestore)
 #   --service_account  in Kubernetes, with access to the bucket; default
 #   --namespace        default
-#   --spot             nodes that may be preempted, after 15 s of warning to pods
-#   --grace_seconds    for saving (config.grace_seconds), 30; with --spot 12
+#   --spot             nodes that may be preempted; GKE then leaves a pod 15 s for saving, whatever is asked for
+#   --grace_seconds    for saving (config.grace_seconds); 30
 #   --dry-run          prints what would be done, as a script; needs no kubectl
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-name="" image="" topology=v5e:2x4 bucket="" claim="" service_account=default namespace=default spot=false grace_seconds=""
+name="" image="" topology=v5e:2x4 bucket="" claim="" service_account=default namespace=default spot=false grace_seconds=30
 parse_flags "run logs status delete" \
   "name image topology bucket claim service_account namespace spot grace_seconds" "$@"
 need_label name
@@ -97,7 +97,6 @@ END
 run() {
   need image
   if [[ -z "$bucket$claim" ]]; then fail "--bucket or --claim is needed: the run directory must outlive the pods"; fi
-  if "$spot"; then grace_seconds="${grace_seconds:-12}"; else grace_seconds="${grace_seconds:-30}"; fi
   need_integer grace_seconds
   slice "$topology"
   train_with --distributed --workdir="/bucket/$name" --config.grace_seconds="$grace_seconds"

@@ -17,13 +17,13 @@
 #   --topology  as in big_distill.plan, v5e:2x4; of v4 and v5p the size counts
 #   --bucket    of Cloud Storage, without gs://; what xpk calls the storage has the same name
 #   --image     the container (launch/Dockerfile)
-#   --spot      with node auto-provisioning: nodes that may be preempted, after 15 s of warning to pods
-#   --grace_seconds  for saving (config.grace_seconds), 30; with --spot 12
+#   --spot      with node auto-provisioning: nodes that may be preempted; GKE then leaves a pod 15 s for saving
+#   --grace_seconds  for saving (config.grace_seconds); 30
 #   --dry-run   prints what would be done, as a script; needs no xpk
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-name="" cluster="" project="" zone="" topology=v5e:2x4 bucket="" image="" spot=false grace_seconds=""
+name="" cluster="" project="" zone="" topology=v5e:2x4 bucket="" image="" spot=false grace_seconds=30
 parse_flags "attach run status delete" \
   "name cluster project zone topology bucket image spot grace_seconds" "$@"
 need cluster project zone
@@ -39,7 +39,7 @@ run() {
   local kind=()
   need_label name
   need bucket image
-  if "$spot"; then kind=(--spot) grace_seconds="${grace_seconds:-12}"; else grace_seconds="${grace_seconds:-30}"; fi
+  if "$spot"; then kind=(--spot); fi
   need_integer grace_seconds
   slice "$topology"
   train_with --distributed --workdir="/bucket/$name" --config.grace_seconds="$grace_seconds"

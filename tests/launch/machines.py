@@ -1,7 +1,7 @@
 """A checkout's launch scripts, and tools that note what they are asked for instead of asking a cloud.
 
-With a machine, `gcloud ssh` and `scp` do what they say, in a directory that stands for it; there, the environment's Python
-leaves with the statuses that the test has written for it. Nobody sleeps.
+With a machine, `gcloud ssh` and `scp` do what they say, in a directory that stands for it; there, the environment's
+Python leaves with the statuses that the test has written for it. Nobody sleeps.
 """
 
 import json

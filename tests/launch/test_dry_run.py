@@ -10,7 +10,12 @@ from machines import ROOT, Checkout
 
 SCHEMAS = ROOT / "tests" / "launch"
 NAME, PLACE = "--name=flowers", ["--project=p", "--zone=us-west4-a"]
-TRAIN = ["--", "--config=configs/digits_fm.py:smoke", "--data_dir=/bucket/my data", """--config.log=it's "$(x)" \\ `y`"""]
+TRAIN = [
+    "--",
+    "--config=configs/digits_fm.py:smoke",
+    "--data_dir=/bucket/my data",
+    """--config.log=it's "$(x)" \\ `y`""",
+]
 TPU_VM = [NAME, *PLACE, "--bucket=b"]
 GKE = [NAME, "--image=r/i:tpu", "--bucket=b"]
 XPK = ["--cluster=c", *PLACE, "--bucket=b"]
@@ -25,7 +30,7 @@ COMMANDS = [
     ("tpu_vm.sh", ["stop", *TPU_VM]),
     ("tpu_vm.sh", ["delete", *TPU_VM]),
     ("tpu_vm.sh", ["delete", *TPU_VM, "--queued"]),
-    ("gke.sh", ["run", *GKE, "--topology=v5e:4x4", "--spot", *TRAIN]),
+    ("gke.sh", ["run", *GKE, "--topology=v5e:4x4", "--spot", "--grace_seconds=45", *TRAIN]),
     ("gke.sh", ["run", NAME, "--image=i", "--claim=runs", "--topology=v4:2x2x1", "--namespace=team", *TRAIN]),
     ("gke.sh", ["logs", NAME]),
     ("gke.sh", ["status", NAME]),
@@ -43,7 +48,7 @@ COMMANDS = [
     ("skypilot.sh", ["status"]),
     ("skypilot.sh", ["delete", NAME]),
 ]  # fmt: skip
-# From the synopses in the reference of gcloud (566) and sbatch (25.05).
+# What we use of the flags that the references of gcloud and sbatch list.
 KNOWN = {
     "gcloud compute tpus tpu-vm create": "zone project accelerator-type version spot",
     "gcloud compute tpus queued-resources create": "zone project node-id accelerator-type runtime-version spot",
@@ -64,7 +69,9 @@ def files(checkout):
     return {path.name: path.read_text() for path in (checkout.root / "dist").glob("*.yaml")}
 
 
-@pytest.mark.parametrize(("script", "arguments"), COMMANDS, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:30])
+@pytest.mark.parametrize(
+    ("script", "arguments"), COMMANDS, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:30]
+)
 def test_a_dry_run_is_what_is_done(checkout, script, arguments):
     """It needs none of the tools; run as a script, it asks them for the same and writes the same."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
@@ -145,7 +152,9 @@ def test_help_teaches_every_flag_and_word(checkout, script):
     run = checkout.bash(f"launch/{script}", "--help", tools=False)
     assert (run.returncode, run.stderr) == (0, "")
     text = (ROOT / "launch" / script).read_text()
-    words, flags = (names.split() for names in re.search(r'^parse_flags "([^"]+)" \\\n +"([^"]+)"', text, re.M).groups())
+    words, flags = (
+        names.split() for names in re.search(r'^parse_flags "([^"]+)" \\\n +"([^"]+)"', text, re.M).groups()
+    )
     assert not [flag for flag in [*flags, "dry-run"] if f"--{flag}" not in run.stdout]
     assert not [word for word in words if word not in run.stdout and word != "supervise"]
     assert f"bash launch/{script} " in run.stdout and "set -e" not in run.stdout
@@ -194,7 +203,7 @@ def test_the_jobset(checkout, arguments):
     spec = job["template"]["spec"]
     pod = spec["template"]["spec"]
     (train,) = pod["containers"]
-    grace = 12 if "--spot" in arguments else 30
+    grace = 45 if "--grace_seconds=45" in arguments else 30
     assert train["args"] == ["--distributed", "--workdir=/bucket/flowers", f"--config.grace_seconds={grace}",
                              *TRAIN[1:-1], TRAIN[-1].replace("$(", "$$(")]  # fmt: skip
     assert pod["terminationGracePeriodSeconds"] > grace
@@ -259,5 +268,7 @@ def test_xpk_is_given_the_command_as_a_shell_reads_it(checkout):
 def test_the_container_has_what_it_copies():
     lines = (ROOT / "launch" / "Dockerfile").read_text().splitlines()
     sources = [source for line in lines if line.startswith("COPY") for source in line.split()[1:-1]]
-    kept = {line[1:] for line in (ROOT / "launch" / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
+    kept = {
+        line[1:] for line in (ROOT / "launch" / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"
+    }
     assert set(sources) == kept and all((ROOT / source).exists() for source in sources)

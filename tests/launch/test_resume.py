@@ -60,7 +60,7 @@ def test_a_machine_runs_one_run_and_stops_it(checkout, machine):
     assert machine("status") == "running\n"
     machine("stop")
     assert machine("status") == "exit 75\n"
-    assert len(checkout.runs()) == 1
+    assert len(checkout.runs()) == 1 and "goes on" not in (checkout.home / "state" / "log").read_text()
     machine("start", *TRAIN)
     wait_for(lambda: machine("status") == "exit 0\n")
 
@@ -106,6 +106,13 @@ def resume(checkout, *flags):
 BEGIN = ["scp", "ssh", "install", "start"]
 
 
+def test_a_dry_run_shows_what_resume_does_first(checkout):
+    checkout.answers([["machine.sh status", 0, ""]])
+    dry = checkout.bash("launch/tpu_vm.sh", "resume", *PLACE, "--dry-run", *TRAIN, tools=False)
+    assert checkout.bash("-c", dry.stdout).returncode == 0
+    assert steps(checkout) == ["create", *BEGIN]
+
+
 def test_resume_sees_a_run_through_preemption(checkout):
     """No slice; one that trains, is preempted, and comes anew; a run that stops with 75 goes on there."""
     checkout.add_machine()
@@ -138,9 +145,10 @@ def test_resume_asks_all_machines(checkout, said, step):
 
 
 def test_resume_waits_in_the_queue(checkout):
-    states = ["", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "SUSPENDING", "SUSPENDED", "", "ACTIVE", "ACTIVE"]
+    states = "", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "SUSPENDING", "SUSPENDED", "", "ACTIVE", "ACTIVE"
+    said = "nothing\n", "nothing\n", "exit 0\n"
     checkout.answers([["queued-resources list", 0, state] for state in states]
-                     + [["machine.sh status", 0, f"{said}\n"] for said in ("nothing", "nothing", "exit 0")])  # fmt: skip
+                     + [["machine.sh status", 0, words] for words in said])  # fmt: skip
     run = resume(checkout, "--queued", "--spot")
     assert run.returncode == 0, run.stderr
     assert steps(checkout) == ["create", *BEGIN, "delete", "create", *BEGIN]
@@ -150,9 +158,7 @@ def test_resume_ends_at_a_fault_of_the_run(checkout):
     checkout.answers([["tpu-vm list", 0, "READY"], ["machine.sh status", 0, "running\nexit 3\n"]])
     run = resume(checkout)
     assert run.returncode == 2
-    assert run.stderr.endswith(
-        "big_distill: flowers ended with status 3, which starting it again would not mend\n"
-    )  # fmt: skip
+    assert run.stderr.endswith("big_distill: flowers ended with status 3, which starting it again would not mend\n")
     assert steps(checkout) == ["ssh", "stop"]  # the end of the log; the other machines
 
 
