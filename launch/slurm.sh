@@ -6,9 +6,9 @@
 #     -- --config=configs/flowers_fm.py:variant=medium --data_dir=/data/tfds
 #
 #   run      submits launch/slurm_job.sh      logs     follows runs/NAME.log
-#   status   what is queued or runs           delete   ends it, without saving what came after the last checkpoint
+#   status   what is queued or runs           delete   ends it: the run saves first; run again goes on
 #
-# A minute before its time is up, and when it is preempted, the run saves and the job is queued again under its number (100
+# A minute or two before its time is up, and when it is preempted, the run saves and the job is queued again under its number (100
 # times); it goes on where it was, to the bit. So --time is how long one turn takes, not the run.
 #
 #   --name       of the job, and of the run directory, runs/NAME

@@ -4,7 +4,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=TERM@60
 set -euo pipefail
-# The last minute of the job's time is for saving. bash is to hear of that signal, and outlive it.
+# The last minute of the job's time is for saving. When the job is preempted bash is told, too: it is to outlive that.
 trap : TERM
 
 # JAX finds the other processes by srun's variables, and gives each its own GPU. One that lost a peer leaves by itself.
