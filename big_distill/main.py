@@ -20,9 +20,13 @@ on, no longer bit-exactly) or cosmetic:
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
+import re
+import socket
 import sys
+import threading
 import time
 from typing import Any
 
@@ -31,11 +35,12 @@ from absl import flags
 
 from big_distill import cli
 from big_distill.config import describe_fields, fingerprint
-from big_distill.errors import BigDistillError, ConfigError
+from big_distill.errors import BigDistillError, ConfigError, PeerLost
 from big_distill.preemption import leave_on_signals
 from big_distill.resolve import resolve
 
 _LAST_SECONDS = 3  # process 0 leaves after those that fail alike: it holds what connects them
+_SRUN_SETS = ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # what JAX wants of SLURM
 
 
 def define_flags() -> None:
@@ -45,8 +50,11 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
     flags.DEFINE_bool("distributed", False, "Several processes, on a cluster that JAX knows (TPU pods, SLURM, ...).")
     flags.DEFINE_string("coordinator", None, "Several processes elsewhere: HOST:PORT of process 0.")
-    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
-    flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.")
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
+    flags.DEFINE_integer(
+        "start_timeout_seconds", 300, "Several processes: leave when not all have met within so long.", lower_bound=1
+    )
     flags.DEFINE_integer("peer_timeout_seconds", 100, "Several processes: leave when one was not heard of for so long.")
 
 
@@ -58,7 +66,7 @@ def main() -> None:
         raise ConfigError(
             f"--workdir={args.workdir}: expected a directory; mount the bucket (gcsfuse) and name the mount"
         )
-    if args.distributed or args.coordinator:
+    if args.distributed or (args.coordinator, args.num_processes, args.process_id) != (None, None, None):
         _start_distributed()
     config_dict = cli.config_value()
     if args.data_dir:
@@ -71,35 +79,85 @@ def main() -> None:
         summary = train_and_evaluate(config, workdir)
     except BigDistillError as error:
         if jax.process_count() > 1:
-            _leave(error)
+            _leave(error, after_seconds=0 if jax.process_index() else _LAST_SECONDS)
         raise
     if jax.process_index() == 0:
         print(closing_table(summary, workdir))
 
 
 def _start_distributed() -> None:
+    """Meets the other processes, where the flags say that they are or else where JAX finds them."""
     args = flags.FLAGS
-    given = (args.coordinator, args.num_processes, args.process_id)
-    if args.coordinator and None in given:
-        raise ConfigError("--coordinator needs --num_processes and --process_id too")
+    _check_cluster_flags()
+    # JAX's own end, a while later, would be SIGABRT after a page of C++.
+    late = PeerLost(
+        f"not all processes have met at {args.coordinator or 'the coordinator that JAX found'} within "
+        f"--start_timeout_seconds={args.start_timeout_seconds}: is process 0 running there, and every other one "
+        "somewhere? The same commands go on"
+    )
+    timer = threading.Timer(args.start_timeout_seconds, _leave, [late])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
-            **dict(zip(("coordinator_address", "num_processes", "process_id"), given, strict=True)),
+            args.coordinator,
+            args.num_processes,
+            args.process_id,
+            initialization_timeout=args.start_timeout_seconds + 60,
             heartbeat_timeout_seconds=args.peer_timeout_seconds,
             shutdown_timeout_seconds=args.peer_timeout_seconds,
         )
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"jax.distributed did not start ({error}); where JAX cannot find its cluster by itself, give "
-            "--coordinator=HOST:PORT, --num_processes and --process_id"
-        ) from error
+    except Exception as error:  # JAX asks variables, name servers, metadata servers and Kubernetes
+        raise ConfigError(_no_cluster(error)) from error
+    finally:
+        timer.cancel()
 
 
-def _leave(error: BigDistillError) -> None:
+def _check_cluster_flags() -> None:
+    args = flags.FLAGS
+    values = {name: args[name].value for name in ("coordinator", "num_processes", "process_id")}
+    given = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    missing = [f"--{name}" for name, value in values.items() if value is None]
+    if given and missing:
+        raise ConfigError(f"{' and '.join(given)}: {' and '.join(missing)} must be given too")
+    port = re.fullmatch(r".+:(\d{1,5})", args.coordinator or "")
+    if given and not (port and 0 < int(port[1]) < 2**16):
+        raise ConfigError(f"--coordinator={args.coordinator}: expected HOST:PORT of process 0")
+    if given and args.process_id >= args.num_processes:
+        raise ConfigError(f"--process_id={args.process_id}: expected 0 to {args.num_processes - 1} (--num_processes)")
+    if port and args.process_id == 0:
+        _check_port(int(port[1]))
+
+
+def _check_port(port: int) -> None:
+    """Raises ConfigError if process 0 cannot be asked there: JAX would end in SIGSEGV."""
+    try:
+        with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=socket.has_dualstack_ipv6()):
+            pass
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise ConfigError(
+                f"--coordinator={flags.FLAGS.coordinator}: port {port}: {os.strerror(error.errno)}"
+            ) from error
+
+
+def _no_cluster(error: Exception) -> str:
+    """One line on why `jax.distributed` did not start."""
+    if flags.FLAGS.coordinator:
+        why = f"--coordinator={flags.FLAGS.coordinator}: {error}"
+    elif (job := os.environ.get("SLURM_JOB_ID")) and (lacks := [name for name in _SRUN_SETS if name not in os.environ]):
+        why = f"--distributed: SLURM job {job} has no {', '.join(lacks)}: start the command with srun"
+    elif str(error) == "coordinator_address should be defined.":
+        why = "--distributed: JAX finds no cluster here (it knows Cloud TPU, GKE, SLURM, Open MPI and Kubernetes jobs)"
+    else:
+        why = f"--distributed: JAX finds a cluster here, but cannot join it ({type(error).__name__}: {error})"
+    return " ".join(f"{why}; or give --coordinator=HOST:PORT, --num_processes and --process_id".split())
+
+
+def _leave(error: BigDistillError, *, after_seconds: float = 0) -> None:
     """Ends one of several processes: at a usual exit jax.distributed would wait for all, and end in SIGABRT."""
     print(f"big_distill: {error}", file=sys.stderr, flush=True)
-    if jax.process_index() == 0:
-        time.sleep(_LAST_SECONDS)
+    time.sleep(after_seconds)
     os._exit(error.exit_status)
 
 

@@ -1,11 +1,13 @@
 """The command as a user runs it, in processes of its own: mistakes, two processes. What may befall them: `faults/`."""
 
 import json
+import os
 import re
+import socket
 
 import numpy as np
 import pytest
-from processes import ROOT, cluster, losses, run
+from processes import ROOT, cluster, losses, run, start
 
 from big_distill import cli
 from big_distill.errors import ConfigError
@@ -105,3 +107,75 @@ def test_evaluate_command(whole):
     assert json.loads(out) == pytest.approx(want, rel=1e-6)
     status, _, err = run("--workdir=nowhere", module="big_distill.evaluate")
     assert (status, err) == (4, "big_distill: nowhere is not a run directory: it has no config.json\n")
+
+
+CLUSTER = {"coordinator": "localhost:45671", "num_processes": "2", "process_id": "1"}
+
+
+def cluster_flags(**changed):
+    return [f"--{name}={value}" for name, value in (CLUSTER | changed).items() if value]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--num_processes=2"], "--num_processes=2: --coordinator and --process_id must be given too"),
+        (cluster_flags(process_id=None), "and --num_processes=2: --process_id must be given too"),
+        (cluster_flags(coordinator="host"), "--coordinator=host: expected HOST:PORT of process 0"),
+        (cluster_flags(coordinator="host:99999"), "--coordinator=host:99999: expected HOST:PORT of process 0"),
+        (cluster_flags(process_id="2"), "--process_id=2: expected 0 to 1 (--num_processes)"),
+    ],
+)
+def test_flags_that_name_half_a_cluster(args, message):
+    status, out, err = run(FM, *args)
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+SLURM = {"SLURM_JOB_ID": "12", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "JAX finds no cluster here"),
+        (SLURM, "SLURM job 12 has no SLURM_LOCALID: start the command with srun"),
+        (SLURM | {"SLURM_LOCALID": "0", "SLURM_NTASKS": "two"}, "cannot join it (ValueError: "),
+        ({"OMPI_MCA_orte_hnp_uri": "1"}, "cannot join it (RuntimeError: "),
+    ],
+)
+def test_a_cluster_that_jax_does_not_find_is_one_line(environment, message):
+    status, out, err = run(FM, "--distributed", **environment)
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+    assert err.startswith("big_distill: --distributed: ") and "give --coordinator=HOST:PORT" in err
+
+
+def test_slurm_is_found():
+    """Two processes as srun starts them see two devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 61440 + os.getpid() % 4096))  # where JAX puts the coordinator of the job of this number
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    args = [FM, "--distributed", "--config.batch_size=3", "--config.teacher.config.batch_size=3"]
+    processes = [start(*args, **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert all("3" in err and "2 devices" in err for _, err in outputs), outputs
+
+
+@pytest.mark.parametrize("process_id", ["0", "1"])
+def test_processes_that_do_not_meet_leave_in_time(process_id):
+    """A coordinator that does not answer, and one that is alone."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    args = cluster_flags(coordinator=coordinator, process_id=process_id)
+    status, out, err = run(FM, *args, "--start_timeout_seconds=2")
+    assert (status, out) == (75, "") and err.count("\n") == 1
+    assert f"not all processes have met at {coordinator} within --start_timeout_seconds=2" in err
+
+
+def test_a_port_that_is_taken_is_one_line():
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as taken:
+        coordinator = f"localhost:{taken.getsockname()[1]}"
+        status, out, err = run(FM, *cluster_flags(coordinator=coordinator, process_id="0"))
+    assert (status, out) == (2, "") and err.startswith(f"big_distill: --coordinator={coordinator}: port ")
+    assert err.count("\n") == 1

@@ -1,0 +1,174 @@
+# shellcheck shell=bash disable=SC2034  # what it sets is read by those that source it
+# Sourced by the scripts that launch on other machines: flags, --help, --dry-run, and what a slice is called where.
+#
+# What a dry run prints is itself a script: piped into bash it does what the command without --dry-run does.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+dry_run=false
+max_restarts=100 # of one run, on one machine or cluster
+
+# goes_on STATUS: whether a run that left with it goes on when it is started again: it was stopped (75), or died of a
+# signal, as JAX does when it is the first to see that a peer has died.
+goes_on() { (($1 == 75 || $1 > 128)); }
+
+fail() {
+  echo "big_distill: $1" >&2
+  exit 2
+}
+
+# parse_flags "WORD ..." "NAME ..." "$@": sets `word` to the one that is given, the variable of each --NAME that is given
+# (to true if it was false), and `arguments` to what follows `--`. --help prints the comment that the script begins with.
+parse_flags() {
+  local known=" $2 dry_run " flag given argument words=() expected="${1// /, }"
+  local -r known_words=" $1 "
+  shift 2
+  arguments=()
+  while (($#)); do
+    argument="$1"
+    shift
+    case "$argument" in
+      --) arguments=("$@") && break ;;
+      --help | -h) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "launch/$(basename "$0")" && exit ;;
+      -*) ;;
+      *) words+=("$argument") && continue ;;
+    esac
+    flag="${argument%%=*}"
+    flag="${flag#--}"
+    flag="${flag//-/_}"
+    if [[ "$known" != *" $flag "* ]]; then
+      fail "unknown flag ${argument%%=*}$(nearest "$flag" "$known"); what main.py is to get comes after a --"
+    elif [[ "$argument" == *=* ]]; then
+      given="${argument#*=}"
+    elif [[ "${!flag}" == false ]]; then
+      given=true
+    elif (($#)); then
+      given="$1"
+      shift
+    else
+      fail "$argument needs a value"
+    fi
+    if [[ "${!flag}" =~ ^(true|false)$ && ! "$given" =~ ^(true|false)$ ]]; then
+      fail "--$flag=$given: expected true or false"
+    fi
+    printf -v "$flag" %s "$given"
+  done
+  word="${words[*]-}"
+  if [[ "$known_words" != *" $word "* ]]; then fail "expected one of $expected, not '$word'; --help explains them"; fi
+}
+
+# nearest NAME "KNOWN ...": the known flag that is most like it, if Python is there to tell.
+nearest() {
+  python3 -c 'import difflib, sys
+for name in difflib.get_close_matches(sys.argv[1], sys.argv[2].split(), 1, 0.5): print(f"; did you mean --{name}?", end="")
+' "$@" 2>/dev/null || true
+}
+
+# need NAME ...: fails unless each flag has a value.
+need() {
+  local flag
+  for flag in "$@"; do
+    if [[ -z "${!flag}" ]]; then fail "--$flag is needed; --help explains it"; fi
+  done
+}
+
+# need_integer NAME ...: fails unless each flag is a whole number of 1 or more.
+need_integer() {
+  local flag
+  for flag in "$@"; do
+    if [[ ! "${!flag}" =~ ^[1-9][0-9]*$ ]]; then fail "--$flag=${!flag}: expected a whole number, 1 or more"; fi
+  done
+}
+
+# need_label NAME ...: fails unless each flag may name a resource, a mount or a file.
+need_label() {
+  local flag
+  need "$@"
+  for flag in "$@"; do
+    if [[ ! "${!flag}" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]]; then
+      fail "--$flag=${!flag}: expected at most 40 lower-case letters, digits and dashes, a letter first"
+    fi
+  done
+}
+
+# quote WORD ...: as a shell reads them.
+quote() {
+  local word line=""
+  for word in "$@"; do
+    if [[ ! "$word" =~ ^[][a-zA-Z0-9_@%+=:,./~-]+$ || "$word" == '~'* || "$word" == *[][]* ]]; then
+      word="'${word//\'/\'\\\'\'}'"
+    fi
+    line+=" $word"
+  done
+  printf %s "${line# }"
+}
+
+# execute COMMAND ...: prints it; unless this is a dry run, runs it.
+execute() {
+  if "$dry_run"; then
+    quote "$@" && echo
+    return
+  fi
+  if ! type "$1" >/dev/null 2>&1; then fail "$1 is not installed here; --dry-run shows what it would be asked"; fi
+  { printf '+ ' && quote "$@" && echo; } >&2
+  "$@"
+}
+
+# write FILE TEXT
+write() {
+  execute mkdir -p "$(dirname "$1")"
+  if "$dry_run"; then
+    printf "cat >%s <<'END'\n%s\nEND\n" "$(quote "$1")" "$2"
+  else
+    printf '%s\n' "$2" >"$1"
+  fi
+}
+
+# json WORD ...: strings, as YAML reads them too, with commas between.
+json() {
+  local word line=""
+  for word in "$@"; do
+    word="${word//\\/\\\\}"
+    word="${word//\"/\\\"}"
+    word="${word//$'\t'/\\t}"
+    line+=", \"${word//$'\n'/\\n}\""
+  done
+  printf %s "${line#, }"
+}
+
+# train_with DEFAULT ...: sets `arguments` to the defaults, but for those that main.py is given already, and then these.
+train_with() {
+  local default argument defaults=()
+  if [[ "${arguments[*]-}" != *-config* ]]; then fail "-- --config=FILE is needed, e.g. -- --config=configs/digits_fm.py"; fi
+  for default in "$@"; do
+    for argument in "${arguments[@]}"; do
+      if [[ "${argument%%=*}" == "${default%%=*}" ]]; then continue 2; fi
+    done
+    defaults+=("$default")
+  done
+  arguments=("${defaults[@]}" "${arguments[@]}")
+}
+
+# slice TOPOLOGY: what others call a slice as big_distill.plan calls it (v5e:2x4): `accelerator_type`, `runtime` (Cloud
+# TPU), `gke_accelerator`, `shape` (GKE), how many `chips`, `hosts`, and `chips_per_host`.
+slice() {
+  local side
+  shape="${1#*:}"
+  chips=1
+  if [[ ! "$1" =~ ^v[0-9][a-z]?:[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]]; then
+    fail "--topology=$1: expected GENERATION:SIZE as big_distill.plan takes it, e.g. v5e:2x4"
+  fi
+  for side in ${shape//x/ }; do chips=$((chips * side)); done
+  chips_per_host=4
+  case "${1%%:*}" in
+    v4) accelerator_type="v4-$((2 * chips))" runtime=tpu-ubuntu2204-base gke_accelerator=tpu-v4-podslice ;;
+    v5p) accelerator_type="v5p-$((2 * chips))" runtime=v2-alpha-tpuv5 gke_accelerator=tpu-v5p-slice ;;
+    v5e) accelerator_type="v5litepod-$chips" runtime=v2-alpha-tpuv5-lite gke_accelerator=tpu-v5-lite-podslice ;;
+    v6e) accelerator_type="v6e-$chips" runtime=v2-alpha-tpuv6e gke_accelerator=tpu-v6e-slice ;;
+    *) fail "--topology=$1: expected v4, v5e, v5p or v6e" ;;
+  esac
+  case "$1" in # what fits on one machine
+    v5e:?x? | v6e:?x?) if ((chips <= 8)); then chips_per_host=$chips; fi ;;
+  esac
+  hosts=$((chips / chips_per_host))
+  if ((hosts * chips_per_host != chips || hosts == 0)); then fail "--topology=$1: is no multiple of 4 chips"; fi
+}
