@@ -135,7 +135,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> _Position:
         return _Position(run.begin(variables))
     meta = checkpoints.meta(start)
     say(f"{run.workdir}: resumes at step {start:,} of {run.config.total_steps:,}")
-    machine = _machine()
+    machine = _machine(run)
     if changed := [
         f"{key}: {meta['machine'][key]} -> {machine[key]}" for key in machine if meta["machine"][key] != machine[key]
     ]:
@@ -147,11 +147,11 @@ def _start(run: Run, checkpoints: Checkpoints) -> _Position:
     return _Position(state, start, _Clock(**meta["clock"]), meta["evaluated"])
 
 
-def _machine() -> dict[str, Any]:
+def _machine(run: Run) -> dict[str, Any]:
     """What of a machine may change rounding."""
     return {
         "platform": jax.default_backend(),
-        "num_devices": jax.device_count(),
+        "num_devices": run.mesh.size,
         "num_processes": jax.process_count(),
     }
 
@@ -185,7 +185,7 @@ def _train(
             "step": step,
             "logged": logged,
             "identity": run.identity,
-            "machine": _machine(),
+            "machine": _machine(run),
             "clock": dataclasses.asdict(clock),
             "evaluated": evaluated,
         }
