@@ -17,7 +17,7 @@ from big_distill.errors import RunError
 from big_distill.state import Model
 
 MIN_SIZE = 1 << 16
-"""Elements from which on an array is split: all arrays of an R50x1 that are smaller are 3 % of it."""
+"""Elements from which on an array is split: those that are smaller are 1.3 % of an R50x1, and 111 of its 153 arrays."""
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -65,9 +65,10 @@ def _split(shape: tuple[int, ...], num_parts: int) -> PartitionSpec:
 
 @functools.cache
 def gathering(mesh: Mesh, model: Model) -> Model:
-    """The same network of variables that are split by `rule`: gathered as it computes, its gradients split again.
+    """The same network of variables that are split by `rule`: they are gathered, and the gradients are split again.
 
-    Without this XLA may choose to split activations instead. Where nothing is split, the very same object.
+    By itself XLA also splits activations by their channels, and sends them around. The same object where nothing is
+    split.
     """
     if mesh.shape["fsdp"] == 1:
         return model
@@ -77,7 +78,7 @@ def gathering(mesh: Mesh, model: Model) -> Model:
         return jax.lax.with_sharding_constraint(variables, replicated(mesh))
 
     def split(_: None, grads: Any) -> tuple[Any]:
-        grads = jax.lax.with_sharding_constraint(grads, replicated(mesh))
+        grads = jax.lax.with_sharding_constraint(grads, replicated(mesh))  # reduced, before the products see the split
         return (jax.lax.with_sharding_constraint(grads, rule(mesh, grads)),)
 
     whole.defvjp(lambda variables: (whole(variables), None), split)
