@@ -42,7 +42,7 @@ def _ranges(
     architecture = network.architecture
     model = architecture.build(dtype, folded=True)
     folded = models.cast(models.fold(architecture.model, network.variables), dtype)
-    variables = sharding.replicate(mesh, folded)
+    variables = sharding.put(folded, sharding.replicated(mesh))
 
     def of_batch(variables: Any, pixels: jax.Array) -> dict[str, jax.Array]:
         return models.input_ranges(model, variables, for_network(to_unit(pixels), architecture.card))

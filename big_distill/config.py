@@ -100,6 +100,7 @@ class TeacherConfig:
         "of its weights and activations: float32, bfloat16, auto: as config.dtype, or int8: convolutions in integers "
         "with ranges from the first training images, the rest as config.dtype",
     )
+    sharded: bool = numerics(False, "its large weights are split over config.mesh.fsdp devices, too")
     min_accuracy: float = cosmetic(0.0, "refuse to start unless the teacher reaches this share on the evaluation split")
     max_fold_kl: float = cosmetic(0.01, "refuse to start when folding changes the teacher by more than this KL in nats")
 
@@ -220,6 +221,15 @@ class CompressConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices share the work. A batch is always split over all of them."""
+
+    fsdp: int = numerics(
+        1, "neighbouring devices that split large parameters and their optimiser state among them; 1: each has all"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run: a student trained against an objective."""
 
@@ -253,6 +263,12 @@ class Config:
         "checkpoints come between",
     )
     dtype: str = numerics("auto", "dtype of activations: float32, bfloat16, or auto: bfloat16 on TPU and GPU")
+    matmul_precision: str = numerics(
+        "default",
+        "of products of float32: bfloat16, tensorfloat32, float32, or default: the backend's own, bfloat16 on a TPU, "
+        "tensorfloat32 on a GPU",
+    )
+    mesh: MeshConfig = numerics(MeshConfig(), "how the devices share the work")
     log_every_steps: int = cosmetic(50, "write training metrics this often")
     eval_every_steps: int = cosmetic(0, "evaluate this often; 0: ten times a run")
     checkpoint_every_steps: int = cosmetic(0, "save this often; 0: with every evaluation")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -55,8 +56,13 @@ def evaluate(
 
 def jit_eval_step(student: weights.Architecture, config: Config, mesh: Mesh) -> EvalStep:
     """The evaluation step of a network, its sums on every device."""
-    step = steps.make_eval_step(student.build(config.dtype), student.card)
-    return jax.jit(step, out_shardings=sharding.replicated(mesh))
+    step = steps.make_eval_step(sharding.gathering(mesh, student.build(config.dtype)), student.card)
+    return jax.jit(steps.at_precision(step, config.matmul_precision), out_shardings=sharding.replicated(mesh))
+
+
+def mesh_for(config: Config) -> Mesh:
+    """This machine's, for what was trained with a config elsewhere: split as far as its devices can."""
+    return sharding.make_mesh(math.gcd(config.mesh.fsdp, jax.device_count()))
 
 
 def open_split(config: Config, source: SourceConfig, split: str) -> Source:
@@ -100,7 +106,7 @@ def evaluate_run(
     config = read_config(workdir)
     if data_dir:
         config = dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
-    mesh = sharding.make_mesh()
+    mesh = mesh_for(config)
     data = open_eval(config, split)
     ours = weights.read_architecture(workdir)
     teacher = teachers.load(config, workdir, mesh, ours.card.class_names)
@@ -165,6 +171,6 @@ def student_of(workdir: pathlib.Path, step: str, mesh: Mesh) -> weights.Network:
         plan = compress.plan(config, abstract["params"])
         params, aux = jax.eval_shape(plan.encode, abstract["params"])
         saved = {"batch_stats": {}, **abstract, "params": params, "aux": aux}
-        state = checkpoints.restore_variables(found, sharding.place(mesh, saved))
+        state = checkpoints.restore_variables(found, sharding.place(saved, sharding.rule(mesh, saved)))
         variables = {"params": materialize(state["params"], state["aux"]), "batch_stats": state["batch_stats"]}
         return weights.Network(student, variables)

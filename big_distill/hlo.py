@@ -121,9 +121,14 @@ class Program:
     def collective_bytes(self) -> dict[str, int]:
         """Bytes that one device has in collectives, by kind such as all-reduce."""
         found: collections.Counter[str] = collections.Counter()
+        channels: set[str] = set()  # of those that a TPU runs beside others: the text of each of these has them again
         for times, instruction, body in self._executed(self._entry, 1, once=False):
             kind = instruction.kind.removesuffix("-start")
             if kind in COLLECTIVES:
+                channel = re.search(r"channel_id=(\d+).*async_collective_fusion_config", instruction.attributes)
+                if channel and channel[1] in channels:
+                    continue
+                channels |= {channel[1]} if channel else set()
                 size = sum(body[name].bytes_ for name in instruction.operands)
                 if kind == "all-gather":  # the result of the `-start` half has the operands, too
                     size = instruction.bytes_ - (size if instruction.kind.endswith("-start") else 0)

@@ -16,13 +16,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from safetensors.numpy import save
 
-from big_distill import atomic, post_training, programs, sharding, transition, weights
+from big_distill import atomic, post_training, programs, transition, weights
 from big_distill import teacher as teachers
 from big_distill.artifact import container
 from big_distill.config import Config, nearest
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.errors import ConfigError, RunError
-from big_distill.evaluation import evaluate_programs, open_eval, open_split, student_of
+from big_distill.evaluation import evaluate_programs, mesh_for, open_eval, open_split, student_of
 from big_distill.export import litert, onnx_graph, stablehlo
 from big_distill.metrics import say
 from big_distill.workdir import PACK_FILE, read_config, read_json, write_json
@@ -68,7 +68,8 @@ def pack(
       RunError: no such run or step; or a file that is not what was written into it.
     """
     formats = _checked(formats, precision)
-    config, mesh = read_config(workdir), sharding.make_mesh()
+    config = read_config(workdir)
+    mesh = mesh_for(config)
     if data_dir:
         source, eval_source = (dataclasses.replace(s, data_dir=data_dir) for s in (config.source, config.evaluated_on))
         config = dataclasses.replace(config, source=source, eval_source=eval_source)

@@ -200,7 +200,7 @@ class Blueprint:
 
     def __init__(self, config: Config, where: chips.Slice):
         self._where = where
-        self._mesh = sharding.make_mesh(where.devices)
+        self._mesh = sharding.make_mesh(config.mesh.fsdp, where.devices)
         self.config = before_reshaping(config)
         self.computation = build(self.config, weights.architecture_of(self.config, (), None), self._mesh)
         self.networks = teachers.announced(self.config)
@@ -216,7 +216,8 @@ class Blueprint:
     @property
     def variables(self) -> Any:
         """Of the student, as the evaluation step takes them."""
-        return sharding.place(self._mesh, jax.eval_shape(lambda state: state.variables, self.state))
+        variables = jax.eval_shape(lambda state: state.variables, self.state)
+        return sharding.place(variables, sharding.rule(self._mesh, variables))
 
     def train(self) -> tuple[Cost, str]:
         """The train step's cost and text."""
@@ -232,9 +233,9 @@ class Blueprint:
 def _stage(name: str, config: Config, where: chips.Slice, with_evaluation: bool) -> tuple[Stage, str]:
     compiled = Blueprint(config, where)
     train, text = compiled.train()
-    state_bytes = _bytes_of(compiled.state)
-    constant = (state_bytes + _bytes_of(compiled.teacher)) * where.devices_per_chip
-    resident = max(0, state_bytes - _bytes_of(compiled.variables)) * where.devices_per_chip
+    state_a_chip = _bytes_a_chip(compiled.state, where)
+    constant = state_a_chip + _bytes_a_chip(compiled.teacher, where)
+    resident = max(0, state_a_chip - _bytes_a_chip(compiled.variables, where))
     evaluation = compiled.evaluation(resident) if with_evaluation else None
     batch_per_chip = config.batch_size // where.num_chips
     stage = Stage(
@@ -245,9 +246,9 @@ def _stage(name: str, config: Config, where: chips.Slice, with_evaluation: bool)
         train=train,
         evaluation=evaluation,
         eval_batch_size=compiled.eval_batch_size,
-        host_bytes_per_step=sum(_bytes_a_chip(x, where) for x in jax.tree.leaves(compiled.chunk)),
+        host_bytes_per_step=_bytes_a_chip(compiled.chunk, where),
         constant_bytes=constant,
-        checkpoint_bytes=state_bytes,
+        checkpoint_bytes=_bytes_of(compiled.state),
         kept_checkpoints=config.keep_latest + (config.keep_best if config.evaluated_on.validation else 0),
         resident_bytes=resident,
         largest_batch=largest_batch({batch_per_chip: train}, constant, where),
@@ -307,5 +308,6 @@ def _bytes_of(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _bytes_a_chip(x: Any, where: chips.Slice) -> int:
-    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize * where.devices_per_chip
+def _bytes_a_chip(tree: Any, where: chips.Slice) -> int:
+    parts = ((x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in jax.tree.leaves(tree))
+    return sum(math.prod(shape) * size for shape, size in parts) * where.devices_per_chip

@@ -21,7 +21,7 @@ from big_distill.data.pipeline import EvalPipeline, HostBatch, TrainPipeline
 from big_distill.errors import RunError
 from big_distill.metrics import say
 from big_distill.state import Batch, Teacher
-from big_distill.steps import teacher_logits
+from big_distill.steps import at_precision, teacher_logits
 from big_distill.views import to_unit
 from big_distill.workdir import PREFLIGHT_FILE, read_json, write_json
 
@@ -128,7 +128,6 @@ def measure(
       against the plain one `fold_kl` (nats) and `fold_agreement` (a fraction).
     """
 
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def step(frozen: Teacher, plain: Teacher, batch: Batch) -> scoring.Sums:
         view = to_unit(batch["pixels"])
         logits = teacher_logits(frozen, view)
@@ -136,6 +135,8 @@ def measure(
         with jax.default_matmul_precision("highest"):
             reference = teacher_logits(plain, view)
         return scoring.score(logits, reference, batch.get("label"), batch["mask"])
+
+    step = jax.jit(at_precision(step, config.matmul_precision), out_shardings=sharding.replicated(mesh))
 
     results: list[dict[str, Any]] = []
     for index, network in enumerate(networks):

@@ -20,6 +20,7 @@ OBJECTIVES = {  # what each reads
     "cross_entropy": ("labels",),
 }
 REGIMES = ("fixed", "independent", "consistent", "function_matching")
+PRECISIONS = ("default", "bfloat16", "tensorfloat32", "float32")
 SCHEDULES = ("cosine", "constant", "staircase", "bit_hyperrule")
 
 
@@ -74,6 +75,7 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
     choice(f"{prefix}.optimizer.name", config.optimizer.name, ("adam", "sgd"))
     choice(f"{prefix}.optimizer.mu_dtype", config.optimizer.mu_dtype, ("float32", "bfloat16"))
     choice(f"{prefix}.dtype", config.dtype, ("auto", "float32", "bfloat16"))
+    choice(f"{prefix}.matmul_precision", config.matmul_precision, PRECISIONS)
     choice(f"{prefix}.teacher.dtype", config.teacher.dtype, ("auto", "float32", "bfloat16", "int8"))
     dtype = {"cpu": "float32"}.get(platform, "bfloat16") if config.dtype == "auto" else config.dtype
     teacher = dataclasses.replace(config.teacher, dtype=dtype) if config.teacher.dtype == "auto" else config.teacher
@@ -180,6 +182,11 @@ def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
     for name in ("momentum", "b1", "b2"):
         value = getattr(optimizer, name)
         require(0 <= value < 1, f"{prefix}.optimizer.{name}={value}: expected a number in [0, 1)")
+    at_least(f"{prefix}.mesh.fsdp", config.mesh.fsdp, 1)
+    require(
+        num_devices % config.mesh.fsdp == 0,
+        f"{prefix}.mesh.fsdp={config.mesh.fsdp} does not divide the {num_devices} devices",
+    )
     require(
         config.batch_size % (config.accumulate_steps * num_devices) == 0,
         f"{prefix}.batch_size={config.batch_size} is not divisible by {num_devices} devices x "
@@ -243,6 +250,10 @@ def _check_teacher(config: Config, prefix: str) -> None:
     teacher, path = config.teacher, f"{prefix}.teacher"
     require(0 <= teacher.min_accuracy <= 1, f"{path}.min_accuracy={teacher.min_accuracy}: expected a share in [0, 1]")
     at_least(f"{path}.max_fold_kl", teacher.max_fold_kl, 0)
+    require(
+        not teacher.sharded or config.mesh.fsdp > 1,
+        f"{path}.sharded=True: there is nothing to split it over; set {prefix}.mesh.fsdp to 2 or more",
+    )
     channels = config.view.channels
     for name in ("input_mean", "input_std"):
         values = getattr(teacher, name)

@@ -45,7 +45,8 @@ class Computation:
     @property
     def abstract_state(self) -> Any:
         """The TrainState's shapes and dtypes, and where it lives."""
-        return sharding.place(self.mesh, jax.eval_shape(self.begin, self.student.abstract_variables()))
+        abstract = jax.eval_shape(self.begin, self.student.abstract_variables())
+        return sharding.place(abstract, sharding.rule(self.mesh, abstract))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Run(Computation):
                 f"config.source.resident=True, but {self.train_data.name} takes {needed / 1e6:,.1f} MB on every "
                 f"device, which has {free / 1e6:,.1f} MB left"
             )
-        return sharding.replicate(self.mesh, split)
+        return sharding.put(split, sharding.replicated(self.mesh))
 
     def evaluate(self, state: TrainState, stop: Callable[[], bool] | None = None) -> Scores:
         """Metrics on the validation and the test split, as far as there are any; `stop` as in `evaluation.evaluate`."""
@@ -91,7 +92,7 @@ class Run(Computation):
 
 def open_run(config: Config, workdir: pathlib.Path) -> Run:
     """Opens the data and builds the steps, all but the teacher; decodes and compiles nothing yet."""
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(config.mesh.fsdp)
     source = open_split(config, config.source, config.source.train)
     if config.eval_source.name and not needs_labels(config.objective):
         source = dataclasses.replace(source, num_classes=None, class_names=())  # another set's labels mean nothing here
@@ -139,7 +140,7 @@ def build(config: Config, student: weights.Architecture, mesh: Mesh) -> Computat
     """
     variables = student.abstract_variables()
     plan = compress.plan(config, variables["params"])
-    model = student.build(config.dtype)
+    model = sharding.gathering(mesh, student.build(config.dtype))
     tx = optim.make_optimizer(config.optimizer, config.total_steps)
     train_step = steps.make_train_step(
         model,
@@ -163,16 +164,20 @@ def build(config: Config, student: weights.Architecture, mesh: Mesh) -> Computat
         batch_stats = variables.get("batch_stats", {})
         return TrainState(jnp.int32(0), params, aux, batch_stats, tx.init(params), jnp.int32(0))
 
-    jax.eval_shape(begin, variables)  # raises where shapes do not work out, or the optimiser does not suit them
-    everywhere = sharding.replicated(mesh)
+    state = jax.eval_shape(begin, variables)  # raises where shapes do not work out, or the optimiser does not suit them
+    by_rule = sharding.rule(mesh, state)
     return Computation(
         config=config,
         mesh=mesh,
         student=student,
         plan=plan,
-        init=jax.jit(init, out_shardings=everywhere),
-        begin=jax.jit(begin, out_shardings=everywhere),
-        train_chunk=jax.jit(train_chunk, donate_argnums=0, out_shardings=everywhere),
+        init=jax.jit(init, out_shardings=sharding.rule(mesh, variables)),
+        begin=jax.jit(begin, out_shardings=by_rule),
+        train_chunk=jax.jit(
+            steps.at_precision(train_chunk, config.matmul_precision),
+            donate_argnums=0,
+            out_shardings=(by_rule, sharding.replicated(mesh)),
+        ),
         eval_step=jit_eval_step(student, config, mesh),
     )
 

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import tqdm
 
-from big_distill import sharding, transition, weights
 from big_distill import teacher as teachers
+from big_distill import transition, weights
 from big_distill.compress import channels
 from big_distill.errors import ConfigError
-from big_distill.evaluation import evaluate, jit_eval_step, open_eval, student_of
+from big_distill.evaluation import evaluate, jit_eval_step, mesh_for, open_eval, student_of
 from big_distill.workdir import SENSITIVITY_FILE, read_config, write_json
 
 STRUCTURES = ("weights", "channels")
@@ -85,7 +85,7 @@ def scan(
         raise ConfigError("--split=SPLIT is needed: this run has no validation split; such as --split='train[:5000]'")
     if data_dir:
         config = dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
-    mesh = sharding.make_mesh()
+    mesh = mesh_for(config)
     student, data = student_of(workdir, step, mesh), open_eval(config, split)
     eval_step = jit_eval_step(student.architecture, config, mesh)
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from big_distill.state import Aux, Batch, Card, Model, Params, Resident, Teacher
 from big_distill.views import for_network, from_resident, make_views, to_unit, view_hash
 
 Metrics = dict[str, jax.Array]
+Step = TypeVar("Step", bound=Callable[..., Any])
 Refresh = Callable[[Params, Aux, jax.Array], Aux]
 """(params, aux, number of updates) -> aux: `compress.Plan.refresh`."""
 
@@ -174,6 +176,19 @@ def teacher_logits(teacher: Teacher | None, view: jax.Array) -> jax.Array | None
         own, _ = model.apply(variables, for_network(view, card), train=False)
         logits.append(own if order is None else own[:, jnp.array(order)])
     return jax.lax.stop_gradient(mean_teacher(logits, teacher.mean))
+
+
+def at_precision(step: Step, precision: str) -> Step:
+    """The step with products of float32 in this precision, `config.matmul_precision`, where nothing else is said."""
+    if precision == "default":
+        return step
+
+    @functools.wraps(step)
+    def precise(*args: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return step(*args)
+
+    return cast(Step, precise)
 
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A frozen teacher: one or several networks, read and checked, folded, and placed on every device."""
+"""A frozen teacher: one or several networks, read and checked, folded, and placed on the devices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,8 +114,10 @@ def abstract(architectures: Sequence[weights.Architecture], config: Config, mesh
             own = models.abstract_quantized(own, tuple(ranges))
         variables.append(models.abstract_cast(own, dtype))
     return Teacher(
-        variables=sharding.place(mesh, tuple(variables)),
-        models=tuple(architecture.build(dtype, folded=True) for architecture in architectures),
+        variables=sharding.place(tuple(variables), _shardings(mesh, tuple(variables), config)),
+        models=tuple(
+            sharding.gathering(mesh, architecture.build(dtype, folded=True)) for architecture in architectures
+        ),
         cards=tuple(architecture.card for architecture in architectures),
         orders=(None,) * len(architectures),
         mean=config.teacher.mean,
@@ -154,7 +157,7 @@ def place(
     *,
     folded: bool = True,
 ) -> Teacher:
-    """A teacher on every device.
+    """A teacher on the devices, whole on every one or split.
 
     Args:
       networks: as `read` returns them.
@@ -166,8 +169,8 @@ def place(
     """
     dtype = "float32" if not folded else config.dtype if config.teacher.dtype == "int8" else config.teacher.dtype
     return Teacher(
-        variables=sharding.replicate(mesh, variables),
-        models=tuple(n.architecture.build(dtype, folded=folded) for n in networks),
+        variables=sharding.put(variables, _shardings(mesh, variables, config)),
+        models=tuple(sharding.gathering(mesh, n.architecture.build(dtype, folded=folded)) for n in networks),
         cards=tuple(n.architecture.card for n in networks),
         orders=tuple(_order(n.architecture.card.class_names, class_names) for n in networks),
         mean=config.teacher.mean,
@@ -177,6 +180,10 @@ def place(
 def plain(network: weights.Network, config: Config, mesh: Mesh, class_names: Sequence[str]) -> Teacher:
     """One network as its file has it: what a frozen one is measured against."""
     return place((network,), (network.variables,), config, mesh, class_names, folded=False)
+
+
+def _shardings(mesh: Mesh, variables: Sequence[weights.Variables], config: Config) -> Any:
+    return sharding.rule(mesh, variables) if config.teacher.sharded else sharding.replicated(mesh)
 
 
 def _order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:

@@ -131,11 +131,11 @@ def _start(run: Run, checkpoints: Checkpoints) -> _Position:
         if run.initial is not None:
             merged = merge(run.config, variables, run.initial)
             say(f"{run.initial.source}: {merged}")
-            variables = sharding.replicate(run.mesh, merged.variables)
+            variables = sharding.put(merged.variables, sharding.rule(run.mesh, merged.variables))
         return _Position(run.begin(variables))
     meta = checkpoints.meta(start)
     say(f"{run.workdir}: resumes at step {start:,} of {run.config.total_steps:,}")
-    machine = _machine()
+    machine = _machine(run)
     if changed := [
         f"{key}: {meta['machine'][key]} -> {machine[key]}" for key in machine if meta["machine"][key] != machine[key]
     ]:
@@ -147,11 +147,11 @@ def _start(run: Run, checkpoints: Checkpoints) -> _Position:
     return _Position(state, start, _Clock(**meta["clock"]), meta["evaluated"])
 
 
-def _machine() -> dict[str, Any]:
+def _machine(run: Run) -> dict[str, Any]:
     """What of a machine may change rounding."""
     return {
         "platform": jax.default_backend(),
-        "num_devices": jax.device_count(),
+        "num_devices": run.mesh.size,
         "num_processes": jax.process_count(),
     }
 
@@ -187,7 +187,7 @@ def _train(
             "step": step,
             "logged": logged,
             "identity": run.identity,
-            "machine": _machine(),
+            "machine": _machine(run),
             "clock": dataclasses.asdict(clock),
             "evaluated": evaluated,
         }
@@ -293,7 +293,7 @@ def _finish(run: Run, state: TrainState, scores: Scores, clock: _Clock, best_ste
         if weights.sha256(run.teacher.teacher.variables) != run.teacher.sha256:
             raise RunError("the teacher's weights changed during the run: its results cannot be trusted")
         teacher = {"accuracy": test.get("teacher_accuracy"), "num_params": run.teacher.num_params}
-    variables = state.variables
+    variables = jax.tree.map(sharding.to_host, state.variables)
     images = clock.timed_steps * config.batch_size
     bad_images = set(run.train_data.bad).union(*(data.bad for data in run.eval_data.values()))
     summary = {

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_distill import atomic, models
+from big_distill import atomic, models, sharding
 from big_distill.config import Config, ModelConfig, freeze
 from big_distill.errors import ConfigError, RunError
 from big_distill.families import BIT_BLOCKS, check_model
@@ -390,12 +390,12 @@ def num_nonzero(params: Any) -> int:
 
 
 def sha256(params: Any) -> str:
-    """Hash of every parameter's path, dtype, shape and bytes, in order of the paths."""
+    """Hash of every parameter's path, dtype, shape and bytes, in order of the paths; of split ones in all processes."""
     digest = hashlib.sha256()
     leaves = sorted((path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params))
     for name, value in leaves:
         # A jax.Array keeps its first host copy: of a fresh one this hashes what the device holds now.
-        array = np.ascontiguousarray(jnp.copy(value) if isinstance(value, jax.Array) else value)
+        array = np.ascontiguousarray(sharding.to_host(jnp.copy(value) if isinstance(value, jax.Array) else value))
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -12,7 +12,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import interruption
 import jax
-import numpy as np
 import pytest
 from absl import flags
 from hypothesis import HealthCheck, settings
@@ -34,8 +33,8 @@ settings.load_profile("short")
 @pytest.fixture
 def one_device(monkeypatch):
     """Runs on the first device alone."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda fsdp: mesh)
 
 
 @pytest.fixture

@@ -133,6 +133,34 @@ def test_collectives_by_kind():
     assert read.collective_bytes == {"all-reduce": KB + KB // 2 + KB, "all-gather": 4 * KB}
 
 
+BESIDE = """
+%begin (p: f32[256]) -> f32[1024] {
+  %p = f32[256]{0} parameter(0)
+  ROOT %g.0 = f32[1024]{0} all-gather(%p), channel_id=4, backend_config={"async_collective_fusion_config":{}}
+}
+
+%beside (q: f32[256], x: f32[256]) -> (f32[256], f32[1024]) {
+  %q = f32[256]{0} parameter(0)
+  %x = f32[256]{0} parameter(1)
+  %y = f32[256]{0} negate(%x)
+  %g.1 = f32[1024]{0} all-gather(%q), channel_id=4, backend_config={"async_collective_fusion_config":{}}
+  ROOT %t = (f32[256]{0}, f32[1024]{0}) tuple(%y, %g.1)
+}
+"""
+
+
+def test_a_collective_that_runs_beside_others_counts_once():
+    """A TPU's text has it in the first fusion, and in each that computes meanwhile."""
+    read = program(
+        "%p = f32[256]{0} parameter(0)",
+        "%a = f32[1024]{0} fusion(%p), kind=kCustom, calls=%begin",
+        "%b = (f32[256]{0}, f32[1024]{0}) fusion(%p, %p), kind=kCustom, calls=%beside",
+        "ROOT %c = f32[1024]{0} all-gather(%p), channel_id=5, dimensions={0}",
+        computations=BESIDE,
+    )
+    assert read.collective_bytes == {"all-gather": 2 * 4 * KB}
+
+
 def test_multiplications_by_dtype():
     read = program(
         "%x = s8[8,16,16,64]{3,2,1,0} parameter(0)",

@@ -7,14 +7,16 @@ import socket
 
 import numpy as np
 import pytest
-from processes import ROOT, cluster, losses, run, start
+from processes import ROOT, cluster, losses, run, saved_steps, start, timeless
 
-from big_distill import cli
+from big_distill import cli, weights
+from big_distill.checkpoints import verify
 from big_distill.errors import ConfigError
 
 DIGITS = ["--config=configs/digits_fm.py", "--config.total_steps=20", "--config.teacher.config.total_steps=10",
           "--config.log_every_steps=1", "--config.eval_every_steps=5", "--config.teacher.config.eval_every_steps=5",
-          "--config.optimizer.warmup_steps=2", "--config.teacher.config.optimizer.warmup_steps=2"]  # fmt: skip
+          "--config.optimizer.warmup_steps=2", "--config.teacher.config.optimizer.warmup_steps=2",
+          "--config.student.features=(16,512)", "--config.log_view_hash=True"]  # fmt: skip
 
 
 on_one_worker = pytest.mark.xdist_group("whole")  # so that `whole` is run once
@@ -85,17 +87,24 @@ def whole(tmp_path_factory):
 
 
 @on_one_worker
-def test_two_processes_are_one(whole, tmp_path):
-    teacher = f"--config.teacher.path={whole}/teacher"
-    processes = cluster(*DIGITS, f"--workdir={tmp_path}", teacher)
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
+def test_two_processes_are_one(whole, tmp_path, fsdp):
+    """Of two devices each; `whole` has one. With four of them sharing a kernel neither process has all of it."""
+    args = [f"--config.teacher.path={whole}/teacher", f"--config.mesh.fsdp={fsdp}"]
+    args += ["--config.teacher.sharded"] if fsdp > 1 else []
+    processes = cluster(*DIGITS, f"--workdir={tmp_path}", *args, num_devices=2)
     outputs = [process.communicate(timeout=240) for process in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     assert "agreement" in outputs[0][0] and "agreement" not in outputs[1][0]  # process 0 alone speaks
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
     assert len(losses(tmp_path)) == 20
+    views = [[line.get("train/view_hash") for line in timeless(directory)] for directory in (tmp_path, whole)]
+    assert views[0] == views[1] and len({*views[0]}) > 20
+    assert verify(tmp_path) == verify(whole) == dict.fromkeys(saved_steps(whole))
     assert len(list(tmp_path.glob("events.out.tfevents*"))) == 1
     got, want = (json.loads((d / "summary.json").read_text()) for d in (tmp_path, whole))
     assert got["scores"]["test"]["num_examples"] == 397
+    assert got["params_sha256"] == weights.sha256(weights.load(tmp_path).variables["params"])
     assert got["agreement"] == pytest.approx(want["agreement"], abs=1.01 / 397)
 
 

@@ -49,10 +49,11 @@ def shapes(tree):
     return jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype), x.sharding), tree)
 
 
-@pytest.mark.parametrize("accumulate_steps", [1, 5])
-def test_what_is_planned_is_what_runs(distilled, tmp_path, accumulate_steps):
+@pytest.mark.parametrize(("accumulate_steps", "fsdp"), [(1, 1), (5, 1), (1, 4)])
+def test_what_is_planned_is_what_runs(distilled, tmp_path, monkeypatch, accumulate_steps, fsdp):
     """The text that the run's own step lowers to, with the run's own arrays, donation and shardings."""
-    distilled.accumulate_steps = accumulate_steps
+    monkeypatch.setattr(sharding, "MIN_SIZE", 64)
+    distilled.accumulate_steps, distilled.mesh.fsdp, distilled.teacher.sharded = accumulate_steps, fsdp, fsdp > 1
     config = resolved(distilled)
     blueprint, run = Blueprint(config, CPUS), open_run(config, tmp_path)
     variables = run.init(jax.random.key(0))
@@ -179,6 +180,18 @@ def test_sizes_of_the_state_and_the_batch(tiny):
     assert batch + state <= stage.train.argument_bytes <= batch + state + 256
     assert stage.train.output_bytes < 1024  # the state takes the place of the old one
     assert stage.train.collective_bytes["all-reduce"] == pytest.approx(4 * num_params, rel=0.1)
+
+
+def test_what_is_split_takes_less_of_a_chip(tiny, monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SIZE", 256)
+    tiny.mesh.fsdp = 4
+    stage = plan("tiny", resolved(tiny), CPUS, with_evaluation=False).student
+    split, whole = 8 * 4 * 9 + 32 * 10, 4 * 9 + 4 + 8 + 10  # conv2 and head; conv1 and the biases
+    state = (split // 4 + whole) * (4 + 2 + 4)
+    assert state <= stage.constant_bytes <= state + 32
+    assert state + 5 * 8 * 8 <= stage.train.argument_bytes <= state + 5 * 8 * 8 + 256
+    assert (split + whole) * 10 <= stage.checkpoint_bytes <= (split + whole) * 10 + 32
+    assert stage.train.collective_bytes["all-gather"] == 4 * split
 
 
 def test_a_roofline_by_hand():

@@ -1,4 +1,4 @@
-"""The commands as a user runs them, each in a process of its own with one device, and what they leave behind."""
+"""The commands as a user runs them, each in a process of its own, and what they leave behind."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ CLOCK = ("seconds", "train/images_per_second")
 CLOCKED = ("wall_seconds", "images_per_second", "resumed_at")  # of a summary
 
 
-def start(*args, module="big_distill.main", **env):
-    """Starts a command; it shares the tests' compilation cache."""
+def start(*args, module="big_distill.main", num_devices=1, **env):
+    """Starts a command, with so many devices; it shares the tests' compilation cache."""
     command = [sys.executable, *([module] if module.endswith(".py") else ["-m", module]), *map(str, args)]
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1"),
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={num_devices}"),
     }
     return subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **cache, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

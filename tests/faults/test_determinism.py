@@ -44,10 +44,10 @@ def test_the_stream_does_not_know_of_devices_or_processes(tmp_path, monkeypatch)
     config = load_config(ROOT / "tests" / "faults" / "staged_digits.py", "stages=teacher")
     config.total_steps, config.view.mixup, config.log_view_hash = 12, 1.0, True
     config = resolve(config, jax.device_count(), "cpu")
-    hashes = {}
+    make_mesh, hashes = sharding.make_mesh, {}
     for num_devices in (1, 2, 4, 8):
-        mesh = jax.sharding.Mesh(np.array(jax.devices()[:num_devices]), ("data",))
-        monkeypatch.setattr(sharding, "make_mesh", lambda mesh=mesh: mesh)
+        mesh = make_mesh(devices=jax.devices()[:num_devices])
+        monkeypatch.setattr(sharding, "make_mesh", lambda fsdp, mesh=mesh: mesh)
         train_and_evaluate(config, tmp_path / str(num_devices))
         hashes[num_devices] = view_hashes(tmp_path / str(num_devices))
     outputs = [process.communicate(timeout=240) for process in together]
