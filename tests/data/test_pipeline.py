@@ -180,13 +180,13 @@ def test_too_many_bad_images_stop_the_run(cache_bytes):
 
 
 def photographs(bad=()):
-    """Smooth JPEGs of 24 to 160 px, every fifth a PNG; the damaged ones have whole headers."""
+    """Smooth JPEGs of 12 to 160 px, every fifth a PNG; the damaged ones have whole headers."""
     random = np.random.default_rng(0)
     data = []
     for i in range(NUM):
         small = Image.fromarray(random.integers(0, 256, (3, 3, 3), np.uint8))
         file = io.BytesIO()
-        image = small.resize(tuple(random.integers(24, 161, 2).tolist()), Image.Resampling.BICUBIC)
+        image = small.resize(tuple(random.integers(12, 161, 2).tolist()), Image.Resampling.BICUBIC)
         image.save(file, "PNG" if i % 5 == 4 else "JPEG", **({} if i % 5 == 4 else {"quality": 95}))
         data.append(file.getvalue()[: -400 if i in bad else None])
     return dataclasses.replace(mixed_source(), read=lambda ids: [(data[i], int(i) % 5) for i in ids])
