@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import pathlib
@@ -23,18 +22,19 @@ JPEG_BYTES = 59_000  # of an image of Flowers-102 with 500 x 600 px
 
 def rows(effort: measure.Effort) -> Iterator[measure.Row]:
     count, size = (6, (100, 120)) if effort.tiny else (500, (500, 600))
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         write_jpegs(folder, count, size)
         view = 16 if effort.tiny else 128
         ways = {
-            name: jpegs(folder, count, view, reduced, stack) for name, reduced in (("whole", False), ("reduced", True))
+            name: jpegs(folder, count, view, reduced, effort.tiny)
+            for name, reduced in (("whole", False), ("reduced_decoding", True))
         }
         if not effort.tiny and (reference := tf_data(folder, view)):
             ways = {"tf.data decode_and_crop": reference, **ways}
         yield from measure.in_turns("input", f"JPEG {size[0]} x {size[1]} -> {view} px", ways, effort)
         yield from measure.in_turns(
-            "input", "uint8 64 px -> 64 px, in memory", {"inception crops": raw(effort, stack)}, effort
+            "input", "uint8 64 px -> 64 px, in memory", {"inception crops": raw(effort)}, effort
         )
 
 
@@ -59,37 +59,33 @@ def write_jpegs(folder: pathlib.Path, count: int, size: tuple[int, int]) -> None
         picture.save(folder / "all" / f"{i}.jpg", quality=low)
 
 
-def jpegs(folder: pathlib.Path, count: int, view: int, reduced: bool, stack: contextlib.ExitStack) -> measure.Way:
+def jpegs(folder: pathlib.Path, count: int, view: int, reduced: bool, tiny: bool) -> measure.Way:
     """Training batches of inception crops and flips, nothing kept in memory."""
     options = SourceConfig("folder", path=str(folder), num_train_examples=count, cache_bytes=0)
     source = open_source(options, "train", num_classes=1, image_size=view, channels=3)
     views = ViewConfig(image_size=view, mixup=1.0, reduced_decoding=reduced)
-    config = Config(num_classes=1, batch_size=64, total_steps=1 << 30, view=views, source=options)
-    return batches_of(TrainPipeline(config, source), 64, 4, stack)
+    config = Config(num_classes=1, batch_size=64, total_steps=2 if tiny else 30, view=views, source=options)
+    return batches_of(TrainPipeline(config, source), 64)
 
 
-def raw(effort: measure.Effort, stack: contextlib.ExitStack) -> measure.Way:
+def raw(effort: measure.Effort) -> measure.Way:
     """The same of arrays of 64 px."""
     count = 64 if effort.tiny else 10_000
     images = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), np.uint8)
     options = SourceConfig("arrays", num_train_examples=count)
     config = Config(
-        num_classes=1, batch_size=512, total_steps=1 << 30, view=ViewConfig(image_size=64, mixup=1.0), source=options
+        num_classes=1,
+        batch_size=512,
+        total_steps=2 if effort.tiny else 40,
+        view=ViewConfig(image_size=64, mixup=1.0),
+        source=options,
     )
     source = array_source("arrays", images, np.zeros(count, np.int64), ["all"])
-    return batches_of(TrainPipeline(config, source), 512, 1 if effort.tiny else 20, stack)
+    return batches_of(TrainPipeline(config, source), 512)
 
 
-def batches_of(pipeline: TrainPipeline, batch_size: int, num_batches: int, stack: contextlib.ExitStack) -> measure.Way:
-    batches = pipeline.batches(0)
-    stack.callback(batches.close)  # or it goes on to read ahead
-
-    def way() -> int:
-        for _ in range(num_batches):
-            next(batches)
-        return num_batches * batch_size
-
-    return way
+def batches_of(pipeline: TrainPipeline, batch_size: int) -> measure.Way:
+    return lambda: batch_size * sum(1 for _ in pipeline.batches(0))
 
 
 def tf_data(folder: pathlib.Path, view: int) -> measure.Way | None:
@@ -114,11 +110,5 @@ def tf_data(folder: pathlib.Path, view: int) -> measure.Way | None:
 
     files = tf.data.Dataset.from_tensor_slices(sorted(map(str, folder.glob("*/*")))).repeat()
     threads = SourceConfig().num_threads
-    batches = iter(files.map(read, num_parallel_calls=threads).batch(64).prefetch(2))
-
-    def way() -> int:
-        for _ in range(4):
-            next(batches)
-        return 4 * 64
-
-    return way
+    batches = files.map(read, num_parallel_calls=threads).batch(64).take(30).prefetch(2)
+    return lambda: 64 * sum(1 for _ in batches)
