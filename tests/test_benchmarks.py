@@ -23,7 +23,7 @@ def test_every_section_runs(tmp_path):
     assert len(ways) == len(report["rows"]) == len(done.stdout.splitlines()) - 1
     assert {"step", "input", "start", "save"} == {section for section, _ in ways}
     assert all(row["median_values"] > 0 and row["unit"] for row in report["rows"])
-    assert ways["step", "cures off"]["median_ratios"] == 1 and ways["step", "plain"]["median_cpu_ratios"] > 0
+    assert ways["step", "uncured"]["median_ratios"] == 1 and ways["step", "plain"]["median_cpu_ratios"] > 0
 
 
 def test_what_is_not_a_section_is_refused():

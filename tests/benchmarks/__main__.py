@@ -2,7 +2,7 @@
 
     python tests/benchmarks                                # everything, an hour on two cores
     python tests/benchmarks --only=input,start             # some sections
-    python tests/benchmarks --only=step --cases=b --repeats=7 --json=FILE
+    python tests/benchmarks --only=step --cases=b,c --ways=uncured,plain --json=FILE
     python tests/benchmarks --tiny                         # whether it runs: the figures mean nothing
 
 The ways of one block are measured in turns, a round at a time. A figure is the median of the rounds; a ratio, to the
@@ -36,17 +36,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
     parser.add_argument("--cases", default=",".join(train_steps.CASES), help="of the section 'step'")
+    parser.add_argument("--ways", default=",".join(train_steps.WAYS), help="of the section 'step'")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a way in a round, at least; one call, at least")
     parser.add_argument("--tiny", action="store_true", help="small networks and sets, one round")
     parser.add_argument("--json", type=pathlib.Path, help="write the rows there")
     args = parser.parse_args()
-    for name, value, choices in (("only", args.only, SECTIONS), ("cases", args.cases, train_steps.CASES)):
+    for name, choices in (("only", SECTIONS), ("cases", train_steps.CASES), ("ways", train_steps.WAYS)):
+        value = getattr(args, name)
         if unknown := set(value.split(",")) - set(choices):
             parser.error(f"--{name}={value}: {sorted(unknown)[0]!r} is not one of {', '.join(choices)}")
-    effort = measure.Effort(args.repeats, args.seconds, args.tiny, tuple(args.cases.split(",")))
-    if args.tiny:
-        effort = measure.Effort(1, 0.0, True, effort.cases)
+    repeats, seconds = (1, 0.0) if args.tiny else (args.repeats, args.seconds)
+    effort = measure.Effort(repeats, seconds, args.tiny, tuple(args.cases.split(",")), tuple(args.ways.split(",")))
     rows = []
     print(measure.HEADER)
     for section in args.only.split(","):

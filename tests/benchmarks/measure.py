@@ -17,12 +17,13 @@ Way = Callable[[], int]
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long to measure: rounds, seconds of a way in a round, whether on tiny networks, which cases."""
+    """How long to measure (rounds, seconds of a way in a round) and what (tiny networks; cases, ways of steps)."""
 
     repeats: int
     seconds: float
     tiny: bool
     cases: tuple[str, ...]
+    ways: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,15 +111,15 @@ def plain(job: Job) -> measure.Way:
     return one_batch(job, job.folded())
 
 
-def without_cures(job: Job) -> measure.Way:
+def uncured(job: Job) -> measure.Way:
     """The CPU's second forms of convolutions and pools left out: what other devices compute."""
     way = one_batch(job, job.folded())
 
-    def uncured() -> int:
+    def plain_forms() -> int:
         with default_forms():  # which matters while the first call is traced
             return way()
 
-    return uncured
+    return plain_forms
 
 
 def unfolded(job: Job) -> measure.Way:
@@ -145,10 +145,10 @@ def host_fed(job: Job) -> measure.Way:
 
 
 WAYS: dict[str, Callable[[Job], measure.Way]] = {
-    "cures off": without_cures,
+    "uncured": uncured,
     "plain": plain,
-    "teacher unfolded": unfolded,
-    "fed by the host": host_fed,
+    "unfolded": unfolded,
+    "host": host_fed,
 }
 
 
@@ -156,7 +156,7 @@ def rows(effort: measure.Effort) -> Iterator[measure.Row]:
     for name, case in {"tiny": TINY}.items() if effort.tiny else CASES.items():
         if effort.tiny or name in effort.cases:
             job = Job(case)
-            yield from measure.in_turns("step", f"{name}: {case}", {way: f(job) for way, f in WAYS.items()}, effort)
+            yield from measure.in_turns("step", f"{name}: {case}", {way: WAYS[way](job) for way in effort.ways}, effort)
 
 
 @contextlib.contextmanager
