@@ -130,6 +130,11 @@ class ViewConfig:
     crop: str = maths("inception", "inception (random area and aspect) or central (no augmentation)")
     area_min: float = maths(0.05, "inception: least share of the image's area")
     area_max: float = maths(1.0, "inception: greatest share of the image's area")
+    reduced_decoding: bool = maths(
+        False,
+        "inception: decode a JPEG at 1/2, 1/4 or 1/8 of its size where its crop keeps image_size pixels a side: faster "
+        "and smoother; the split is then read from disk throughout, whatever cache_bytes",
+    )
     flip: bool = maths(True, "flip half of the training images left to right")
     resize: int = maths(0, "central crops (evaluation): the shorter side before cropping image_size; 0: image_size")
     student_size: int = maths(0, "side in pixels that the student sees, resized down from the view; 0: image_size")

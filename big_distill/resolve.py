@@ -300,6 +300,15 @@ def _resolve_view(config: Config, prefix: str) -> ViewConfig:
         0 < view.area_min <= view.area_max <= 1,
         f"{path}.area_min={view.area_min}, area_max={view.area_max}: expected 0 < area_min <= area_max <= 1",
     )
+    require(
+        not view.reduced_decoding or (view.crop == "inception" and view.regime != "fixed"),
+        f"{path}.reduced_decoding=True with {path}.crop={view.crop!r} and {path}.regime={view.regime!r}: central views "
+        "are of whole images",
+    )
+    require(
+        not (view.reduced_decoding and config.source.resident),
+        f"{path}.reduced_decoding=True with {prefix}.source.resident=True: what lives on the devices are whole images",
+    )
     mixup = float(view.regime == "function_matching") if view.mixup is None else view.mixup
     at_least(f"{path}.mixup", mixup, 0)
     if _distilled(config):

@@ -52,6 +52,7 @@ def set_(config, path, value):
         ("view.image_size", 3, "an image of 3 px is smaller than the 4 px that a 'cnn' needs"),
         ("view.regime", "consistant", "did you mean 'consistent'"),
         ("view.regime", "consistent", "mixup=1.0|function_matching mixes"),
+        ("view.regime", "fixed", "reduced_decoding=True with .*'fixed': central views are of whole images"),
         ("view.area_min", 0.0, "expected 0 < area_min"),
         ("view.resize", 7, "config.view.resize=7 is smaller than config.view.image_size=8"),
         ("dtype", "float16", "config.dtype='float16' is not known"),
@@ -72,6 +73,7 @@ def test_wrong_values(tiny, path, value, message):
     config = distilled(tiny)
     if (path, value) == ("view.regime", "consistent"):
         config.view.mixup = 1.0
+    config.view.reduced_decoding = (path, value) == ("view.regime", "fixed")
     set_(config, path, value)
     with pytest.raises(ConfigError, match=message) as error:
         resolve(config, 8, "cpu")

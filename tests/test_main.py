@@ -69,6 +69,14 @@ def test_a_mistake_in_a_config_file_is_one_line(tmp_path, replaced, by, message)
     assert "\n" not in str(error.value) and str(error.value).startswith(str(path))
 
 
+def test_training_imports_no_tensorflow(tmp_path):
+    """Teacher, student, evaluations and checkpoints: of all that a run imports, Python says so on stderr."""
+    status, _, stderr = run(f"{FM}:smoke", f"--workdir={tmp_path}", PYTHONPROFILEIMPORTTIME="1")
+    imported = set(re.findall(r"^import time:.*\|\s+(\S+)$", stderr, re.MULTILINE))
+    assert status == 0 and {"big_distill.train", "orbax.checkpoint", "clu.metric_writers"} <= imported
+    assert not {name for name in imported if name.split(".")[0] == "tensorflow"}
+
+
 def test_help_teaches():
     status, out, _ = run("--helpshort")
     assert status in (0, 1)

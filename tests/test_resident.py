@@ -227,6 +227,11 @@ def test_the_bar_and_the_profile_follow_chunks(tiny, tmp_path, monkeypatch):
             2,
             "checkpoint_every_steps=2 is not a multiple of config.steps_per_dispatch=3; 3 is",
         ),
+        (
+            "view.reduced_decoding",
+            True,
+            "reduced_decoding=True with config.source.resident=True: what lives on the dev",
+        ),
         ("eval_source.resident", True, "only the training split, config.source, can be resident"),
     ],
 )

@@ -3,6 +3,8 @@
 One grain element is one chunk: the batches that are sent together, mostly one. A split whose decoded images fit
 `cache_bytes` is decoded once and then only gathered from; a larger one is read and decoded batch by batch. Both ways
 give the same pixels. A `resident` split is sent to the devices once, and a batch says what to crop there.
+`view.reduced_decoding` gives other pixels: such a split is always read batch by batch, so that the memory of a host
+does not change what is learned.
 """
 
 from __future__ import annotations
@@ -23,12 +25,23 @@ from tqdm import tqdm
 from big_distill.config import Config, SourceConfig, ViewConfig
 from big_distill.data import Source
 from big_distill.data.draws import Draws, Stream, inception_boxes
-from big_distill.data.transforms import BadImage, Ragged, central_view, crop_resize, decode, pack_groups
+from big_distill.data.transforms import (
+    BadImage,
+    Decoded,
+    Ragged,
+    central_view,
+    crop_resize,
+    decode_reduced,
+    largest_reduction,
+    pack_groups,
+)
 from big_distill.errors import DataError
 from big_distill.resolve import needs_labels
 from big_distill.state import Resident
 
 HostBatch = dict[str, np.ndarray]
+RowReductionFn = Callable[[int, int, int], int]
+"""(row of the batch, height, width) -> reduction"""
 
 _CHUNK = 256  # examples a thread reads at a time when a whole split is decoded
 _SAMPLE = 64  # images from which the decoded size of a split is estimated
@@ -100,8 +113,8 @@ class TrainPipeline:
 
     @functools.cached_property
     def _cache(self) -> _Cache | None:
-        """The decoded split, if it fits."""
-        return _load(self._reader, self._options)
+        """The decoded split, if it fits and is decoded whole."""
+        return None if self._view.reduced_decoding else _load(self._reader, self._options)
 
     @functools.cached_property
     def _central(self) -> np.ndarray | None:
@@ -184,14 +197,14 @@ class TrainPipeline:
     def draw(self, step: int) -> HostBatch:
         """This process's part of one batch, its pixels to be made from a `Resident` split."""
         draws, branches = self._draws(step)
-        cache = self._cache
-        assert cache  # `resident` has seen to that
+        assert self._cache  # `resident` has seen to that
+        heights, widths = self._cache.images.heights[draws.ids], self._cache.images.widths[draws.ids]
         batch = {"step": np.asarray(step, np.int32), "lam": np.asarray(draws.lam)}
         for key, own in branches.items():
             branch = key.removesuffix("pixels")
             batch[f"{branch}id"] = draws.ids.astype(np.int32)
             if own and self._view.crop == "inception":
-                batch[f"{branch}box"] = self._boxes(cache.images, own.ids, own).astype(np.int32)
+                batch[f"{branch}box"] = self._boxes(own, heights, widths).astype(np.int32)
             if own and self._view.flip:
                 batch[f"{branch}flip"] = own.flip
         return batch
@@ -211,7 +224,8 @@ class TrainPipeline:
         label = np.empty(len(ids), np.int32)
         views = {key: np.empty((len(ids), *_view_shape(self._view)), np.uint8) for key in branches}
         start = 0
-        for images, labels in pack_groups(self._reader.replacing(ids)):
+        reduction_fn = functools.partial(self._reduction, list(branches.values()))
+        for images, labels in pack_groups(self._reader.replacing(ids, reduction_fn)):
             stop = start + len(labels)
             label[start:stop] = labels
             for key, draws in branches.items():
@@ -220,20 +234,27 @@ class TrainPipeline:
             start = stop
         return label, views
 
+    def _reduction(self, branches: Sequence[Draws | None], row: int, height: int, width: int) -> int:
+        """At what fraction of its size an image may be decoded for its views in a row of the batch."""
+        if not self._view.reduced_decoding:
+            return 1
+        size = np.array([height]), np.array([width])
+        boxes = [self._boxes(draws.part(row, row + 1), *size) for draws in branches if draws]
+        return min(largest_reduction(box, self._view.image_size) for (box,) in boxes)
+
+    def _boxes(self, draws: Draws, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        return inception_boxes(draws, heights, widths, (self._view.area_min, self._view.area_max))
+
     def _views(self, images: Ragged, rows: np.ndarray, draws: Draws | None) -> np.ndarray:
         """Views [B, S, S, C] under these draws, or the constant central ones."""
         view = self._view
         if draws and view.crop == "inception":
-            boxes = self._boxes(images, rows, draws)
+            boxes = self._boxes(draws, images.heights[rows], images.widths[rows])
             return crop_resize(images, rows, boxes, view.image_size, draws.flip if view.flip else None)
         views = self._central[rows] if self._central is not None else _central_view(images, rows, view)
         if draws and view.flip:
             views[draws.flip] = views[draws.flip, :, ::-1]
         return views
-
-    def _boxes(self, images: Ragged, rows: np.ndarray, draws: Draws) -> np.ndarray:
-        area = (self._view.area_min, self._view.area_max)
-        return inception_boxes(draws, images.heights[rows], images.widths[rows], area)
 
 
 class EvalPipeline:
@@ -295,7 +316,7 @@ class EvalPipeline:
         pixels = np.zeros((stop - start, *_view_shape(self._view)), np.uint8)
         label, mask = np.zeros(stop - start, np.int32), np.zeros(stop - start, bool)
 
-        def readable() -> Iterator[tuple[np.ndarray, int]]:
+        def readable() -> Iterator[tuple[Decoded, int]]:
             for row, (image, label_of_row) in enumerate(self._reader.decoded(ids)):
                 label[row] = label_of_row
                 if image is not None:
@@ -322,22 +343,24 @@ class _Reader:
     def bad(self) -> tuple[str, ...]:
         return tuple(self._bad.values())
 
-    def decoded(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray | None, int]]:
+    def decoded(
+        self, ids: np.ndarray, reduction_fn: RowReductionFn = lambda row, height, width: 1, first_row: int = 0
+    ) -> Iterator[tuple[Decoded | None, int]]:
         """(image, label) of each id; None for an image that cannot be read."""
-        for id_, (data, label) in zip(ids.tolist(), self.source.read(ids), strict=True):
+        for row, (id_, (data, label)) in enumerate(zip(ids.tolist(), self.source.read(ids), strict=True), first_row):
+            image = None
             try:
-                image = decode(data, self.channels)
+                image = decode_reduced(data, self.channels, functools.partial(reduction_fn, row))
             except BadImage as error:
                 self._count(id_, error)
-                image = None
             yield image, label
 
-    def replacing(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    def replacing(self, ids: np.ndarray, reduction_fn: RowReductionFn) -> Iterator[tuple[Decoded, int]]:
         """(image, label) of each id, or of the next one that can be read."""
-        for id_, (image, label) in zip(ids.tolist(), self.decoded(ids), strict=True):
+        for row, (id_, (image, label)) in enumerate(zip(ids.tolist(), self.decoded(ids, reduction_fn), strict=True)):
             while image is None:
                 id_ = (id_ + 1) % self.source.num_examples
-                image, label = next(self.decoded(np.array([id_])))
+                image, label = next(self.decoded(np.array([id_]), reduction_fn, row))
             yield image, label
 
     def _count(self, id_: int, error: BadImage) -> None:
@@ -365,7 +388,7 @@ def _load(reader: _Reader, options: SourceConfig) -> _Cache | None:
     source = reader.source
     everything = np.arange(source.num_examples)
     sample = everything[:: -(-len(everything) // _SAMPLE)]
-    sizes = [image.nbytes for image, _ in reader.decoded(sample) if image is not None]
+    sizes = [image.pixels.nbytes for image, _ in reader.decoded(sample) if image]
     estimate = float(np.mean(sizes or [0])) * len(everything)
     if estimate > options.cache_bytes:
         return None
@@ -382,17 +405,17 @@ def _load(reader: _Reader, options: SourceConfig) -> _Cache | None:
                     labels[id_] = label
                     if image is None:
                         continue
-                    heights[id_], widths[id_], offsets[id_] = *image.shape[:2], used
+                    heights[id_], widths[id_], offsets[id_] = image.height, image.width, used
                     used += heights[id_] * widths[id_]
                     if used > len(pixels):
                         return None
-                    pixels[offsets[id_] : used] = image.reshape(-1, reader.channels)
+                    pixels[offsets[id_] : used] = image.pixels.reshape(-1, reader.channels)
                 bar.update(len(ids))
     finally:
         pool.shutdown(cancel_futures=True)
     good = np.flatnonzero(heights)
     entry = good[np.searchsorted(good, everything) % len(good)]  # its own, or that of the next readable image
-    images = Ragged(pixels[:used], offsets[entry], heights[entry], widths[entry])
+    images = Ragged(pixels[:used], offsets[entry], heights[entry], widths[entry], np.ones_like(entry))
     return _Cache(images, labels[entry].astype(np.int32))
 
 

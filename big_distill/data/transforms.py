@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+REDUCTIONS = (8, 4, 2, 1)
+"""Sides of the blocks that a JPEG, whose blocks are 8 x 8, can be decoded to a pixel each."""
 
 # Float32 values that a resize works on at a time: few enough to stay in a core's cache, which is worth 2-4x.
 _CHUNK_VALUES = 400_000
+_SINGLE_VALUES = 20_000  # in views of more values images are worked on one by one: 1.7x at 128 x 128 x 3
 _GROUP_BYTES = 1 << 25  # decoded images that are transformed together when they are read batch by batch
 # Of what Pillow opens, what it decodes itself: an EPS file, whatever its name, it hands to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -19,6 +25,23 @@ _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 class BadImage(Exception):
     """Bytes or an array that cannot be read as an image; the message says why."""
+
+
+ReductionFn = Callable[[int, int], int]
+"""(height, width) of a whole image -> one of `REDUCTIONS`"""
+
+
+class Decoded(NamedTuple):
+    """An image, perhaps at a fraction of its size.
+
+    pixels: uint8 [ceil(height / reduction), ceil(width / reduction), C]: each the mean of a block, about.
+    height, width: of the whole image.
+    """
+
+    pixels: np.ndarray
+    height: int
+    width: int
+    reduction: int
 
 
 def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
@@ -38,15 +61,29 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
     Raises:
       BadImage: damaged, truncated or empty data, or a decompression bomb: more than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
+    return decode_reduced(data, channels, lambda height, width: 1).pixels
+
+
+def decode_reduced(data: bytes | np.ndarray, channels: int, reduction_fn: ReductionFn) -> Decoded:
+    """As `decode`, but a plain JPEG at the fraction of its size that `reduction_fn` says.
+
+    Plain is in colour (for 3 channels) or grey, upright, and without a fault: the decoder's reduced inverse DCT then
+    costs less and antialiases. All of the file is read, so that a damaged one is found at any size.
+    """
     if isinstance(data, np.ndarray):
-        return _from_array(data, channels)
+        return _whole(_from_array(data, channels))
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit and image.width * image.height > limit:
                 raise BadImage(f"{image.width} x {image.height} px is more than PIL.Image.MAX_IMAGE_PIXELS={limit}")
+            if _is_plain_jpeg(image, channels):
+                reduction = reduction_fn(image.height, image.width)
+                pixels = _plain_jpeg(data, image, channels, reduction)
+                if pixels is not None:
+                    return Decoded(pixels, image.height, image.width, reduction)
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_channels(image, channels)
+            return _whole(_to_channels(image, channels))
     except BadImage:
         raise
     except Exception as error:  # on damaged bytes Pillow's readers raise almost anything
@@ -55,6 +92,41 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
         if isinstance(error, UnidentifiedImageError):
             raise BadImage(f"not an image of {', '.join(_FORMATS)}") from error
         raise BadImage(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
+
+
+def largest_reduction(box: np.ndarray, size: int) -> int:
+    """The largest of `REDUCTIONS` of whose blocks at least `size` a side lie within the box: so nothing is enlarged.
+
+    Args:
+      box: int [4]: top, left, height, width in pixels of the whole image.
+      size: side S of the view.
+    """
+    top, left, height, width = box.tolist()
+    for reduction in REDUCTIONS:
+        ends = (top + height) // reduction, (left + width) // reduction
+        if min(ends[0] - -(-top // reduction), ends[1] - -(-left // reduction)) >= size:
+            return reduction
+    return 1
+
+
+def _is_plain_jpeg(image: Image.Image, channels: int) -> bool:
+    modes = ("RGB", "L") if channels == 3 else ("L",)  # grey of colour is what Pillow makes of RGB
+    return image.format == "JPEG" and image.mode in modes and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+
+
+def _plain_jpeg(data: bytes, image: Image.Image, channels: int, reduction: int) -> np.ndarray | None:
+    """The pixels, as Pillow's (both have libjpeg-turbo) but sooner, or None: it is for Pillow to say what is wrong."""
+    colours = "RGB" if channels == 3 else "GRAY"
+    height, width = (-(-n // reduction) for n in (image.height, image.width))
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (height, width, channels) else None
+
+
+def _whole(pixels: np.ndarray) -> Decoded:
+    return Decoded(pixels, pixels.shape[0], pixels.shape[1], 1)
 
 
 def _from_array(array: np.ndarray, channels: int) -> np.ndarray:
@@ -88,21 +160,30 @@ class Ragged:
 
     pixels: uint8 [total, C].
     offsets: int64 [N], where each image's first pixel is.
-    heights, widths: int64 [N].
+    heights, widths: int64 [N], of the whole images.
+    reductions: int64 [N], as in `Decoded`.
     """
 
     pixels: np.ndarray
     offsets: np.ndarray
     heights: np.ndarray
     widths: np.ndarray
+    reductions: np.ndarray
 
     @classmethod
-    def pack(cls, images: Sequence[np.ndarray]) -> Ragged:
-        """Copies images, uint8 [H, W, C] each, into one buffer; a single one is not copied."""
-        heights, widths = np.array([image.shape[:2] for image in images], np.int64).T
-        flat = [image.reshape(-1, image.shape[2]) for image in images]
-        areas = heights * widths
-        return cls(flat[0] if len(flat) == 1 else np.concatenate(flat), np.cumsum(areas) - areas, heights, widths)
+    def pack(cls, images: Sequence[np.ndarray | Decoded]) -> Ragged:
+        """Copies images, uint8 [H, W, C] each if they are whole, into one buffer; a single one is not copied."""
+        decoded = [image if isinstance(image, Decoded) else _whole(image) for image in images]
+        heights, widths, reductions = np.array([image[1:] for image in decoded], np.int64).T
+        flat = [image.pixels.reshape(-1, image.pixels.shape[2]) for image in decoded]
+        areas = np.array([len(pixels) for pixels in flat])
+        pixels = flat[0] if len(flat) == 1 else np.concatenate(flat)
+        return cls(pixels, np.cumsum(areas) - areas, heights, widths, reductions)
+
+    def stored(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Heights and widths of images as they are in the buffer."""
+        reductions = self.reductions[ids]
+        return -(-self.heights[ids] // reductions), -(-self.widths[ids] // reductions)
 
     def padded(self) -> np.ndarray:
         """uint8 [N, H, W, C] of the largest height and width, zeros below and to the right of smaller images."""
@@ -112,15 +193,15 @@ class Ragged:
         return padded
 
 
-def pack_groups(examples: Iterable[tuple[np.ndarray, int]]) -> Iterator[tuple[Ragged, list[int]]]:
+def pack_groups(examples: Iterable[tuple[Decoded, int]]) -> Iterator[tuple[Ragged, list[int]]]:
     """Packs images, each with a number, some megabytes at a time: few calls for small ones, little memory for large."""
-    images: list[np.ndarray] = []
+    images: list[Decoded] = []
     numbers: list[int] = []
     size = 0
     for image, number in examples:
         images.append(image)
         numbers.append(number)
-        size += image.nbytes
+        size += image.pixels.nbytes
         if size >= _GROUP_BYTES:
             yield Ragged.pack(images), numbers
             images, numbers, size = [], [], 0
@@ -136,7 +217,7 @@ class _Taps:
     upper: np.ndarray
     weight: np.ndarray
 
-    def __getitem__(self, part: slice) -> _Taps:
+    def __getitem__(self, part: slice | int) -> _Taps:
         return _Taps(self.lower[part], self.upper[part], self.weight[part])
 
 
@@ -145,24 +226,25 @@ def crop_resize(
 ) -> np.ndarray:
     """Crops and resizes: bilinear with half-pixel centres and no antialiasing.
 
-    The numbers are those of `tf.image.resize` on the crop, rounded half up.
+    The numbers are those of `tf.image.resize` on the crop, rounded half up. Of a reduced image the blocks that lie
+    within the box are used, in the places that they have in the whole.
 
     Args:
       images: N images.
       ids: int [B], which of them.
-      boxes: int [B, 4]: top, left, height, width in whole pixels. Nothing outside of its box enters a view.
+      boxes: int [B, 4]: top, left, height, width in whole pixels of the whole image, with a block within it on each
+        axis. Nothing outside of its box enters a view.
       size: side S of the views.
       flip: bool [B], which views to mirror left to right.
 
     Returns:
       uint8 [B, S, S, C].
     """
-    y = _taps(boxes[:, 2], np.full(len(ids), size), np.zeros(len(ids), np.int64), size)
-    x = _taps(boxes[:, 3], np.full(len(ids), size), np.zeros(len(ids), np.int64), size)
+    reductions = images.reductions[ids]
+    y = _taps(boxes[:, 2], np.full(len(ids), size), 0, size, boxes[:, 0], reductions)
+    x = _taps(boxes[:, 3], np.full(len(ids), size), 0, size, boxes[:, 1], reductions)
     if flip is not None:
         x = _Taps(*(np.where(flip[:, None], a[:, ::-1], a) for a in (x.lower, x.upper, x.weight)))
-    y = _Taps(y.lower + boxes[:, :1], y.upper + boxes[:, :1], y.weight)
-    x = _Taps(x.lower + boxes[:, 1:2], x.upper + boxes[:, 1:2], x.weight)
     return _sample(images, ids, y, x)
 
 
@@ -173,7 +255,7 @@ def central_view(images: Ragged, ids: np.ndarray, resize: int, size: int) -> np.
     computed.
 
     Args:
-      images: N images.
+      images: N whole images.
       ids: int [B], which of them.
       resize: shorter side after resizing, at least `size`.
       size: side S of the views.
@@ -191,20 +273,40 @@ def central_view(images: Ragged, ids: np.ndarray, resize: int, size: int) -> np.
     return _sample(images, ids, y, x)
 
 
-def _taps(length: np.ndarray, resized: np.ndarray, first: np.ndarray, size: int) -> _Taps:
-    """Of `length` pixels resized to `resized` ones, those from `first` on; all [B]. Float32, as TensorFlow's."""
+def _taps(
+    length: np.ndarray,
+    resized: np.ndarray,
+    first: np.ndarray | int,
+    size: int,
+    start: np.ndarray | int = 0,
+    reduction: np.ndarray | int = 1,
+) -> _Taps:
+    """Of `length` pixels from `start` on, resized to `resized` ones, those from `first` on. Float32, as TensorFlow's.
+
+    Every argument but `size` is [B]; source pixels are counted in blocks of `reduction`.
+    """
+    length, resized, first, start, reduction = (
+        a[:, None] for a in np.broadcast_arrays(length, resized, first, start, reduction)
+    )
     scale = length.astype(np.float32) / resized.astype(np.float32)
-    centre = (first[:, None] + np.arange(size)).astype(np.float32) + np.float32(0.5)
-    position = centre * scale[:, None] - np.float32(0.5)
+    centre = (first + np.arange(size)).astype(np.float32) + np.float32(0.5)
+    block, within = np.divmod(start, reduction)
+    position = (centre * scale + within.astype(np.float32)) / reduction.astype(np.float32) - np.float32(0.5)
     floor = np.floor(position)
-    lower = np.maximum(floor, 0).astype(np.int64)
-    upper = np.minimum(np.ceil(position).astype(np.int64), length[:, None] - 1)
-    return _Taps(lower, upper, position - floor)
+    least, most = -(-start // reduction), (start + length) // reduction - 1
+    lower = np.maximum(floor.astype(np.int64) + block, least)
+    upper = np.minimum(np.ceil(position).astype(np.int64) + block, most)
+    return _Taps(np.minimum(lower, most), np.maximum(upper, least), position - floor)
 
 
 def _sample(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
     size, channels = y.lower.shape[1], images.pixels.shape[1]
     views = np.empty((len(ids), size, size, channels), np.uint8)
+    if size * size * channels > _SINGLE_VALUES:
+        for i, (id_, height, width) in enumerate(zip(ids, *images.stored(ids), strict=True)):
+            pixels = images.pixels[images.offsets[id_] :][: height * width].reshape(height, width, channels)
+            views[i] = _sample_one(pixels, y[i], x[i])
+        return views
     chunk = max(1, _CHUNK_VALUES // (size * size * channels))
     for start in range(0, len(ids), chunk):
         part = slice(start, start + chunk)
@@ -215,7 +317,7 @@ def _sample(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
 def _sample_chunk(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
     """First along x, in the rows that some output needs (at most 2 S of an image), then along y, a row at a time."""
     size, channels = y.lower.shape[1], images.pixels.shape[1]
-    heights = images.heights[ids]
+    heights, widths = images.stored(ids)
     first = (np.cumsum(heights) - heights)[:, None]  # the rows of the chunk's images, counted through
     needed = np.zeros(heights.sum(), bool)
     needed[first + y.lower] = True
@@ -223,7 +325,7 @@ def _sample_chunk(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.nda
     place = np.cumsum(needed) - 1
     rows = np.flatnonzero(needed)
     image = np.searchsorted(first[:, 0], rows, side="right") - 1
-    origin = (images.offsets[ids][image] + (rows - first[image, 0]) * images.widths[ids][image])[:, None]
+    origin = (images.offsets[ids][image] + (rows - first[image, 0]) * widths[image])[:, None]
 
     # mode='clip' because the default checks all indices through a buffer; they are in range.
     left = np.take(images.pixels, origin + x.lower[image], axis=0, mode="clip").astype(np.float32)
@@ -235,6 +337,24 @@ def _sample_chunk(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.nda
     _lerp(above, below, y.weight[:, :, None])
     above += np.float32(0.5)
     return above.astype(np.uint8).reshape(-1, size, size, channels)
+
+
+def _sample_one(pixels: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
+    """The same numbers of one image [H, W, C]: a call more an image, but no index of every pixel."""
+    size, channels = len(y.lower), pixels.shape[2]
+    needed = np.zeros(len(pixels), bool)
+    needed[y.lower] = True
+    needed[y.upper] = True
+    place = np.cumsum(needed) - 1
+    used = pixels[needed]
+    left = np.take(used, x.lower, axis=1, mode="clip").astype(np.float32).reshape(-1, size * channels)
+    right = np.take(used, x.upper, axis=1, mode="clip").astype(np.float32).reshape(-1, size * channels)
+    _lerp(left, right, np.repeat(x.weight, channels))
+    above = np.take(left, place[y.lower], axis=0, mode="clip")
+    below = np.take(left, place[y.upper], axis=0, mode="clip")
+    _lerp(above, below, y.weight[:, None])
+    above += np.float32(0.5)
+    return above.astype(np.uint8).reshape(size, size, channels)
 
 
 def _lerp(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> None:

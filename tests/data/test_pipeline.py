@@ -35,9 +35,15 @@ def mixed_source(bad=(), num_classes=5, num_examples=NUM):
     )
 
 
-def make_config(regime="consistent", crop="inception", flip=True, total_steps=9, **options):
+def make_config(regime="consistent", crop="inception", flip=True, total_steps=9, reduced_decoding=False, **options):
     view = ViewConfig(
-        image_size=8, regime=regime, crop=crop, flip=flip, mixup=float(regime == "function_matching"), resize=10
+        image_size=8,
+        regime=regime,
+        crop=crop,
+        reduced_decoding=reduced_decoding,
+        flip=flip,
+        mixup=float(regime == "function_matching"),
+        resize=10,
     )
     source = SourceConfig(num_train_examples=NUM, **{"max_bad_fraction": 0.2, **options})
     return Config(num_classes=5, batch_size=8, total_steps=total_steps, view=view, source=source)
@@ -177,6 +183,51 @@ def test_too_many_bad_images_stop_the_run(cache_bytes):
     config = make_config(cache_bytes=cache_bytes, max_bad_fraction=1.0, num_threads=4)
     with pytest.raises(DataError, match=r"^30 of 30"):
         batches(config, mixed_source(bad=range(NUM)))
+
+
+def photographs(bad=()):
+    """Smooth JPEGs of 12 to 160 px, every fifth a PNG; the damaged ones have whole headers."""
+    random = np.random.default_rng(0)
+    data = []
+    for i in range(NUM):
+        small = Image.fromarray(random.integers(0, 256, (3, 3, 3), np.uint8))
+        file = io.BytesIO()
+        image = small.resize(tuple(random.integers(12, 161, 2).tolist()), Image.Resampling.BICUBIC)
+        image.save(file, "PNG" if i % 5 == 4 else "JPEG", **({} if i % 5 == 4 else {"quality": 95}))
+        data.append(file.getvalue()[: -400 if i in bad else None])
+    return dataclasses.replace(mixed_source(), read=lambda ids: [(data[i], int(i) % 5) for i in ids])
+
+
+@pytest.mark.parametrize("regime", ["consistent", "function_matching", "independent"])
+def test_reduced_decoding_shows_the_same_crops_whatever_memory_there_is(regime, monkeypatch):
+    reductions = set()
+
+    def crop_resize(images, ids, boxes, size, flip):
+        for reduction, (top, left, height, width) in zip(images.reductions[ids], boxes, strict=True):
+            ends = (top + height) // reduction, (left + width) // reduction
+            assert reduction == 1 or min(ends[0] + (-top // reduction), ends[1] + (-left // reduction)) >= size
+        reductions.update(images.reductions.tolist())
+        return transforms.crop_resize(images, ids, boxes, size, flip)
+
+    monkeypatch.setattr("big_distill.data.pipeline.crop_resize", crop_resize)
+    source = photographs(bad={3, 4, 20})
+    whole = batches(make_config(regime), source)
+    reduced = batches(make_config(regime, reduced_decoding=True), source)
+    assert reductions == {1, 2, 4, 8}
+    for batch, other in zip(whole, reduced, strict=True):
+        for key in batch:
+            if not key.endswith("pixels"):
+                np.testing.assert_array_equal(batch[key], other[key])
+                continue
+            assert (batch[key] != other[key]).any()
+            off = np.abs(batch[key].astype(int) - other[key]).mean((1, 2, 3))
+            assert off.max() < 12, off  # another crop of another image is 60 off
+    for start, options in ((0, {"cache_bytes": 0}), (4, {"num_threads": 3})):
+        config = make_config(regime, reduced_decoding=True, **options)
+        assert_same(batches(config, source, start), reduced[start:])
+    halves = [batches(make_config(regime, reduced_decoding=True), source, 0, i, 2) for i in range(2)]
+    joined = [np.concatenate([a["pixels"], b["pixels"]]) for a, b in zip(*halves, strict=True)]
+    np.testing.assert_array_equal(joined, [batch["pixels"] for batch in reduced])
 
 
 def evaluate(batch_size=8, count=1, source=None, **options):

@@ -6,7 +6,17 @@ import pytest
 from PIL import Image
 
 from big_distill.data import transforms
-from big_distill.data.transforms import BadImage, Ragged, central_view, crop_resize, decode, pack_groups
+from big_distill.data.transforms import (
+    BadImage,
+    Decoded,
+    Ragged,
+    central_view,
+    crop_resize,
+    decode,
+    decode_reduced,
+    largest_reduction,
+    pack_groups,
+)
 
 SIZES = [(7, 5), (40, 31), (3, 90), (1, 1), (64, 64), (200, 133)]
 
@@ -45,6 +55,13 @@ TF_VALUES = {
 }
 
 
+@pytest.fixture(params=["together", "one by one"])
+def way(request, monkeypatch):
+    """Both ways to resample."""
+    monkeypatch.setattr(transforms, "_SINGLE_VALUES", 0 if request.param == "one by one" else 1 << 30)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [1, 9, 33])
 def test_crop_resize_against_the_definition(channels, size):
@@ -79,10 +96,12 @@ def test_one_image_at_a_time_gives_the_same(monkeypatch):
     for view, i, box in zip(together, ids, boxes, strict=True):
         alone = crop_resize(Ragged.pack([images[i]]), np.array([0]), box[None], 16)
         np.testing.assert_array_equal(alone[0], view)
-    monkeypatch.setattr(transforms, "_CHUNK_VALUES", 1)
-    np.testing.assert_array_equal(crop_resize(Ragged.pack(images), ids, boxes, 16), together)
+    for limit in ("_CHUNK_VALUES", "_SINGLE_VALUES"):
+        monkeypatch.setattr(transforms, limit, 1)
+        np.testing.assert_array_equal(crop_resize(Ragged.pack(images), ids, boxes, 16), together)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("resize", "size"), [(16, 16), (20, 13), (9, 4)])
 def test_central_view_is_a_resize_then_a_central_crop(resize, size):
     images = random_images(3)
@@ -110,7 +129,7 @@ def test_nothing_outside_of_the_box_enters():
 def test_groups_hold_all_images_in_order(monkeypatch):
     images = random_images(1, [(4, 4)] * 7)
     monkeypatch.setattr(transforms, "_GROUP_BYTES", 40)
-    groups = list(pack_groups(zip(images, range(7), strict=True)))
+    groups = list(pack_groups((Decoded(image, 4, 4, 1), number) for number, image in enumerate(images)))
     assert [numbers for _, numbers in groups] == [[0, 1, 2], [3, 4, 5], [6]]
     np.testing.assert_array_equal(np.concatenate([packed.pixels for packed, _ in groups]).reshape(7, 4, 4, 1), images)
 
@@ -218,3 +237,100 @@ def test_damage_never_raises_anything_else(format_):
         damaged[random.integers(0, len(damaged), 12)] = random.integers(0, 256, 12)
         with contextlib.suppress(BadImage):
             assert decode(damaged.tobytes(), 3).dtype == np.uint8
+
+
+def waves(height, width, channels=3):
+    """A smooth picture, uint8 [H, W, C] or [H, W]: blocks of it have means that a reduced decoding must hit."""
+    y, x = np.mgrid[:height, :width] / 40
+    image = np.stack([127 + 120 * np.sin(y * (c + 1) + x) * np.cos(x * (2 - c)) for c in range(channels)], -1)
+    return np.rint(image).astype(np.uint8).squeeze(axis=2 if channels == 1 else ())
+
+
+@pytest.mark.parametrize("size", [(64, 48), (67, 41), (1, 1), (9, 130)])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_plain_jpegs_are_decoded_to_pillows_pixels(subsampling, progressive, size):
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8))
+    data = encoded(image, "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
+    np.testing.assert_array_equal(decode(data, 3), np.asarray(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(decode(data, 1)[..., 0], np.asarray(Image.open(io.BytesIO(data)).convert("L")))
+    grey = encoded(image.convert("L"), "JPEG", progressive=progressive)
+    np.testing.assert_array_equal(decode(grey, 1)[..., 0], np.asarray(Image.open(io.BytesIO(grey))))
+    np.testing.assert_array_equal(decode(grey, 3), np.asarray(Image.open(io.BytesIO(grey)).convert("RGB")))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("reduction", transforms.REDUCTIONS)
+def test_a_reduced_jpeg_holds_the_means_of_its_blocks(reduction, channels):
+    image = waves(83, 120, channels)
+    data = encoded(Image.fromarray(image), "JPEG", quality=95, subsampling=0)
+    asked = []
+    got = decode_reduced(data, channels, lambda *size: asked.append(size) or reduction)
+    assert asked == [(83, 120)] and got[1:] == (83, 120, reduction)
+    assert got.pixels.shape == (-(-83 // reduction), -(-120 // reduction), channels)
+    rows, columns = 83 // reduction, 120 // reduction  # whole blocks
+    means = image[: rows * reduction, : columns * reduction].reshape(rows, reduction, columns, reduction, -1)
+    np.testing.assert_allclose(got.pixels[:rows, :columns], means.mean((1, 3)), atol=6)
+
+
+def test_what_is_no_plain_jpeg_is_decoded_whole():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image = Image.fromarray(waves(64, 64))
+    turned, cmyk = encoded(image, "JPEG", exif=exif), encoded(image.convert("CMYK"), "JPEG")
+    for data in (encoded(image), turned, cmyk, np.asarray(image)):
+        got = decode_reduced(data, 3, lambda height, width: 4)
+        assert got.reduction == 1 and got.pixels.shape == (64, 64, 3)
+        np.testing.assert_array_equal(got.pixels, decode(data, 3))
+    assert decode_reduced(encoded(image, "JPEG"), 1, lambda height, width: 4).reduction == 1  # colour into grey
+    with pytest.raises(BadImage, match=r"(?i)truncated"):
+        decode_reduced(encoded(image, "JPEG")[:-400], 3, lambda height, width: 4)
+
+
+def test_the_largest_reduction_never_enlarges():
+    random = np.random.default_rng(0)
+    seen = set()
+    for _ in range(300):
+        size = int(random.integers(1, 30))
+        box = random.integers(0, 50, 4) * (1, 1, 0, 0) + random.integers(size, 300, 4) * (0, 0, 1, 1)
+        reduction = largest_reduction(box, size)
+        blocks = {
+            r: min(
+                sum(start <= block * r and (block + 1) * r <= start + length for block in range(400))
+                for start, length in zip(box[:2], box[2:], strict=True)
+            )
+            for r in transforms.REDUCTIONS
+        }
+        assert reduction == max([r for r in blocks if blocks[r] >= size], default=1)
+        seen.add(reduction)
+    assert seen == set(transforms.REDUCTIONS)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("reduction", transforms.REDUCTIONS)
+def test_a_crop_of_a_reduced_image_is_where_the_crop_of_the_whole_is(reduction):
+    """Of a picture of its own coordinates: each block holds its centre, and bilinear interpolation gives them back."""
+    height, width, size = 203, 180, 9
+    rows, columns = -(-height // reduction), -(-width // reduction)
+    y, x = ((np.arange(n) + 0.5) * reduction for n in (rows, columns))
+    pixels = np.stack(np.broadcast_arrays(y[:, None], x[None]), -1).astype(np.uint8)  # whole or half: no rounding up
+    half = 0.5 * (reduction == 1)
+    images = Ragged.pack([Decoded(pixels, height, width, reduction)])
+    box = np.array([[21, 13, 150, 131]])
+    (view,) = crop_resize(images, np.array([0]), box, size)
+    (flipped,) = crop_resize(images, np.array([0]), box, size, np.array([True]))
+    np.testing.assert_array_equal(flipped, view[:, ::-1])
+    for axis, (start, length) in enumerate(((21, 150), (13, 131))):
+        centres = start + (np.arange(size) + 0.5) * length / size
+        got = np.take(view[..., axis], 0, axis=1 - axis)
+        assert np.abs(got + half - centres).max() <= 0.5 + 1e-4
+
+
+def test_nothing_outside_of_the_box_enters_a_reduced_view():
+    image = np.full((64, 64, 1), 255, np.uint8)
+    image[9:51, 13:60] = 7
+    for reduction in transforms.REDUCTIONS:
+        blocks = image.reshape(64 // reduction, reduction, 64 // reduction, reduction).max((1, 3))[..., None]
+        images = Ragged.pack([Decoded(blocks, 64, 64, reduction)])
+        assert (crop_resize(images, np.array([0]), np.array([[9, 13, 42, 47]]), 20) == 7).all()

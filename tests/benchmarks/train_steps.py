@@ -1,0 +1,178 @@
+"""Train steps a second: the same function-matching step in different ways. A way is one function in WAYS."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import measure
+
+from big_distill import run, sharding, weights
+from big_distill import teacher as teachers
+from big_distill.config import Config
+from big_distill.config_files import teacher_of, template
+from big_distill.data.pipeline import TrainPipeline
+from big_distill.data.sources import open_source
+from big_distill.models import layers
+from big_distill.resolve import resolve
+
+CNN = {"name": "cnn", "features": (256, 512)}
+SMALL_CNN = {"name": "cnn", "features": (16, 32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is distilled into what; networks as fields of `config.student`."""
+
+    teacher: dict[str, Any]
+    student: dict[str, Any]
+    image_size: int
+    batch_size: int
+    channels: int = 3
+    num_classes: int = 100
+
+    def __str__(self) -> str:
+        return f"{self.image_size} px, batch {self.batch_size}"
+
+
+CASES = {
+    "a": Case(CNN, SMALL_CNN, 28, 256, 1, 10),
+    "b": Case({"name": "bit", "depth": 50}, {"name": "bit", "blocks": (1, 1, 1, 1), "width": 0.5}, 64, 64),
+    "c": Case({"name": "bit", "depth": 101}, {"name": "bit", "depth": 50}, 64, 32),
+    "digits": Case({"name": "cnn", "features": (64, 128)}, SMALL_CNN, 8, 128, 1, 10),
+}
+TINY = Case({"name": "cnn", "features": (8, 16)}, {"name": "cnn", "features": (4, 8)}, 8, 8, 1, 10)
+
+
+class Job:
+    """A case, built: what a run has before its first step, with random weights and images."""
+
+    def __init__(self, case: Case):
+        config = template()
+        config.num_classes, config.batch_size, config.total_steps = case.num_classes, case.batch_size, 1_000_000
+        config.source.name, config.source.num_train_examples = "random", 64
+        config.view.image_size, config.view.channels = case.image_size, case.channels
+        config.optimizer.warmup_steps = 10
+        nested = teacher_of(config)
+        nested.student.update(case.teacher)
+        nested.objective.name = "cross_entropy"
+        config.student.update(case.student)
+        config.teacher.config = nested
+        config.view.regime = config.objective.name = "function_matching"
+        self.config: Config = resolve(config, 1, jax.default_backend())
+        self.mesh = sharding.make_mesh(jax.devices()[:1])
+        architecture = weights.architecture_of(self.config.teacher.config, (), None)
+        rng, image = jax.random.key(0), jnp.zeros(architecture.input_shape)
+        variables = jax.jit(architecture.build("float32").init)(rng, image)
+        self.teacher = weights.Network(architecture, variables)
+
+    def build(self) -> run.Computation:
+        """The steps, not yet traced: every way has its own."""
+        return run.build(self.config, weights.architecture_of(self.config, (), None), self.mesh)
+
+    def folded(self) -> Any:
+        """The teacher as runs have it."""
+        networks = (self.teacher,)
+        variables = teachers.frozen_variables(networks, self.config, ())
+        return teachers.place(networks, variables, self.config, self.mesh, ())
+
+    def unfolded(self) -> Any:
+        """The teacher that standardises its kernels in every step."""
+        return teachers.plain(self.teacher, self.config, self.mesh, ())
+
+    def pipeline(self) -> TrainPipeline:
+        view, source = self.config.view, self.config.source
+        shape = {"image_size": view.image_size, "channels": view.channels, "num_classes": self.config.num_classes}
+        return TrainPipeline(self.config, open_source(source, source.train, **shape))
+
+
+def one_batch(job: Job, teacher: Any) -> measure.Way:
+    """One step a call on a batch that is on the device already."""
+    computation = job.build()
+    state = computation.begin(computation.init(jax.random.key(0)))
+    batch = sharding.to_devices(job.mesh, job.pipeline().batch(0))
+
+    def way() -> int:
+        nonlocal state
+        in_order = {**batch, "step": state.step + 0}  # the state is donated
+        state, metrics = computation.train_step(state, teacher, in_order)
+        assert bool(jax.block_until_ready(metrics)["applied"])
+        return job.config.batch_size
+
+    return way
+
+
+def plain(job: Job) -> measure.Way:
+    return one_batch(job, job.folded())
+
+
+def uncured(job: Job) -> measure.Way:
+    """The CPU's second forms of convolutions and pools left out: what other devices compute."""
+    way = one_batch(job, job.folded())
+
+    def plain_forms() -> int:
+        with default_forms():  # which matters while the first call is traced
+            return way()
+
+    return plain_forms
+
+
+def unfolded(job: Job) -> measure.Way:
+    return one_batch(job, job.unfolded())
+
+
+def host_fed(job: Job) -> measure.Way:
+    """As in `train`: every batch is made by the pipeline and sent to the device, steps are dispatched ahead."""
+    computation, teacher = job.build(), job.folded()
+    state = computation.begin(computation.init(jax.random.key(0)))
+    batches = job.pipeline().batches(0)
+
+    def way() -> int:
+        nonlocal state
+        applied = []
+        for batch in itertools.islice(batches, 5):
+            state, metrics = computation.train_step(state, teacher, sharding.to_devices(job.mesh, batch))
+            applied.append(metrics["applied"])
+        assert all(jax.device_get(applied))
+        return len(applied) * job.config.batch_size
+
+    return way
+
+
+WAYS: dict[str, Callable[[Job], measure.Way]] = {
+    "uncured": uncured,
+    "plain": plain,
+    "unfolded": unfolded,
+    "host": host_fed,
+}
+
+
+def rows(effort: measure.Effort) -> Iterator[measure.Row]:
+    for name, case in {"tiny": TINY}.items() if effort.tiny else CASES.items():
+        if effort.tiny or name in effort.cases:
+            job = Job(case)
+            yield from measure.in_turns("step", f"{name}: {case}", {way: WAYS[way](job) for way in effort.ways}, effort)
+
+
+@contextlib.contextmanager
+def default_forms() -> Iterator[None]:
+    """What is traced within takes `layers`' plain operations, on the CPU too."""
+
+    class Lax:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(jax.lax, name)
+
+        @staticmethod
+        def platform_dependent(*args: Any, default: Callable[..., Any], **_: Any) -> Any:
+            return default(*args)
+
+    layers.lax = Lax()
+    try:
+        yield
+    finally:
+        layers.lax = jax.lax
