@@ -85,7 +85,7 @@ def raw(effort: measure.Effort) -> measure.Way:
 
 
 def batches_of(pipeline: TrainPipeline, batch_size: int) -> measure.Way:
-    return lambda: batch_size * sum(1 for _ in pipeline.batches(0))
+    return lambda: batch_size * sum(1 for _ in pipeline.chunks(0))
 
 
 def tf_data(folder: pathlib.Path, view: int) -> measure.Way | None:

@@ -46,6 +46,7 @@ CASES = {
     "c": Case({"name": "bit", "depth": 101}, {"name": "bit", "depth": 50}, 64, 32),
     "digits": Case({"name": "cnn", "features": (64, 128)}, SMALL_CNN, 8, 128, 1, 10),
 }
+STEPS_PER_DISPATCH = 25
 TINY = Case({"name": "cnn", "features": (8, 16)}, {"name": "cnn", "features": (4, 8)}, 8, 8, 1, 10)
 
 
@@ -85,23 +86,25 @@ class Job:
         """The teacher that standardises its kernels in every step."""
         return teachers.plain(self.teacher, self.config, self.mesh, ())
 
-    def pipeline(self) -> TrainPipeline:
-        view, source = self.config.view, self.config.source
+    def pipeline(self, steps_per_dispatch: int = 1, resident: bool = False) -> TrainPipeline:
+        """Batches of random images, sent as this says."""
+        view, source = self.config.view, dataclasses.replace(self.config.source, resident=resident)
         shape = {"image_size": view.image_size, "channels": view.channels, "num_classes": self.config.num_classes}
-        return TrainPipeline(self.config, open_source(source, source.train, **shape))
+        config = dataclasses.replace(self.config, source=source, steps_per_dispatch=steps_per_dispatch)
+        return TrainPipeline(config, open_source(source, source.train, **shape))
 
 
 def one_batch(job: Job, teacher: Any) -> measure.Way:
     """One step a call on a batch that is on the device already."""
     computation = job.build()
     state = computation.begin(computation.init(jax.random.key(0)))
-    batch = sharding.to_devices(job.mesh, job.pipeline().batch(0))
+    chunk = sharding.to_devices(job.mesh, next(job.pipeline().chunks(0)), axis=1)
 
     def way() -> int:
         nonlocal state
-        in_order = {**batch, "step": state.step + 0}  # the state is donated
-        state, metrics = computation.train_step(state, teacher, in_order)
-        assert bool(jax.block_until_ready(metrics)["applied"])
+        in_order = {**chunk, "step": state.step[None]}
+        state, metrics = computation.train_chunk(state, teacher, None, in_order)
+        assert all(jax.block_until_ready(metrics)["applied"])
         return job.config.batch_size
 
     return way
@@ -126,29 +129,46 @@ def unfolded(job: Job) -> measure.Way:
     return one_batch(job, job.unfolded())
 
 
-def host_fed(job: Job) -> measure.Way:
-    """As in `train`: every batch is made by the pipeline and sent to the device, steps are dispatched ahead."""
-    computation, teacher = job.build(), job.folded()
+def fed(job: Job, **how: Any) -> measure.Way:
+    """As in `train`: every chunk is made by the pipeline and sent to the device, and dispatched ahead."""
+    computation, teacher, data = job.build(), job.folded(), job.pipeline(**how)
     state = computation.begin(computation.init(jax.random.key(0)))
-    batches = job.pipeline().batches(0)
+    resident, chunks = sharding.put(data.resident(), sharding.replicated(job.mesh)), data.chunks(0)
+    num_dispatches = 5 if "steps_per_dispatch" not in how else 1
 
     def way() -> int:
         nonlocal state
-        applied = []
-        for batch in itertools.islice(batches, 5):
-            state, metrics = computation.train_step(state, teacher, sharding.to_devices(job.mesh, batch))
-            applied.append(metrics["applied"])
+        applied: list[bool] = []
+        for chunk in itertools.islice(chunks, num_dispatches):
+            on_devices = sharding.to_devices(job.mesh, chunk, axis=1)
+            state, metrics = computation.train_chunk(state, teacher, resident, on_devices)
+            applied.extend(metrics["applied"])
         assert all(jax.device_get(applied))
         return len(applied) * job.config.batch_size
 
     return way
 
 
+def scanned(job: Job, **how: Any) -> measure.Way:
+    return fed(job, steps_per_dispatch=STEPS_PER_DISPATCH, **how)
+
+
+def resident(job: Job) -> measure.Way:
+    return fed(job, resident=True)
+
+
+def resident_scanned(job: Job) -> measure.Way:
+    return scanned(job, resident=True)
+
+
 WAYS: dict[str, Callable[[Job], measure.Way]] = {
     "uncured": uncured,
     "plain": plain,
     "unfolded": unfolded,
-    "host": host_fed,
+    "host": fed,
+    "scanned": scanned,
+    "resident": resident,
+    "resident_scanned": resident_scanned,
 }
 
 
