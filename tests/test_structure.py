@@ -32,6 +32,7 @@ FLOORS = [
     "state plugins config",
     "costs",
     "chips hlo",
+    "hlo_text",
     "errors checksums",
     "atomic",
 ]
