@@ -7,7 +7,8 @@ and it counts the body of a loop once. Here the scheduled instructions are added
 * `hbm_bytes`: operands and results that live in memory space 0. What only slices an operand or gathers rows of it, or
   updates a slice in place, moves the slice, in a fusion or alone. Aliases (tuples, bitcasts) and the `-done` halves of
   asynchronous operations move nothing; the `-start` halves have their operands in their results, which count once. A
-  conditional counts its dearest branch, a Pallas kernel its operands and results; other custom calls nothing.
+  conditional counts its dearest branch; a Pallas kernel, and a call of cuDNN or cuBLAS, its operands and results, other
+  custom calls nothing. (Of a GPU all is in its memory: what the L2 cache saves is not known.)
 * `multiplications`: of convolutions and matrix products, by the dtype of their operands.
 * `collective_bytes`: the operands of collectives, of an all-gather the result, by kind; `sent_bytes` what of them a
   device sends in a ring.
@@ -25,6 +26,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from big_distill.hlo_loops import Loops
 from big_distill.hlo_text import Array, Instruction, parse
 
 COLLECTIVES = (
@@ -38,7 +40,8 @@ COLLECTIVES = (
 )
 _NO_MEMORY = ("parameter", "constant", "iota", "partition-id", "replica-id", "after-all")
 _ALIASES = ("tuple", "get-tuple-element", "bitcast")
-_SAME_VALUE = ("copy", "copy-start", "copy-done", "bitcast")
+_KERNELS = re.compile(r'custom_call_target="(tpu_custom_call"|__cudnn\$|__cublas\$)')
+_LIBRARY = re.compile(r'custom_call_target="__(cudnn\$conv|cublas\$)(BackwardInput|BackwardFilter)?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +66,7 @@ class Program:
         header = text.partition("\n")[0]
         sizes = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
         self._num_devices = math.prod(map(int, sizes))
-        self._callers = {
-            called: (loop, name)
-            for name, body in self._computations.items()
-            for loop in body.values()
-            if loop.kind == "while"
-            for called in loop.called("condition", "body")
-        }
+        self._loops = Loops(self._computations)
 
     @functools.cached_property
     def moves(self) -> tuple[Move, ...]:
@@ -86,7 +83,7 @@ class Program:
     def unknown_loops(self) -> tuple[str, ...]:
         """Loops that were counted once, because how often they run is not known."""
         loops = ((i, name) for name, body in self._computations.items() for i in body.values() if i.kind == "while")
-        return tuple(loop.name for loop, name in loops if self._trips(loop, name) is None)
+        return tuple(loop.name for loop, name in loops if self._loops.trips(loop, name) is None)
 
     @functools.cached_property
     def collective_bytes(self) -> dict[str, int]:
@@ -125,7 +122,7 @@ class Program:
         """
         found: collections.Counter[str] = collections.Counter()
         for times, instruction, body in self._executed(self._entry, 1, once):
-            if instruction.kind in ("convolution", "dot"):
+            if instruction.kind in ("convolution", "dot") or _LIBRARY.search(instruction.attributes):
                 operands = [body[name].result[0] for name in instruction.operands]
                 found[operands[0].dtype] += times * _multiplications(instruction, operands)
         return dict(found)
@@ -138,7 +135,7 @@ class Program:
         for instruction in body.values():
             yield times, instruction, body
             if instruction.kind == "while":
-                trips = 1 if once else _or_once(self._trips(instruction, name))
+                trips = 1 if once else _or_once(self._loops.trips(instruction, name))
                 for inner in instruction.called("body"):
                     yield from self._executed(inner, times * trips, once)
             elif instruction.kind == "conditional":
@@ -152,7 +149,7 @@ class Program:
         for instruction in body.values():
             if instruction.kind == "while":
                 for inner in instruction.called("body"):
-                    yield from self._moves(inner, times * _or_once(self._trips(instruction, name)))
+                    yield from self._moves(inner, times * _or_once(self._loops.trips(instruction, name)))
             elif instruction.kind == "conditional":
                 yield from self._moves(self._dearest(instruction), times)
             elif instruction.kind == "call":
@@ -171,7 +168,7 @@ class Program:
         if (
             kind in (*_NO_MEMORY, *_ALIASES)
             or kind.endswith(("-done", "-update"))
-            or (kind == "custom-call" and "tpu_custom_call" not in instruction.attributes)
+            or (kind == "custom-call" and not _KERNELS.search(instruction.attributes))
         ):
             return 0
         operands = [body.get(name) for name in instruction.operands]
@@ -238,70 +235,6 @@ class Program:
         reads = {int(i.arguments): read(i) for i in body.values() if i.kind == "parameter"}
         return reads, [written(result) for result in results]
 
-    def _trips(self, loop: Instruction, where: str) -> int | None:
-        """How often a loop, in the computation `where`, runs, if it can be known."""
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
-            return int(known[1])
-        (condition,), (body,) = loop.called("condition"), loop.called("body")
-        test, after = _root(self._computations[condition]), _root(self._computations[body])
-        if test.kind != "compare" or "direction=LT" not in test.attributes or after.kind != "tuple":
-            return None
-        counter, limit = self._element(test.operands[0], condition), self._constant(test.operands[1], condition)
-        if counter is None or limit is None:
-            return None
-        start = self._constant_element(loop.operands[0], counter, where)
-        addition = self._computations[body].get(after.operands[counter])
-        if start is None or addition is None or addition.kind != "add":
-            return None
-        kept = [self._element(operand, body) == counter for operand in addition.operands]
-        steps = [self._constant(operand, body) for operand in addition.operands]
-        step = steps[1] if kept[0] else steps[0] if kept[1] else None
-        return max(0, -((start - limit) // step)) if step and step > 0 else None
-
-    def _constant(self, name: str, where: str) -> int | None:
-        """The value of an integer, if it is a constant, or one that was copied or that loops leave as it is."""
-        value = self._origin(name, where)
-        if value.kind == "constant" and re.fullmatch(r"-?\d+", value.arguments):
-            return int(value.arguments)
-        if value.kind != "get-tuple-element":
-            return None
-        return self._constant_element(value.operands[0], _index(value), where)
-
-    def _constant_element(self, name: str, index: int, where: str) -> int | None:
-        """The same of an element of a tuple."""
-        source = self._computations[where][name]
-        if source.kind == "tuple":
-            return self._constant(source.operands[index], where)
-        if source.kind != "parameter" or where not in self._callers:
-            return None
-        loop, outside = self._callers[where]
-        (body,) = loop.called("body")
-        after = _root(self._computations[body])
-        unchanged = after.kind == "tuple" and self._element(after.operands[index], body) == index
-        return self._constant_element(loop.operands[0], index, outside) if unchanged else None
-
-    def _element(self, name: str, where: str) -> int | None:
-        """Which element of the computation's parameter, a tuple, a value is."""
-        value = self._origin(name, where)
-        if value.kind == "get-tuple-element" and self._computations[where][value.operands[0]].kind == "parameter":
-            return _index(value)
-        return None
-
-    def _origin(self, name: str, where: str) -> Instruction:
-        """What a value was copied from."""
-        value = self._computations[where][name]
-        return self._origin(value.operands[0], where) if value.kind in _SAME_VALUE else value
-
-
-def _root(body: Mapping[str, Instruction]) -> Instruction:
-    return next(instruction for instruction in body.values() if instruction.is_root)
-
-
-def _index(element: Instruction) -> int:
-    index = re.search(r"\bindex=(\d+)", element.attributes)
-    assert index, f"{element.name}: a get-tuple-element without index"
-    return int(index[1])
-
 
 def _or_once(trips: int | None) -> int:
     return 1 if trips is None else trips
@@ -344,13 +277,18 @@ def _at_most(whole: int, part: int | None) -> int:
 
 
 def _multiplications(instruction: Instruction, operands: Sequence[Array]) -> int:
-    left, right = operands[:2]
-    outputs = math.prod(instruction.result[0].shape)
-    if instruction.kind == "dot":
-        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-        return outputs * math.prod(left.shape[int(axis)] for axis in filter(None, axes[1].split(",") if axes else ()))
+    library = _LIBRARY.search(instruction.attributes)
+    if instruction.kind == "dot" or (library and library[1] == "cublas$"):
+        outputs, left = math.prod(instruction.result[0].shape), operands[0]
+        axes = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', instruction.attributes)
+        return outputs * math.prod(left.shape[int(axis)] for axis in re.findall(r"\d+", axes[1] if axes else ""))
+    output, kernel = instruction.result[0], operands[1]
+    if library and library[2] == "BackwardInput":  # (gradient of the output, kernel)
+        output = operands[0]
+    elif library and library[2] == "BackwardFilter":  # (input, gradient of the output)
+        output, kernel = kernel, output
     labels = re.search(r"dim_labels=\w+?_(\w+?)->", instruction.attributes)
     dilation = re.search(r"lhs_dilate=([\dx]+)", instruction.attributes)
     assert labels, f"{instruction.name}: a convolution without dim_labels"
-    kernel = math.prod(size for label, size in zip(labels[1], right.shape, strict=True) if label != "o")
-    return outputs * kernel // math.prod(map(int, dilation[1].split("x") if dilation else ()))
+    each = math.prod(size for label, size in zip(labels[1], kernel.shape, strict=True) if label != "o")
+    return math.prod(output.shape) * each // math.prod(map(int, dilation[1].split("x") if dilation else ()))

@@ -26,7 +26,7 @@ from big_distill.state import Card
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 CPUS = chips.open_slice("cpu:8")
-V5E = dataclasses.replace(CPUS, name="v5e:2x4", platform="tpu", chip=chips.CHIPS["v5e"])
+V5E = dataclasses.replace(CPUS, name="v5e:2x4", platform="tpu", chip=chips.TPUS["v5e"])
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 
 
