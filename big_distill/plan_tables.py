@@ -47,9 +47,10 @@ def _heading(one: Plan) -> str:
     if not chip.flops:
         return f"{one.config} on {where.name}: this machine, of whose speed nothing is known"
     cores = " in two cores" if where.devices_per_chip > 1 else ""
+    untried = ", not run here" if where.platform == "gpu" else ""
     return (
         f"{one.config} on {where.name}: {where.num_chips} x {chip.flops / 1e12:,.0f} TFLOP/s (bfloat16){cores}, "
-        f"{chip.memory / 1e9:.1f} GB at {chip.bandwidth / 1e9:,.0f} GB/s"
+        f"{chip.memory / 1e9:.1f} GB at {chip.bandwidth / 1e9:,.0f} GB/s{untried}"
     )
 
 
@@ -128,31 +129,28 @@ def batches_table(one: Plan) -> str:
 
 
 def slices_table(one: Plan) -> str:
-    """How a chip's part of the student's step grows with the slice."""
-    all_of = [(one.slice, one.student.train), *one.slices]
-    kinds = sorted({kind for _, cost in all_of for kind in cost.collective_bytes})
-    rows = [["a chip and step", "chips", "images", "FLOPs", "HBM traffic", "temporaries", *kinds, "roofline"]]
-    for where, cost in all_of:
-        grown = growth(one.student.train, cost) if cost is not one.student.train else None
-        figures = {
-            "flops": _flops(cost.flops),
-            "hbm_bytes": _bytes(cost.hbm_bytes),
-            "temp_bytes": _bytes(cost.temp_bytes),
-        }
-        figures |= {kind: _bytes(cost.collective_bytes.get(kind, 0)) for kind in kinds}
-        cells = [f"{text}{_grown(grown, name)}" if not cost.refused else "-" for name, text in figures.items()]
-        seconds = cost.roofline_seconds
-        images = one.student.batch_per_chip * where.num_chips
-        rows.append([where.name, f"{where.num_chips:,}", f"{images:,}", *cells, _time(seconds) if seconds else "-"])
+    """How a chip's part of the student's step grows with the slice, its batch staying the same."""
+    train, images = one.student.train, one.student.batch_per_chip
+    columns = [(one.slice, train), *one.slices]
+
+    def cell(cost: Cost, name: str, text: str) -> str:
+        grown = (growth(train, cost) or {}) if cost is not train else {}
+        return "-" if cost.refused else f"{text} ({grown[name]:+.1f} %)" if name in grown else text
+
+    rows = [["a chip and step", *(where.name for where, _ in columns)]]
+    rows += [["chips", *(f"{where.num_chips:,}" for where, _ in columns)]]
+    rows += [["images", *(f"{images:,}" for _ in columns)]]
+    rows += [["FLOPs", *(cell(cost, "flops", _flops(cost.flops)) for _, cost in columns)]]
+    rows += [["HBM traffic", *(cell(cost, "hbm_bytes", _bytes(cost.hbm_bytes)) for _, cost in columns)]]
+    rows += [["temporaries", *(cell(cost, "temp_bytes", _bytes(cost.temp_bytes)) for _, cost in columns)]]
+    for kind in sorted({kind for _, cost in columns for kind in cost.collective_bytes}):
+        rows += [[kind, *(cell(cost, kind, _bytes(cost.collective_bytes.get(kind, 0))) for _, cost in columns)]]
+    rows += [["roofline", *(_timed("", cost, cost.bound_by or "") for _, cost in columns)]]
     return cli.aligned(rows)
 
 
 def _figure(cost: Cost, text: Callable[[Cost], str]) -> str:
     return "-" if cost.refused else text(cost)
-
-
-def _grown(growth: dict[str, float] | None, name: str) -> str:
-    return f" ({growth[name]:+.1f} %)" if growth and name in growth else ""
 
 
 def _fits(one: Plan, stage: Stage) -> str:
