@@ -135,7 +135,7 @@ def slices_table(one: Plan) -> str:
 
     def cell(cost: Cost, name: str, text: str) -> str:
         grown = (growth(train, cost) or {}) if cost is not train else {}
-        return "-" if cost.refused else f"{text} ({grown[name]:+.1f} %)" if name in grown else text
+        return "-" if cost.refused else f"{text} ({round(grown[name], 1) + 0:+.1f} %)" if name in grown else text
 
     rows = [["a chip and step", *(where.name for where, _ in columns)]]
     rows += [["chips", *(f"{where.num_chips:,}" for where, _ in columns)]]

@@ -90,7 +90,8 @@ class TestWithLibtpu:
         with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as error:
             jax.jit(lambda x: x + 1).lower(x).compile()
         available = re.search(r"exceeds available HBM \(([\d.]+)G\)", str(error.value))
-        assert where.chip.memory == float(available[1]) * where.devices_per_chip * 2**30
+        words = float(available[1]) * where.devices_per_chip * 2**30
+        assert where.chip.memory == pytest.approx(words, rel=0.005)  # it is a little less in later releases
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs JAX's CUDA plugin")

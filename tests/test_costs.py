@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
 
 from big_distill import chips
-from big_distill.costs import Cost, largest_batch, roofline
+from big_distill.costs import Cost, compile_step, largest_batch, roofline
 
 CPUS = chips.open_slice("cpu:8")
 V5E = dataclasses.replace(CPUS, name="v5e:2x4", platform="tpu", chip=chips.TPUS["v5e"])
@@ -24,6 +26,21 @@ def test_a_roofline():
     assert roofline(cost, CPUS) == {}
     alone = dataclasses.replace(V5E, devices=V5E.devices[:1], num_chips=1)
     assert roofline(cost, alone).keys() == {"arithmetic", "memory"}
+
+
+def test_cores_of_a_chip_share_its_links():
+    """What two devices compute, move and have in collectives is their chip's; of what they send, half stays in it."""
+    mesh = jax.sharding.Mesh(np.array(CPUS.devices), ("data",))
+    rows, everywhere = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (["data"], []))
+    step = jax.jit(lambda x: x.sum(0), out_shardings=everywhere)
+    args = (jax.ShapeDtypeStruct((64, 100), "float32", sharding=rows),)
+    one, _ = compile_step(step, args, CPUS)
+    two, text = compile_step(step, args, dataclasses.replace(CPUS, num_chips=4))
+    assert text.startswith("HloModule") and one.collective_bytes == {"all-reduce": 400}
+    for name in ("argument_bytes", "temp_bytes", "flops", "hbm_bytes"):
+        assert getattr(two, name) == 2 * getattr(one, name)
+    assert two.collective_bytes == {"all-reduce": 800}
+    assert two.sent_bytes == one.sent_bytes == 2 * 400 * 7 / 8
 
 
 def linear(batch):
@@ -57,6 +74,8 @@ def test_the_largest_batch_is_on_a_line_and_below_what_was_refused(costs, expect
 def test_a_larger_batch_that_needs_no_more_says_nothing_of_the_slope():
     same = Cost(True, temp_bytes=16_500_000)
     assert largest_batch({8: same, 16: same}, 500_000, V5E) == (ROOM - 500_000) // 1_000_000
+    more = Cost(True, temp_bytes=17_000_000)
+    assert largest_batch({8: more, 16: same}, 500_000, V5E) == (ROOM - 500_000) // 1_000_000
 
 
 def test_a_refused_step_has_no_figures():

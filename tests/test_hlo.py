@@ -216,6 +216,19 @@ def test_a_fusion_that_slices_reads_the_slice_and_in_place_writes_it():
     assert program(*lines, computations=read_elsewhere).hbm_bytes == (4 + 1 + 1) * KB
 
 
+def test_a_fusion_that_gathers_reads_what_it_gathers():
+    gathering = """
+%rows (stack: f32[64,256], which: s32[3]) -> f32[3,256] {
+  %stack = f32[64,256]{1,0} parameter(0)
+  %which = s32[3]{0} parameter(1)
+  ROOT %g = f32[3,256]{1,0} gather(%stack, %which), slice_sizes={1,256}
+}
+"""
+    lines = ["%p = f32[64,256]{1,0} parameter(0)", "%i = s32[3]{0:S(1)} parameter(1)"]
+    fused = "ROOT %f = f32[3,256]{1,0:S(1)} fusion(%p, %i), kind=kCustom, calls=%rows"
+    assert program(*lines, fused, computations=gathering).hbm_bytes == 3 * KB
+
+
 def test_a_conditional_counts_its_dearest_branch():
     branch = "%{0} (p: f32[256]) -> f32[256] {{\n  %p.{0} = f32[256]{{0}} parameter(0)\n  {1}\n}}\n"
     dear = "ROOT %n = f32[256]{0} negate(%p.dear)"

@@ -321,7 +321,7 @@ def test_the_command(tmp_path):
     """Figures of a config, the text that they are of, and those of it on fewer devices, with what differs."""
     text = tmp_path / "step.hlo"
     config = "--config=configs/mnist_teacher.py:smoke"
-    different = "configs/mnist_teacher.py:smoke --config.optimizer.name=sgd config.batch_size=8 cpu:4"
+    different = "configs/mnist_teacher.py:smoke config.optimizer.name=sgd cpu:4"
     flags = [
         "--config.batch_size=16",
         "--topology=cpu:8",
@@ -336,9 +336,10 @@ def test_the_command(tmp_path):
     assert [(one["config"], one["topology"], one["num_chips"], one["batch_per_chip"]) for one in found] == [
         ("mnist_teacher:smoke", "cpu:8", 8, 2),
         ("mnist_teacher:smoke", "cpu:2", 2, 8),
-        ("mnist_teacher:smoke optimizer.name=sgd batch_size=8", "cpu:4", 4, 2),
+        ("mnist_teacher:smoke optimizer.name=sgd", "cpu:4", 4, 4),
     ]
     assert all(one["fits"] and one["evaluation"] is None for one in found)
+    assert found[2]["checkpoint_bytes"] < found[0]["checkpoint_bytes"]  # one moment less
     assert text.read_text().startswith("HloModule")
 
 
