@@ -1,9 +1,14 @@
 """What accelerators can do at best, and slices of them that need not be there.
 
-Figures of a chip are Google's, docs.cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}; v2's, and the
+Figures of a TPU are Google's, docs.cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}; v2's, and the
 int8 of v5p, are from the table of the same chips in `jax.experimental.pallas.tpu`. `ici` is half of the "bidirectional
 interconnect bandwidth" or, where there is none, the pod's all-reduce bandwidth divided by its chips, which for v5e and
-v6e is the same number; v2 has neither.
+v6e is the same number; v2 has neither. `memory` is less than the chip has: what libtpu 0.0.42 says is available when it
+refuses a program ("exceeds available HBM (15.75G)"), of both cores where it lists two.
+
+Figures of a GPU are NVIDIA's, of the data sheets of A100 and H100, SXM, without sparsity; `ici` is NVLink's, one way.
+`memory` is the three quarters of it that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION). Nothing of this project has run on
+one: the compiler is told what it is for (`gpu_targets`), and the figures are what it answers.
 """
 
 from __future__ import annotations
@@ -12,12 +17,14 @@ import dataclasses
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 
 from big_distill.errors import ConfigError
+from big_distill.gpu_targets import GPU_TARGETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +33,10 @@ class Chip:
 
     flops: of bfloat16, a second.
     int8_ops: a second; where they are no faster than bfloat16, as many.
-    memory: bytes of HBM.
+    memory: bytes of HBM that a program can have.
     bandwidth: of HBM, bytes a second.
     ici: bytes a second that it sends to other chips, and receives.
-    shapes: of slices that libtpu compiles for, for messages.
+    shapes: of slices that are compiled for, for messages.
     """
 
     flops: float = 0
@@ -41,14 +48,22 @@ class Chip:
 
 
 _GIB = 1 << 30
-CHIPS = {
-    "v2": Chip(46e12, 46e12, 16e9, 716e9, 0, ("1x1", "2x2")),
-    "v3": Chip(123e12, 123e12, 32 * _GIB, 900e9, 332e9, ("1x1", "2x2", "4x4")),
-    "v4": Chip(275e12, 275e12, 32 * _GIB, 1200e9, 269e9, ("1x1x1", "2x2x1", "2x2x2")),
-    "v5e": Chip(197e12, 393e12, 16 * _GIB, 819e9, 200e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "16x16")),
-    "v5p": Chip(459e12, 918e12, 95 * _GIB, 2765e9, 600e9, ("1x1x1", "2x2x1", "2x2x2")),
-    "v6e": Chip(918e12, 1836e12, 32 * _GIB, 1638e9, 400e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "16x16")),
-    "tpu7x": Chip(2307e12, 2307e12, 192 * _GIB, 7380e9, 600e9, ("1x1x1", "2x2x1")),
+_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "16x16")
+_3D = ("1x1x1", "2x2x1", "2x2x2")
+_MACHINE = ("1", "2", "4", "8")
+TPUS = {
+    "v2": Chip(46e12, 46e12, 2 * 7.48 * _GIB, 716e9, 0, ("1x1", "2x2")),
+    "v3": Chip(123e12, 123e12, 2 * 15.48 * _GIB, 900e9, 332e9, ("1x1", "2x2", "4x4")),
+    "v4": Chip(275e12, 275e12, 30.75 * _GIB, 1200e9, 269e9, _3D),
+    "v5e": Chip(197e12, 393e12, 15.75 * _GIB, 819e9, 200e9, _2D),
+    "v5p": Chip(459e12, 918e12, 95.74 * _GIB, 2765e9, 600e9, _3D),
+    "v6e": Chip(918e12, 1836e12, 31.25 * _GIB, 1638e9, 400e9, _2D),
+    "tpu7x": Chip(2307e12, 2307e12, 2 * 94.75 * _GIB, 7380e9, 600e9, ("1x1x1", "2x2x1")),
+}
+GPUS = {
+    "a100": Chip(312e12, 624e12, 0.75 * 80 * _GIB, 2039e9, 300e9, _MACHINE),
+    "a100-40gb": Chip(312e12, 624e12, 0.75 * 40 * _GIB, 1555e9, 300e9, _MACHINE),
+    "h100": Chip(989e12, 1979e12, 0.75 * 80 * _GIB, 3350e9, 450e9, _MACHINE),
 }
 _ENVIRONMENT = {
     # Without these libtpu asks the network what machine it is on, and complains about the answer.
@@ -57,18 +72,19 @@ _ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock is on a device; here none is opened
 }
-_GPUS = ("gpu", "cuda", "a100", "h100", "h200", "b200")
+_GPU_OPTIONS = {"xla_gpu_autotune_level": 0}  # it would time kernels on the GPU that is not there
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
     """Devices to compile for.
 
-    name: what the user calls it: v5e:2x4, cpu:8.
-    platform: 'tpu' or 'cpu'.
+    name: what the user calls it: v5e:2x4, h100:8, cpu:8.
+    platform: 'tpu', 'gpu' or 'cpu'.
     devices: in libtpu's order, or of this machine.
     num_chips: v2, v3 and tpu7x have two devices a chip here: libtpu lists the cores.
     chip: what each is worth; of a CPU nothing is known.
+    compiler_options: that it takes to compile for it.
     """
 
     name: str
@@ -76,6 +92,12 @@ class Slice:
     devices: tuple[Any, ...]
     num_chips: int
     chip: Chip
+    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What its chips are: v5e."""
+        return self.name.partition(":")[0]
 
     @property
     def devices_per_chip(self) -> int:
@@ -84,23 +106,25 @@ class Slice:
 
 
 def open_slice(name: str) -> Slice:
-    """A slice of TPUs, which need not be there (libtpu compiles for it), or so many devices of this machine's CPU.
+    """A slice of TPUs or GPUs, which need not be there, or so many devices of this machine's CPU.
 
     Args:
-      name: 'v5e:2x4', 'cpu', 'cpu:8'.
+      name: 'v5e:2x4', 'h100:8', 'cpu', 'cpu:8'.
 
     Raises:
-      ConfigError: no such slice, or libtpu is not installed.
+      ConfigError: no such slice, or what compiles for it is not installed.
     """
     kind, _, shape = name.partition(":")
     if kind == "cpu":
         return _cpus(name, shape)
-    if kind.lower().startswith(_GPUS):
-        raise ConfigError(
-            f"--topology={name}: XLA compiles for a GPU only where there is one; --topology=cpu tells FLOPs and sizes"
-        )
-    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)+", shape):
-        raise ConfigError(f"--topology={name}: there is no such slice{_nearest(name)}")
+    if kind in GPUS and shape.isdecimal():
+        return _gpus(name, kind, int(shape))
+    if kind in TPUS and re.fullmatch(r"\d+(x\d+)+", shape):
+        return _tpus(name, kind, shape)
+    raise ConfigError(f"--topology={name}: there is no such slice{_nearest(name)}")
+
+
+def _tpus(name: str, kind: str, shape: str) -> Slice:
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) <= {"1", "x"} else {}
@@ -117,7 +141,24 @@ def open_slice(name: str) -> Slice:
             f"--topology={name} needs libtpu, which compiles for it: pip install 'big_distill[tpu]'; no TPU is needed"
         ) from error
     num_chips = len({tuple(device.coords) for device in devices})
-    return Slice(name, "tpu", tuple(devices), num_chips, CHIPS[kind])
+    return Slice(name, "tpu", tuple(devices), num_chips, TPUS[kind])
+
+
+def _gpus(name: str, kind: str, count: int) -> Slice:
+    if not 1 <= count <= 8:
+        raise ConfigError(f"--topology={name}: expected 1 to 8, the GPUs of one machine")
+    try:
+        described = topologies.get_topology_desc(
+            platform="cuda", target_config=GPU_TARGETS[kind], topology=f"1x1x{count}"
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f"--topology={name}: XLA refuses it ({str(error).partition(chr(10))[0]})") from error
+    except (RuntimeError, ImportError) as error:  # a NotImplementedError is a RuntimeError
+        raise ConfigError(
+            f"--topology={name} needs JAX's CUDA plugin, which compiles for it: pip install 'big_distill[cuda]'; "
+            "no GPU is needed"
+        ) from error
+    return Slice(name, "gpu", tuple(described.devices), count, GPUS[kind], _GPU_OPTIONS)
 
 
 def _cpus(name: str, count: str) -> Slice:
@@ -134,6 +175,6 @@ def _cpus(name: str, count: str) -> Slice:
 
 
 def _nearest(name: str) -> str:
-    known = [f"{kind}:{shape}" for kind, chip in CHIPS.items() for shape in chip.shapes] + ["cpu", "cpu:8"]
+    known = [f"{kind}:{shape}" for kind, chip in (TPUS | GPUS).items() for shape in chip.shapes] + ["cpu", "cpu:8"]
     near = difflib.get_close_matches(name, known, 3, 0.4)
     return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"

@@ -28,8 +28,8 @@ def define_config_flag() -> None:
     )
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's flags, with errors that name the field, the value and the nearest right name."""
+def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """absl's flags, or others, with errors that name the field, the value and the nearest right name."""
     for argument, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name, given, value = argument.lstrip("-").partition("=")
         if name == "config":
@@ -43,11 +43,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         elif (field := name.removeprefix("no")).startswith("config."):
             check_path(field)
     try:
-        return flags.FLAGS(list(argv))
+        return values(list(argv))
     except flags.UnrecognizedFlagError as error:
-        ours = [
-            f.name for module, own in flags.FLAGS.flags_by_module_dict().items() if "absl" not in module for f in own
-        ]
+        ours = [f.name for module, own in values.flags_by_module_dict().items() if "absl" not in module for f in own]
         raise ConfigError(f"unknown flag --{error.flagname}{nearest(error.flagname, ours)}") from error
     except flags.Error as error:
         raise ConfigError(_flag_error(str(error).removeprefix("flag --"))) from error
@@ -64,6 +62,22 @@ def config_value() -> ConfigDict:
     if flags.FLAGS.config is None:
         raise ConfigError("--config=FILE is needed, e.g. --config=configs/digits_fm.py")
     return flags.FLAGS.config
+
+
+def another_config(file: str, overrides: Sequence[str]) -> ConfigDict:
+    """A config as another command line makes it, which had this one's overrides first.
+
+    Args:
+      file: with its argument, or this command line's if it is empty.
+      overrides: `--config.field=value`.
+    """
+    given: Any = flags.FLAGS["config"]
+    ours = [f"--config.{field}={value}" for field, value in given.override_values.items()]
+    argv = ["", f"--config={file or given.config_filename}", *ours, *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, lock_config=True, flag_values=values, sys_argv=argv)
+    parse_flags(argv, values)
+    return values.config
 
 
 def config_path() -> pathlib.Path:

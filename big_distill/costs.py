@@ -17,15 +17,17 @@ from big_distill import chips, hlo
 class Cost:
     """One compiled step.
 
-    fits: whether the compiler finds room for it, and what it needs is no more than the chip has.
+    fits: whether the compiler finds room for it, and what it needs is no more than a program can have.
     argument_bytes, temp_bytes, output_bytes, code_bytes: in the chip's memory; of the outputs those that do not take an
       argument's place.
-    flops: as the compiler counts them, times the trips of loops; int8_flops are those in integers, of the same sum.
+    flops: as the compiler counts them, times the trips of loops, or of products alone where it does not count (for
+      GPUs); int8_flops are those in integers, of the same sum.
     hbm_bytes: to and from the chip's memory, see `hlo`.
-    collective_bytes: what a chip puts into collectives, by kind.
-    seconds: at the chip's peaks: arithmetic, memory and, a ring assumed, interconnect; empty for a CPU.
+    collective_bytes: what a chip's devices have in collectives, by kind.
+    sent_bytes: what a chip sends to others in them, in rings that pass all its cores: between those it costs nothing.
+    seconds: at the chip's peaks: arithmetic, memory and interconnect; empty for a CPU.
     unknown_loops: loops that were counted once.
-    refused: the compiler's words, if it found no room; then the figures are zeros.
+    refused: the compiler's words, if it found no room; then the figures mean nothing.
     """
 
     fits: bool
@@ -37,6 +39,7 @@ class Cost:
     int8_flops: float = 0
     hbm_bytes: int = 0
     collective_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    sent_bytes: float = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     unknown_loops: tuple[str, ...] = ()
     compile_seconds: float = 0
@@ -58,16 +61,18 @@ class Cost:
         return max(self.seconds.values()) if self.seconds else None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-ready."""
+        """Everything, JSON-ready; None for the figures of a step that was refused."""
         derived = ("total_bytes", "roofline_seconds", "bound_by")
-        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+        found = {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+        known = ("fits", "compile_seconds", "refused")
+        return {name: value if self.refused is None or name in known else None for name, value in found.items()}
 
 
-def compile_step(step: Any, args: Any, where: chips.Slice, resident_bytes: int = 0) -> tuple[Cost, str]:
-    """The cost of a jitted step with abstract arguments, and its text."""
+def compile_step(step: Any, args: Any, where: chips.Slice, held_bytes: int = 0) -> tuple[Cost, str]:
+    """The cost of a jitted step with abstract arguments, and its text; `held_bytes` of the chip are taken."""
     start = time.monotonic()
     try:
-        compiled = step.lower(*args).compile()
+        compiled = step.lower(*args).compile(compiler_options=dict(where.compiler_options) or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -77,7 +82,8 @@ def compile_step(step: Any, args: Any, where: chips.Slice, resident_bytes: int =
     memory, program, cores = compiled.memory_analysis(), hlo.Program(text), where.devices_per_chip
     repeated, once = program.multiplications(), program.multiplications(once=True)
     loops = sum(repeated.values()) / sum(once.values()) if once else 1.0
-    flops = loops * compiled.cost_analysis()["flops"] * cores
+    analysis = compiled.cost_analysis()
+    flops = cores * (loops * analysis["flops"] if analysis else 2.0 * sum(repeated.values()))
     integers = sum(count for dtype, count in repeated.items() if dtype in ("s8", "u8"))
     cost = Cost(
         fits=True,
@@ -89,20 +95,16 @@ def compile_step(step: Any, args: Any, where: chips.Slice, resident_bytes: int =
         int8_flops=flops * integers / sum(repeated.values()) if repeated else 0.0,
         hbm_bytes=program.hbm_bytes * cores,
         collective_bytes={kind: size * cores for kind, size in program.collective_bytes.items()},
+        sent_bytes=program.sent_bytes,
         unknown_loops=program.unknown_loops,
         compile_seconds=round(seconds, 2),
     )
     room = where.chip.memory or math.inf
-    return dataclasses.replace(
-        cost, fits=cost.total_bytes + resident_bytes <= room, seconds=roofline(cost, where)
-    ), text
+    return dataclasses.replace(cost, fits=cost.total_bytes + held_bytes <= room, seconds=roofline(cost, where)), text
 
 
 def roofline(cost: Cost, where: chips.Slice) -> dict[str, float]:
-    """Seconds of arithmetic, memory and interconnect at a chip's peaks; nothing for a CPU.
-
-    An all-reduce sends and receives 2 (n - 1) / n of its bytes in a ring of n chips, another collective half of that.
-    """
+    """Seconds of arithmetic, memory and interconnect at a chip's peaks; nothing for a CPU."""
     chip, num_chips = where.chip, where.num_chips
     if not chip.flops:
         return {}
@@ -111,30 +113,31 @@ def roofline(cost: Cost, where: chips.Slice) -> dict[str, float]:
         "memory": cost.hbm_bytes / chip.bandwidth,
     }
     if chip.ici and num_chips > 1:
-        passes = sum((2 if kind == "all-reduce" else 1) * size for kind, size in cost.collective_bytes.items())
-        seconds["interconnect"] = passes * (num_chips - 1) / num_chips / chip.ici
+        seconds["interconnect"] = cost.sent_bytes / chip.ici
     return seconds
 
 
-def largest_batch(costs: Mapping[int, Cost], constant_bytes: int, where: chips.Slice) -> int | None:
+def largest_batch(costs: Mapping[int, Cost], constant_bytes: int, where: chips.Slice, multiple: int = 1) -> int | None:
     """The largest number of images a chip whose train step fits; an estimate.
 
     Args:
-      costs: of compiled steps, by images a chip. The line through the two largest is followed; of a single one all but
-        `constant_bytes` is taken to grow with the batch.
+      costs: of compiled steps, by images a chip. The line through the two largest is followed, but not as far as one
+        that was refused; of a single one, or where the larger needs no more, all but `constant_bytes` is taken to grow
+        with the batch.
       constant_bytes: state, teacher.
       where: the devices.
+      multiple: what a chip's batch has to be a multiple of.
 
     Returns:
-      A multiple of the chip's devices; None for a CPU, or if nothing was compiled.
+      None for a CPU, or if nothing was compiled.
     """
     points = sorted((batch, cost.total_bytes) for batch, cost in costs.items() if not cost.refused)
     if not where.chip.memory or not points:
         return None
     batch, needed = points[-1]
-    if len(points) > 1:
-        slope = max(1.0, (needed - points[-2][1]) / (batch - points[-2][0]))
-    else:
+    slope = (needed - points[-2][1]) / (batch - points[-2][0]) if len(points) > 1 else 0
+    if slope <= 0:
         slope = max(1.0, (needed - constant_bytes) / batch)
     images = int(batch + (where.chip.memory - needed) / slope)
-    return max(0, images // where.devices_per_chip * where.devices_per_chip)
+    images = min([images, *(refused - 1 for refused, cost in costs.items() if cost.refused)])
+    return max(0, images // multiple * multiple)

@@ -4,15 +4,17 @@
 compiler keeps in on-chip memory (on a TPU: layouts that end in `S(1)`), so that it is several times the traffic to HBM;
 and it counts the body of a loop once. Here the scheduled instructions are added up, a loop's as often as it runs:
 
-* `hbm_bytes`: operands and results that live in memory space 0. A fusion that only slices an operand, or updates a
-  slice in place, moves the slice. Aliases (tuples, bitcasts) and the `-done` halves of asynchronous operations move
-  nothing; an asynchronous copy moves its HBM side. A conditional counts its dearest branch, a Pallas kernel its
-  operands and results; other custom calls nothing.
+* `hbm_bytes`: operands and results that live in memory space 0. What only slices an operand or gathers rows of it, or
+  updates a slice in place, moves the slice, in a fusion or alone. Aliases (tuples, bitcasts) and the `-done` halves of
+  asynchronous operations move nothing; the `-start` halves have their operands in their results, which count once. A
+  conditional counts its dearest branch; a Pallas kernel, and a call of cuDNN or cuBLAS, its operands and results, other
+  custom calls nothing. (Of a GPU all is in its memory: what the L2 cache saves is not known.)
 * `multiplications`: of convolutions and matrix products, by the dtype of their operands.
-* `collective_bytes`: the operands of collectives, of an all-gather the result, by kind.
+* `collective_bytes`: the operands of collectives, of an all-gather the result, by kind; `sent_bytes` what of them a
+  device sends in a ring.
 
-Text of a TPU program does not say how often a loop runs: that is read from its condition, `i < N`, with i from 0, as
-`lax.scan` makes it. A loop that cannot be read counts once and is in `unknown_loops`.
+Text of a TPU program does not say how often a loop runs: that is read from its counter, which has to begin, step and
+end by constants, as `lax.scan` makes it. A loop that cannot be read counts once and is in `unknown_loops`.
 """
 
 from __future__ import annotations
@@ -24,60 +26,22 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-_SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16} | {
-    f"{sign}{bits}": bits // 8 for sign in "su" for bits in (8, 16, 32, 64)
-}
+from big_distill.hlo_loops import Loops
+from big_distill.hlo_text import Array, Instruction, parse
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 _NO_MEMORY = ("parameter", "constant", "iota", "partition-id", "replica-id", "after-all")
 _ALIASES = ("tuple", "get-tuple-element", "bitcast")
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
-_INSTRUCTION = re.compile(r"(ROOT )?%([\w.\-]+) = (.*)$")
-_CALLED = r"%([\w.\-]+)"
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """An array of an instruction's type.
-
-    bytes_: its size, padding not counted.
-    in_hbm: False for what stays on the chip.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    bytes_: int
-    in_hbm: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of a computation: `ROOT %name = result kind(operands), attributes`."""
-
-    name: str
-    result: tuple[Array, ...]
-    kind: str
-    operands: tuple[str, ...]
-    arguments: str  # the text between the parentheses
-    attributes: str
-    is_root: bool
-
-    @property
-    def bytes_(self) -> int:
-        """Of the result, wherever it is."""
-        return sum(array.bytes_ for array in self.result)
-
-    @property
-    def hbm_bytes(self) -> int:
-        """Of what of the result is in HBM."""
-        return sum(array.bytes_ for array in self.result if array.in_hbm)
-
-    def called(self, *attributes: str) -> tuple[str, ...]:
-        """The computations that these attributes name."""
-        found: list[str] = []
-        for attribute in attributes:
-            if match := re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes):
-                found += re.findall(_CALLED, match[1])
-        return tuple(found)
+_KERNELS = re.compile(r'custom_call_target="(tpu_custom_call"|__cudnn\$|__cublas\$)')
+_LIBRARY = re.compile(r'custom_call_target="__(cudnn\$conv|cublas\$)(BackwardInput|BackwardFilter)?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +62,11 @@ class Program:
         Raises:
           ValueError: it has no entry computation.
         """
-        self._computations, self._entry = _parse(text)
+        self._computations, self._entry = parse(text)
+        header = text.partition("\n")[0]
+        sizes = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
+        self._num_devices = math.prod(map(int, sizes))
+        self._loops = Loops(self._computations)
 
     @functools.cached_property
     def moves(self) -> tuple[Move, ...]:
@@ -114,26 +82,40 @@ class Program:
     @property
     def unknown_loops(self) -> tuple[str, ...]:
         """Loops that were counted once, because how often they run is not known."""
-        loops = (i for body in self._computations.values() for i in body.values() if i.kind == "while")
-        return tuple(loop.name for loop in loops if self._trips(loop) is None)
+        loops = ((i, name) for name, body in self._computations.items() for i in body.values() if i.kind == "while")
+        return tuple(loop.name for loop, name in loops if self._loops.trips(loop, name) is None)
 
     @functools.cached_property
     def collective_bytes(self) -> dict[str, int]:
         """Bytes that one device has in collectives, by kind such as all-reduce."""
         found: collections.Counter[str] = collections.Counter()
+        for kind, size, _ in self._collectives():
+            found[kind] += size
+        return dict(found)
+
+    @functools.cached_property
+    def sent_bytes(self) -> float:
+        """Bytes that one device sends to its neighbour, where collectives go round in rings of their groups."""
+        return sum((_sent(kind, group) * size for kind, size, group in self._collectives()), 0.0)
+
+    def _collectives(self) -> Iterator[tuple[str, int, int]]:
+        """(kind, bytes in all its runs, devices in a group)."""
         channels: set[str] = set()  # of those that a TPU runs beside others: the text of each of these has them again
         for times, instruction, body in self._executed(self._entry, 1, once=False):
             kind = instruction.kind.removesuffix("-start")
-            if kind in COLLECTIVES:
-                channel = re.search(r"channel_id=(\d+).*async_collective_fusion_config", instruction.attributes)
-                if channel and channel[1] in channels:
-                    continue
-                channels |= {channel[1]} if channel else set()
-                size = sum(body[name].bytes_ for name in instruction.operands)
-                if kind == "all-gather":  # the result of the `-start` half has the operands, too
-                    size = instruction.bytes_ - (size if instruction.kind.endswith("-start") else 0)
-                found[kind] += times * size
-        return dict(found)
+            if kind not in COLLECTIVES:
+                continue
+            channel = re.search(r"channel_id=(\d+).*async_collective_fusion_config", instruction.attributes)
+            if channel and channel[1] in channels:
+                continue
+            channels |= {channel[1]} if channel else set()
+            operands = sum(body[name].bytes_ for name in instruction.operands)
+            users = [user.kind for user in body.values() if instruction.name in user.operands]
+            if kind == "all-gather":  # the result of the `-start` half has the operands, too
+                operands = instruction.bytes_ - (operands if instruction.kind.endswith("-start") else 0)
+            elif kind == "all-reduce" and set(users) == {"dynamic-slice"}:  # as libtpu writes it, within a fusion
+                kind = "reduce-scatter"
+            yield kind, times * operands, _group_size(instruction.attributes) or self._num_devices
 
     def multiplications(self, *, once: bool = False) -> dict[str, int]:
         """Multiplications of convolutions and matrix products, by the dtype of the left operand.
@@ -145,7 +127,7 @@ class Program:
         """
         found: collections.Counter[str] = collections.Counter()
         for times, instruction, body in self._executed(self._entry, 1, once):
-            if instruction.kind in ("convolution", "dot"):
+            if instruction.kind in ("convolution", "dot") or _LIBRARY.search(instruction.attributes):
                 operands = [body[name].result[0] for name in instruction.operands]
                 found[operands[0].dtype] += times * _multiplications(instruction, operands)
         return dict(found)
@@ -158,7 +140,7 @@ class Program:
         for instruction in body.values():
             yield times, instruction, body
             if instruction.kind == "while":
-                trips = 1 if once else self._trips(instruction) or 1
+                trips = 1 if once else _or_once(self._loops.trips(instruction, name))
                 for inner in instruction.called("body"):
                     yield from self._executed(inner, times * trips, once)
             elif instruction.kind == "conditional":
@@ -172,7 +154,7 @@ class Program:
         for instruction in body.values():
             if instruction.kind == "while":
                 for inner in instruction.called("body"):
-                    yield from self._moves(inner, times * (self._trips(instruction) or 1))
+                    yield from self._moves(inner, times * _or_once(self._loops.trips(instruction, name)))
             elif instruction.kind == "conditional":
                 yield from self._moves(self._dearest(instruction), times)
             elif instruction.kind == "call":
@@ -191,19 +173,25 @@ class Program:
         if (
             kind in (*_NO_MEMORY, *_ALIASES)
             or kind.endswith(("-done", "-update"))
-            or (kind == "custom-call" and "tpu_custom_call" not in instruction.attributes)
+            or (kind == "custom-call" and not _KERNELS.search(instruction.attributes))
         ):
             return 0
         operands = [body.get(name) for name in instruction.operands]
-        if kind.endswith("-start"):  # (source, destination, ...): a slice moves the smaller one's bytes
-            ends = result[:2]
-            return min(end.bytes_ for end in ends) * sum(end.in_hbm for end in ends)
-        if kind in ("slice", "dynamic-slice"):
-            return instruction.hbm_bytes + (instruction.bytes_ if operands[0] and operands[0].hbm_bytes else 0)
+        if kind.endswith("-start"):
+            result = _without_operands(instruction, operands)
+        size = sum(array.bytes_ for array in result)
         reads: Mapping[int, int | None] = {}
         writes: Sequence[int | None] = ()
-        if kind == "fusion":
-            reads, writes = self._sliced(instruction.called("calls")[0])
+        match kind.removesuffix("-start"):
+            case "fusion" | "async":
+                reads, writes = self._sliced(instruction.called("calls")[0])
+            case "slice" | "dynamic-slice":
+                reads = {0: size} | dict.fromkeys(range(1, len(operands)), 0)
+            case "gather":
+                reads = {0: size}
+            case "dynamic-update-slice":
+                update = operands[1].bytes_ if operands[1] else 0
+                reads, writes = {0: 0} | dict.fromkeys(range(2, len(operands)), 0), [update]
         if len(writes) != len(result):
             writes = (None,) * len(result)
         moved = 0
@@ -225,7 +213,7 @@ class Program:
             total = 0
             for user, index in users[instruction.name]:
                 part: int | None = None
-                if user.kind in ("slice", "dynamic-slice"):
+                if user.kind in ("slice", "dynamic-slice") or (user.kind == "gather" and index == 0):
                     part = user.bytes_
                 elif user.kind == "bitcast" and not user.is_root:
                     part = read(user)
@@ -252,76 +240,41 @@ class Program:
         reads = {int(i.arguments): read(i) for i in body.values() if i.kind == "parameter"}
         return reads, [written(result) for result in results]
 
-    def _trips(self, loop: Instruction) -> int | None:
-        """How often a loop runs, if it can be known."""
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
-            return int(known[1])
-        condition = self._computations[loop.called("condition")[0]].values()
-        root = next(i for i in condition if i.is_root)
-        limits = [i for i in condition if i.kind == "constant" and i.result[0].dtype == "s32" and not i.result[0].shape]
-        if root.kind != "compare" or "direction=LT" not in root.attributes or len(limits) != 1:
-            return None
-        return int(limits[0].arguments)
+
+def _or_once(trips: int | None) -> int:
+    return 1 if trips is None else trips
 
 
-def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """(computations by name, the name of the entry)."""
-    computations: dict[str, dict[str, Instruction]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        if line.startswith("}"):
-            current = None
-        elif line.endswith("{") and "->" in line and (header := re.match(r"(ENTRY )?%([\w.\-]+)", line)):
-            current = computations.setdefault(header[2], {})
-            entry = header[2] if header[1] else entry
-        elif current is not None and (instruction := _instruction(line.strip())):
-            current[instruction.name] = instruction
-    if not entry:
-        raise ValueError("no entry computation: this is not the text of a compiled program")
-    return computations, entry
+def _without_operands(start: Instruction, operands: Sequence[Instruction | None]) -> tuple[Array, ...]:
+    """What a `-start` half makes: its result has the operands (but an all-reduce's), too, and then contexts."""
+    if start.kind == "all-reduce-start":
+        return start.result
+    if start.kind == "copy-start":  # (destination, source, context)
+        return start.result[:1]
+    rest = start.result[sum(len(operand.result) for operand in operands if operand) :]
+    return tuple(array for array in rest if array.shape or array.in_hbm)
 
 
-def _instruction(line: str) -> Instruction | None:
-    match = _INSTRUCTION.match(line)
-    if not match:
-        return None
-    result, rest = _bracketed(match[3]) if match[3].startswith("(") else match[3].partition(" ")[::2]
-    kind = re.match(r"\s*([\w\-]+)(?=\()", rest)
-    if not kind:
-        return None
-    arguments, attributes = _bracketed(rest[kind.end() :])
-    return Instruction(
-        name=match[2],
-        result=_arrays(result),
-        kind=kind[1],
-        operands=tuple(re.findall(_CALLED, arguments)),
-        arguments=arguments[1:-1],
-        attributes=attributes,
-        is_root=bool(match[1]),
-    )
+def _group_size(attributes: str) -> int | None:
+    """How many devices a collective is among; None if it is among all of them.
+
+    Three forms: lists, {{0,1},{2,3}}; their shape, [2,2]<=[4]; axes of a mesh, mesh['x'=2,'y'=2] {'y'}.
+    """
+    if lists := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return lists[1].count(",") + 1
+    if shape := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+        return int(shape[1])
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", mesh[2]))
+    return None
 
 
-def _bracketed(text: str) -> tuple[str, str]:
-    """A text that begins with a parenthesis, split behind the one that closes it."""
-    depth = 0
-    for match in re.finditer(r"[()]", text):
-        depth += 1 if match[0] == "(" else -1
-        if not depth:
-            return text[: match.end()], text[match.end() :]
-    raise ValueError(f"a parenthesis is not closed: {text[:80]}")
-
-
-@functools.lru_cache(maxsize=4096)
-def _arrays(text: str) -> tuple[Array, ...]:
-    """The arrays of a type, which may be a tuple of them: bf16[8,32]{1,0:T(8,128)S(1)}."""
-    found = []
-    for dtype, dims, layout in _ARRAY.findall(text):
-        if dtype in _SIZES:
-            shape = tuple(map(int, filter(None, dims.split(","))))
-            space = re.search(r"S\((\d+)\)", layout)
-            in_hbm = space is None or space[1] == "0"
-            found.append(Array(dtype, shape, math.ceil(math.prod(shape) * _SIZES[dtype]), in_hbm))
-    return tuple(found)
+def _sent(kind: str, group: int) -> float:
+    """The share of a collective's bytes that a device sends, in a ring of so many."""
+    if kind.startswith("collective-"):  # point to point
+        return 1.0
+    return (2 if kind == "all-reduce" else 1) * (group - 1) / group
 
 
 def _at_most(whole: int, part: int | None) -> int:
@@ -329,13 +282,18 @@ def _at_most(whole: int, part: int | None) -> int:
 
 
 def _multiplications(instruction: Instruction, operands: Sequence[Array]) -> int:
-    left, right = operands[:2]
-    outputs = math.prod(instruction.result[0].shape)
-    if instruction.kind == "dot":
-        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-        return outputs * math.prod(left.shape[int(axis)] for axis in filter(None, axes[1].split(",") if axes else ()))
+    library = _LIBRARY.search(instruction.attributes)
+    if instruction.kind == "dot" or (library and library[1] == "cublas$"):
+        outputs, left = math.prod(instruction.result[0].shape), operands[0]
+        axes = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', instruction.attributes)
+        return outputs * math.prod(left.shape[int(axis)] for axis in re.findall(r"\d+", axes[1] if axes else ""))
+    output, kernel = instruction.result[0], operands[1]
+    if library and library[2] == "BackwardInput":  # (gradient of the output, kernel)
+        output = operands[0]
+    elif library and library[2] == "BackwardFilter":  # (input, gradient of the output)
+        output, kernel = kernel, output
     labels = re.search(r"dim_labels=\w+?_(\w+?)->", instruction.attributes)
     dilation = re.search(r"lhs_dilate=([\dx]+)", instruction.attributes)
     assert labels, f"{instruction.name}: a convolution without dim_labels"
-    kernel = math.prod(size for label, size in zip(labels[1], right.shape, strict=True) if label != "o")
-    return outputs * kernel // math.prod(map(int, dilation[1].split("x") if dilation else ()))
+    each = math.prod(size for label, size in zip(labels[1], kernel.shape, strict=True) if label != "o")
+    return math.prod(output.shape) * each // math.prod(map(int, dilation[1].split("x") if dilation else ()))

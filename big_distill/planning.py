@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ class Stage:
     constant_bytes: of state and teacher on a chip, whatever the batch.
     checkpoint_bytes: of one checkpoint.
     kept_checkpoints: at most so many at the end.
-    resident_bytes: of the state that stays on the chip during an evaluation without being its argument.
+    held_bytes: of the state that stays on the chip during an evaluation without being its argument.
     largest_batch: of a chip, that fits; an estimate.
     notes: what had to be assumed.
     warnings: what makes no sense.
@@ -56,7 +56,7 @@ class Stage:
     constant_bytes: int
     checkpoint_bytes: int
     kept_checkpoints: int
-    resident_bytes: int
+    held_bytes: int
     largest_batch: int | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -68,8 +68,10 @@ class Stage:
 
     @property
     def evaluation_bytes(self) -> int | None:
-        """Of the chip's memory during an evaluation."""
-        return self.evaluation.total_bytes + self.resident_bytes if self.evaluation else None
+        """Of the chip's memory during an evaluation; None if it was not asked for, or refused."""
+        if self.evaluation is None or self.evaluation.refused:
+            return None
+        return self.evaluation.total_bytes + self.held_bytes
 
     @property
     def fits(self) -> bool:
@@ -108,15 +110,17 @@ class Plan:
     """A config on a slice.
 
     stages: in the order in which they are trained, the student's last.
-    batches: the student's train step with other batches, by images a chip.
     hlo: the text of the student's train step.
+    batches: that step with other batches, by images a chip.
+    slices: that step on other slices, with as many images a chip.
     """
 
     config: str
     slice: chips.Slice
     stages: tuple[Stage, ...]
-    batches: dict[int, Cost]
     hlo: str
+    batches: Mapping[int, Cost] = dataclasses.field(default_factory=dict)
+    slices: tuple[tuple[chips.Slice, Cost], ...] = ()
 
     @property
     def student(self) -> Stage:
@@ -143,41 +147,83 @@ class Plan:
             "total_hours": self.total_hours,
             "cost": None if price is None else self.cost(price),
             "batches": {str(batch): cost.to_json() for batch, cost in self.batches.items()},
+            "weak_scaling": {
+                where.name: {"num_chips": where.num_chips, **cost.to_json(), "growth": growth(self.student.train, cost)}
+                for where, cost in self.slices
+            },
         }
 
 
-def plan(
-    name: str, config: Config, where: chips.Slice, batches: Sequence[int] = (), with_evaluation: bool = True
-) -> Plan:
+def plan(name: str, config: Config, where: chips.Slice, with_evaluation: bool = True) -> Plan:
     """Compiles the steps of a config and of all that is trained for it.
 
     Args:
       name: of the config, for the table.
       config: resolved for these devices.
       where: the devices.
-      batches: other numbers of images a chip, to compile the student's train step with.
       with_evaluation: whether to compile the evaluation steps, too.
 
     Raises:
-      ConfigError: a batch that cannot be split, a teacher of which nothing is known.
+      ConfigError: a teacher of which nothing is known.
     """
-    for batch in batches:
-        parts = where.devices_per_chip * config.accumulate_steps
-        if batch < 1 or batch % parts:
-            raise ConfigError(f"--batches: {batch} images a chip cannot be split in {parts} (cores, accumulate_steps)")
     found, text = [], ""
     for stage, own in stages(config):
         planned, text = _stage(stage, own, where, with_evaluation)
         found.append(planned)
-    costs = {}
+    return Plan(name, where, tuple(found), text)
+
+
+def check_batches(config: Config, where: chips.Slice, batches: Sequence[int]) -> None:
+    """Raises ConfigError if a number of images a chip cannot be split."""
+    parts = _parts(config, where)
     for batch in batches:
-        own = dataclasses.replace(config, batch_size=batch * where.num_chips)
-        costs[batch] = found[-1].train if own == config else Blueprint(own, where).train()[0]
-    if costs:
-        known = {**costs, found[-1].batch_per_chip: found[-1].train}
-        largest = largest_batch(known, found[-1].constant_bytes, where)
-        found[-1] = dataclasses.replace(found[-1], largest_batch=largest)
-    return Plan(name, where, tuple(found), costs, text)
+        if batch < 1 or batch % parts:
+            raise ConfigError(f"--batches: {batch} images a chip cannot be split in {parts} (cores, accumulate_steps)")
+
+
+def check_slices(where: chips.Slice, others: Sequence[chips.Slice]) -> None:
+    """Raises ConfigError if a slice is not of the same chips."""
+    for other in others:
+        if other.kind != where.kind:
+            raise ConfigError(
+                f"--weak_scaling={other.name}: expected slices of {where.kind}, as --topology={where.name}"
+            )
+
+
+def with_batches(one: Plan, config: Config, batches: Sequence[int]) -> Plan:
+    """The plan of a config, and the student's train step with other numbers of images a chip."""
+    student, costs = one.student, {}
+    for batch in batches:
+        own = dataclasses.replace(config, batch_size=batch * one.slice.num_chips)
+        costs[batch] = student.train if own == config else Blueprint(own, one.slice).train()[0]
+    known = {**costs, student.batch_per_chip: student.train}
+    largest = largest_batch(known, student.constant_bytes, one.slice, _parts(config, one.slice))
+    student = dataclasses.replace(student, largest_batch=largest)
+    return dataclasses.replace(one, stages=(*one.stages[:-1], student), batches=costs)
+
+
+def with_slices(one: Plan, config: Config, slices: Sequence[chips.Slice]) -> Plan:
+    """The plan of a config, and the student's train step on other slices with as many images a chip: weak scaling."""
+    costs = []
+    for where in slices:
+        own = dataclasses.replace(config, batch_size=one.student.batch_per_chip * where.num_chips)
+        costs.append((where, Blueprint(own, where).train()[0]))
+    return dataclasses.replace(one, slices=tuple(costs))
+
+
+def growth(before: Cost, after: Cost) -> dict[str, float] | None:
+    """By how many percent a chip's part of a step grew; None if one of them was refused."""
+    if before.refused or after.refused:
+        return None
+    figures = {name: (getattr(before, name), getattr(after, name)) for name in ("flops", "hbm_bytes", "temp_bytes")}
+    for kind in {**before.collective_bytes, **after.collective_bytes}:
+        figures[kind] = before.collective_bytes.get(kind, 0), after.collective_bytes.get(kind, 0)
+    return {name: 100 * (new / old - 1) for name, (old, new) in figures.items() if old}
+
+
+def _parts(config: Config, where: chips.Slice) -> int:
+    """What a chip's batch has to be a multiple of."""
+    return where.devices_per_chip * config.accumulate_steps
 
 
 def stages(config: Config, prefix: str = "", shares_teacher: bool = False) -> list[tuple[str, Config]]:
@@ -224,10 +270,10 @@ class Blueprint:
         args = (self.state, self.teacher, None, self.chunk)
         return compile_step(self.computation.train_chunk, args, self._where)
 
-    def evaluation(self, resident_bytes: int) -> Cost:
+    def evaluation(self, held_bytes: int) -> Cost:
         """The evaluation step's cost."""
         args = (self.variables, self.teacher, self.eval_batch)
-        return compile_step(self.computation.eval_step, args, self._where, resident_bytes)[0]
+        return compile_step(self.computation.eval_step, args, self._where, held_bytes)[0]
 
 
 def _stage(name: str, config: Config, where: chips.Slice, with_evaluation: bool) -> tuple[Stage, str]:
@@ -235,8 +281,8 @@ def _stage(name: str, config: Config, where: chips.Slice, with_evaluation: bool)
     train, text = compiled.train()
     state_a_chip = _bytes_a_chip(compiled.state, where)
     constant = state_a_chip + _bytes_a_chip(compiled.teacher, where)
-    resident = max(0, state_a_chip - _bytes_a_chip(compiled.variables, where))
-    evaluation = compiled.evaluation(resident) if with_evaluation else None
+    held = max(0, state_a_chip - _bytes_a_chip(compiled.variables, where))
+    evaluation = compiled.evaluation(held) if with_evaluation else None
     batch_per_chip = config.batch_size // where.num_chips
     stage = Stage(
         name=name,
@@ -250,9 +296,9 @@ def _stage(name: str, config: Config, where: chips.Slice, with_evaluation: bool)
         constant_bytes=constant,
         checkpoint_bytes=_bytes_of(compiled.state),
         kept_checkpoints=config.keep_latest + (config.keep_best if config.evaluated_on.validation else 0),
-        resident_bytes=resident,
-        largest_batch=largest_batch({batch_per_chip: train}, constant, where),
-        notes=tuple(_notes(config, compiled)),
+        held_bytes=held,
+        largest_batch=largest_batch({batch_per_chip: train}, constant, where, _parts(config, where)),
+        notes=tuple(_notes(config, compiled, where)),
         warnings=tuple(warnings_of(config, where, train)),
     )
     return stage, text
@@ -288,7 +334,7 @@ def warnings_of(config: Config, where: chips.Slice, train: Cost) -> list[str]:
     return found
 
 
-def _notes(config: Config, compiled: Blueprint) -> list[str]:
+def _notes(config: Config, compiled: Blueprint, where: chips.Slice) -> list[str]:
     """What had to be assumed about what is not here."""
     notes = []
     if config.teacher.config is None:
@@ -299,6 +345,10 @@ def _notes(config: Config, compiled: Blueprint) -> list[str]:
             model, size = network.model, network.card.image_size
             what = f"{model.name} {model.depth}x{model.width:g}" if model.name == "bit" else model.name
             notes.append(f"teacher {path} is not here: taken for {what} of {config.num_classes} classes at {size} px")
+    if where.platform == "gpu":
+        notes.append(
+            "not run on a GPU: what the L2 cache saves of the HBM traffic is not known, nor are cuDNN's workspaces"
+        )
     if config != compiled.config:
         notes.append("config.compress cuts or factors kernels by their values: planned as large as before")
     return notes

@@ -17,16 +17,16 @@ from big_distill import plan as command
 from big_distill import teacher as teachers
 from big_distill.config import ModelConfig
 from big_distill.config_files import load_config, teacher_of
-from big_distill.costs import Cost, largest_batch, roofline
+from big_distill.costs import Cost
 from big_distill.errors import ConfigError
-from big_distill.planning import Blueprint, plan, stages, warnings_of
+from big_distill.planning import Blueprint, check_batches, plan, stages, warnings_of, with_batches, with_slices
 from big_distill.resolve import resolve
 from big_distill.run import open_run
 from big_distill.state import Card
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 CPUS = chips.open_slice("cpu:8")
-V5E = dataclasses.replace(CPUS, name="v5e:2x4", platform="tpu", chip=chips.CHIPS["v5e"])
+V5E = dataclasses.replace(CPUS, name="v5e:2x4", platform="tpu", chip=chips.TPUS["v5e"])
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 
 
@@ -194,32 +194,6 @@ def test_what_is_split_takes_less_of_a_chip(tiny, monkeypatch):
     assert stage.train.collective_bytes["all-gather"] == 4 * split
 
 
-def test_a_roofline_by_hand():
-    cost = Cost(True, flops=3e12, int8_flops=1e12, hbm_bytes=8_190_000_000, collective_bytes={"all-reduce": 10**9})
-    seconds = roofline(cost, V5E)
-    assert seconds["arithmetic"] == pytest.approx(2e12 / 197e12 + 1e12 / 393e12)
-    assert seconds["memory"] == pytest.approx(0.01)
-    assert seconds["interconnect"] == pytest.approx(2 * 7 / 8 * 1e9 / 200e9)
-    cost = dataclasses.replace(cost, seconds=seconds)
-    assert (cost.bound_by, cost.roofline_seconds) == ("arithmetic", seconds["arithmetic"])
-    assert roofline(cost, CPUS) == {}
-
-
-def test_the_largest_batch_is_on_a_line():
-    room = int(V5E.chip.memory)
-
-    def cost(batch):
-        return Cost(True, argument_bytes=1000, temp_bytes=batch * 1_000_000 + 500_000)
-
-    assert largest_batch({8: cost(8)}, 1000, V5E) == room // (1_000_000 + 500_000 // 8)
-    exact = (room - 501_000) // 1_000_000
-    assert largest_batch({8: cost(8), 16: cost(16), 4: Cost(False, refused="full")}, 1000, V5E) == exact
-    two_cores = dataclasses.replace(V5E, num_chips=4)
-    assert largest_batch({8: cost(8), 16: cost(16)}, 1000, two_cores) == exact // 2 * 2
-    assert largest_batch({8: Cost(False, refused="full")}, 0, V5E) is None
-    assert largest_batch({8: cost(8)}, 0, CPUS) is None
-
-
 def test_what_makes_no_sense_is_said(distilled):
     distilled.batch_size, distilled.total_steps, distilled.total_epochs = 64, 10_000, 0.0
     distilled.eval_every_steps = 5_000
@@ -249,7 +223,8 @@ images_per_second total_hours"""
 
 def test_json_and_table(distilled, monkeypatch):
     monkeypatch.setattr(planning, "compile_step", priced(planning.compile_step))
-    one = plan("tiny", resolved(distilled), V5E, batches=[10])
+    config = resolved(distilled)
+    one = with_batches(plan("tiny", config, V5E), config, [10])
     found = json.loads(json.dumps(one.to_json(2.0)))
     assert found.keys() >= set(ISSUE.split())
     assert [stage["name"] for stage in found["stages"]] == ["teacher", "student"]
@@ -263,30 +238,75 @@ def test_json_and_table(distilled, monkeypatch):
     assert found["batches"]["10"]["flops"] == pytest.approx(2 * found["flops"], rel=0.2)
     assert found["evaluation"]["flops"] < found["flops"]
     text = command.report([one], price=2.0)
-    assert "250 ms" in text and "memory" in text and "all networks on v5e:2x4: 0.00 hours, 0.01 US dollars" in text
+    assert "250 ms" in text and "memory" in text and "all 2 networks: 0.00 hours, 0.01 US dollars" in text
     assert max(map(len, text.splitlines())) <= 120
     beside = command.report([one, dataclasses.replace(one, slice=dataclasses.replace(V5E, name="v6e:2x4"))], None)
-    assert "student v5e:2x4" in beside and "student v6e:2x4" in beside
+    assert "A: tiny on v5e:2x4" in beside and "B: tiny on v6e:2x4" in beside
+    assert "A: student" in beside and "B: all 2 networks" in beside
 
 
 def priced(compile_step):
     """Compiles for the CPU, and takes it for a chip that needs a quarter of a second."""
 
-    def compiled(step, args, where, resident_bytes=0):
-        cost, text = compile_step(step, args, CPUS, resident_bytes)
+    def compiled(step, args, where, held_bytes=0):
+        cost, text = compile_step(step, args, CPUS, held_bytes)
         return dataclasses.replace(cost, seconds={"arithmetic": 0.125, "memory": 0.25}), text
 
     return compiled
 
 
 def test_a_step_that_the_compiler_finds_no_room_for(distilled, monkeypatch):
-    def refused(*args):
-        return Cost(False, refused="RESOURCE_EXHAUSTED: Ran out of memory"), ""
+    def refused(step, args, *_):
+        return Cost(False, refused=f"RESOURCE_EXHAUSTED: {args[2]['pixels'].shape[0]} images"), ""
 
     monkeypatch.setattr(planning, "compile_step", refused)
-    one = plan("tiny", resolved(distilled), V5E)
-    assert not one.student.fits and one.total_hours is None
-    assert "the compiler finds no room: RESOURCE_EXHAUSTED" in command.report([one], 1.0)
+    config = resolved(distilled)
+    one = with_batches(plan("tiny", config, V5E), config, [10])
+    assert not one.student.fits and one.total_hours is None and one.student.largest_batch is None
+    found = one.to_json(1.0)
+    unknown = ("flops", "hbm_bytes", "temp_bytes", "argument_bytes", "roofline_seconds", "images_per_second", "cost")
+    assert [found[name] for name in unknown] == [None] * len(unknown)
+    assert found["evaluation"]["flops"] is None and found["batches"]["10"]["flops"] is None
+    text = command.report([one], 1.0)
+    assert "warning: student: the compiler finds no room: RESOURCE_EXHAUSTED: 40 images" in text
+    assert "warning: student, evaluation: the compiler finds no room: RESOURCE_EXHAUSTED" in text
+    assert "warning: --batches=10: the compiler finds no room: RESOURCE_EXHAUSTED: 80 images" in text
+    rows = {line[:26].strip(): line[26:].split() for line in text.splitlines()}
+    assert rows["fits"] == ["NO", "NO"] and "FLOPs" not in rows and "HBM traffic" not in rows
+    assert [line.split() for line in text.splitlines() if line.startswith("10 ")] == [["10", "no", *"------"]]
+
+
+def test_a_larger_batch_that_is_refused_bounds_the_largest(distilled, monkeypatch):
+    def compiled(step, args, *_):
+        batch = args[2]["pixels"].shape[0] // 8
+        return Cost(False, refused="full") if batch > 15 else Cost(True, temp_bytes=1000 * batch), ""
+
+    distilled.accumulate_steps = 5
+    monkeypatch.setattr(planning, "compile_step", compiled)
+    config = resolved(distilled)
+    where = dataclasses.replace(CPUS, chip=chips.TPUS["v5e"])
+    one = plan("tiny", config, where, with_evaluation=False)
+    assert one.student.largest_batch > 1000 and one.student.largest_batch % 5 == 0
+    assert with_batches(one, config, [10, 20]).student.largest_batch == 15
+
+
+def test_weak_scaling_keeps_a_chips_part(tiny):
+    config, two = resolved(tiny), chips.open_slice("cpu:2")
+    one = plan("tiny", config, CPUS, with_evaluation=False)
+    one = with_slices(one, config, [two])
+    ((where, cost),) = one.slices
+    assert where is two and cost.argument_bytes == one.student.train.argument_bytes  # as many images of each device
+    found = one.to_json(None)["weak_scaling"]["cpu:2"]
+    assert found["num_chips"] == 2 and found["growth"].keys() >= {"flops", "hbm_bytes", "temp_bytes", "all-reduce"}
+    assert abs(found["growth"]["flops"]) < 1 and found["growth"]["all-reduce"] == 0
+    assert planning.growth(one.student.train, Cost(False, refused="full")) is None
+    grown = planning.growth(Cost(True, flops=2.0, hbm_bytes=10), Cost(True, flops=3.0, hbm_bytes=9))
+    assert grown == {"flops": pytest.approx(50), "hbm_bytes": pytest.approx(-10)}
+    rows = [line.split() for line in command.report([one], None).splitlines()]
+    assert ["a", "chip", "and", "step", "cpu:8", "cpu:2"] in rows and ["images", "5", "5"] in rows
+    assert [row[-2:] for row in rows if row[:1] == ["all-reduce"]][-1] == ["(+0.0", "%)"]
+    with pytest.raises(ConfigError, match="--weak_scaling=v5e:4x4: expected slices of cpu, as --topology=cpu:8"):
+        planning.check_slices(CPUS, [dataclasses.replace(V5E, name="v5e:4x4")])
 
 
 def test_a_step_that_needs_more_than_the_chip_has(distilled):
@@ -296,63 +316,61 @@ def test_a_step_that_needs_more_than_the_chip_has(distilled):
     assert "NO, " in command.report([one], None)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("v5:2x4", "there is no such slice; did you mean v5e:2x4"),
-        ("v5e", "there is no such slice; did you mean v5e"),
-        ("v5e:2by4", "there is no such slice"),
-        ("h100:8", "XLA compiles for a GPU only where there is one"),
-        ("cpu:x", "expected cpu, or cpu:8"),
-        ("cpu:99", "this process has 8 CPU devices; XLA_FLAGS"),
-    ],
-)
-def test_slices_that_there_are_not(name, message):
-    with pytest.raises(ConfigError, match=message) as error:
-        chips.open_slice(name)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
-def test_without_libtpu():
-    with pytest.raises(ConfigError, match=r"needs libtpu, which compiles for it: pip install 'big_distill\[tpu\]'"):
-        chips.open_slice("v5e:2x4")
-
-
 def test_batches_that_cannot_be_split(distilled):
     distilled.accumulate_steps = 5
     with pytest.raises(ConfigError, match="--batches: 8 images a chip cannot be split in 5"):
-        plan("tiny", resolved(distilled), CPUS, batches=[8])
+        check_batches(resolved(distilled), CPUS, [10, 8])
 
 
-def test_the_command(tmp_path):
-    """In a process of its own, which makes its own eight devices: a table's figures, and the text that they are of."""
-    text = tmp_path / "step.hlo"
-    flags = ["--config=configs/mnist_teacher.py:smoke", "--topology=cpu:8", "--json", f"--dump_hlo={text}", "--noeval"]
+def run_command(*flags):
+    """In a process of its own, which makes its own devices."""
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     root = CONFIGS[0].parents[1]
     environment |= {"PYTHONPATH": str(root), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     arguments = [sys.executable, "-m", "big_distill.plan", *flags]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=root, env=environment)
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=root, env=environment)
+
+
+def test_the_command(tmp_path):
+    """Figures of a config, the text that they are of, and those of it on fewer devices, with what differs."""
+    text = tmp_path / "step.hlo"
+    config = "--config=configs/mnist_teacher.py:smoke"
+    different = "configs/mnist_teacher.py:smoke config.optimizer.name=sgd cpu:4"
+    flags = [
+        "--config.batch_size=16",
+        "--topology=cpu:8",
+        "--json",
+        f"--dump-hlo={text}",
+        "--noeval",
+        "--compare=cpu:2",
+    ]
+    done = run_command(config, *flags, f"--compare={different}")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["topology"], found["num_chips"], found["batch_per_chip"], found["fits"]) == ("cpu:8", 8, 1, True)
-    assert text.read_text().startswith("HloModule") and found["evaluation"] is None
+    assert [(one["config"], one["topology"], one["num_chips"], one["batch_per_chip"]) for one in found] == [
+        ("mnist_teacher:smoke", "cpu:8", 8, 2),
+        ("mnist_teacher:smoke", "cpu:2", 2, 8),
+        ("mnist_teacher:smoke optimizer.name=sgd", "cpu:4", 4, 4),
+    ]
+    assert all(one["fits"] and one["evaluation"] is None for one in found)
+    assert found[2]["checkpoint_bytes"] < found[0]["checkpoint_bytes"]  # one moment less
+    assert text.read_text().startswith("HloModule")
 
 
-@needs_libtpu
-def test_libtpu_refuses_with_the_nearest_names():
-    with pytest.raises(ConfigError, match=r"libtpu refuses it .*; did you mean v5e:"):
-        chips.open_slice("v5e:3x3")
-
-
-@needs_libtpu
 @pytest.mark.parametrize(
-    ("name", "num_chips", "cores"), [("v5e:2x4", 8, 1), ("v5e:1x1", 1, 1), ("v4:2x2x1", 4, 1), ("v3:2x2", 4, 2)]
+    ("flags", "message"),
+    [
+        (["--topology=cpu", "--dump_hlo=nowhere/a.hlo"], "--dump-hlo=nowhere/a.hlo: its directory does not exist"),
+        (
+            ["--topology=cpu", "--compare=config.batchsize=2"],
+            "config.batchsize is not a field of the config; did you mean",
+        ),
+        (["--topology=cpu", "--compare=config.batch_size=two"], "config.batch_size='two': expected an integer"),
+    ],
 )
-def test_slices_by_libtpu(name, num_chips, cores):
-    where = chips.open_slice(name)
-    assert (where.num_chips, where.devices_per_chip, where.platform) == (num_chips, cores, "tpu")
+def test_flags_that_are_wrong(flags, message):
+    done = run_command("--config=configs/digits_fm.py:smoke", *flags)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @needs_libtpu
@@ -369,6 +387,7 @@ def test_a_small_config_for_a_tpu():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_for_a_tpu(path):
+    """The large ones take minutes each."""
     where = chips.open_slice("v5e:2x4")
     one = plan(path.stem, resolved(load_config(path), where), where)
     assert all(stage.fits and stage.train.flops > 0 and not stage.train.unknown_loops for stage in one.stages)

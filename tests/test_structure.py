@@ -15,7 +15,7 @@ MODULES = {
 # Top floor first; a module imports from its own floor or below, and there are no circles.
 FLOORS = [
     "main evaluate prepare pack sensitivity doctor plan",
-    "plots",
+    "plots plan_tables",
     "train inference packing scanning diagnosis planning cli",
     "run preemption",
     "evaluation preflight",
@@ -32,6 +32,7 @@ FLOORS = [
     "state plugins config",
     "costs",
     "chips hlo",
+    "hlo_loops hlo_text gpu_targets",
     "errors checksums",
     "atomic",
 ]
