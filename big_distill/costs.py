@@ -117,7 +117,9 @@ def roofline(cost: Cost, where: chips.Slice) -> dict[str, float]:
     return seconds
 
 
-def largest_batch(costs: Mapping[int, Cost], constant_bytes: int, where: chips.Slice, multiple: int = 1) -> int | None:
+def largest_batch(
+    costs: Mapping[int, Cost], constant_bytes: int, where: chips.Slice, multiple: int = 1, held_bytes: int = 0
+) -> int | None:
     """The largest number of images a chip whose train step fits; an estimate.
 
     Args:
@@ -127,6 +129,7 @@ def largest_batch(costs: Mapping[int, Cost], constant_bytes: int, where: chips.S
       constant_bytes: state, teacher.
       where: the devices.
       multiple: what a chip's batch has to be a multiple of.
+      held_bytes: of the chip that are taken by something else.
 
     Returns:
       None for a CPU, or if nothing was compiled.
@@ -138,6 +141,6 @@ def largest_batch(costs: Mapping[int, Cost], constant_bytes: int, where: chips.S
     slope = (needed - points[-2][1]) / (batch - points[-2][0]) if len(points) > 1 else 0
     if slope <= 0:
         slope = max(1.0, (needed - constant_bytes) / batch)
-    images = int(batch + (where.chip.memory - needed) / slope)
+    images = int(batch + (where.chip.memory - held_bytes - needed) / slope)
     images = min([images, *(refused - 1 for refused, cost in costs.items() if cost.refused)])
     return max(0, images // multiple * multiple)

@@ -76,6 +76,7 @@ def table(plans: list[Plan], price: float | None) -> str:
     figures("  temporaries", lambda cost: _bytes(cost.temp_bytes))
     figures("  outputs", lambda cost: _bytes(cost.output_bytes))
     figures("  program", lambda cost: _bytes(cost.code_bytes))
+    row("  and resident data", [_bytes(stage.resident_bytes) if stage.resident_bytes else "-" for stage in each])
     row("  evaluation needs", ["-" if s.evaluation_bytes is None else _bytes(s.evaluation_bytes) for s in each])
     row("largest batch (estimate)", ["-" if s.largest_batch is None else f"{s.largest_batch:,}" for s in each])
     figures("FLOPs", lambda cost: _timed(_flops(cost.flops), cost, "arithmetic"))

@@ -37,6 +37,7 @@ class Stage:
     train, evaluation: their steps; evaluation is None if it was not asked for.
     host_bytes_per_step: what a chip is sent.
     constant_bytes: of state and teacher on a chip, whatever the batch.
+    resident_bytes: of a data set that lives on every device, on a chip.
     checkpoint_bytes: of one checkpoint.
     kept_checkpoints: at most so many at the end.
     held_bytes: of the state that stays on the chip during an evaluation without being its argument.
@@ -56,6 +57,7 @@ class Stage:
     constant_bytes: int
     checkpoint_bytes: int
     kept_checkpoints: int
+    resident_bytes: int
     held_bytes: int
     largest_batch: int | None
     notes: tuple[str, ...]
@@ -71,7 +73,7 @@ class Stage:
         """Of the chip's memory during an evaluation; None if it was not asked for, or refused."""
         if self.evaluation is None or self.evaluation.refused:
             return None
-        return self.evaluation.total_bytes + self.held_bytes
+        return self.evaluation.total_bytes + self.held_bytes + self.resident_bytes
 
     @property
     def fits(self) -> bool:
@@ -197,7 +199,8 @@ def with_batches(one: Plan, config: Config, batches: Sequence[int]) -> Plan:
         own = dataclasses.replace(config, batch_size=batch * one.slice.num_chips)
         costs[batch] = student.train if own == config else Blueprint(own, one.slice).train()[0]
     known = {**costs, student.batch_per_chip: student.train}
-    largest = largest_batch(known, student.constant_bytes, one.slice, _parts(config, one.slice))
+    parts, resident = _parts(config, one.slice), student.resident_bytes
+    largest = largest_batch(known, student.constant_bytes, one.slice, parts, resident)
     student = dataclasses.replace(student, largest_batch=largest)
     return dataclasses.replace(one, stages=(*one.stages[:-1], student), batches=costs)
 
@@ -265,15 +268,22 @@ class Blueprint:
         variables = jax.eval_shape(lambda state: state.variables, self.state)
         return sharding.place(variables, sharding.rule(self._mesh, variables))
 
+    @property
+    def resident_bytes(self) -> int:
+        """Of a training split that lives on every device, on a chip: of images as large as the view, and labels."""
+        source, view = self.config.source, self.config.view
+        images = source.num_train_examples if source.resident else 0
+        return images * (view.image_size**2 * view.channels + 4) * self._where.devices_per_chip
+
     def train(self) -> tuple[Cost, str]:
-        """The train step's cost and text."""
+        """The train step's cost and text; its images come from the host."""
         args = (self.state, self.teacher, None, self.chunk)
-        return compile_step(self.computation.train_chunk, args, self._where)
+        return compile_step(self.computation.train_chunk, args, self._where, self.resident_bytes)
 
     def evaluation(self, held_bytes: int) -> Cost:
         """The evaluation step's cost."""
         args = (self.variables, self.teacher, self.eval_batch)
-        return compile_step(self.computation.eval_step, args, self._where, held_bytes)[0]
+        return compile_step(self.computation.eval_step, args, self._where, held_bytes + self.resident_bytes)[0]
 
 
 def _stage(name: str, config: Config, where: chips.Slice, with_evaluation: bool) -> tuple[Stage, str]:
@@ -283,7 +293,10 @@ def _stage(name: str, config: Config, where: chips.Slice, with_evaluation: bool)
     constant = state_a_chip + _bytes_a_chip(compiled.teacher, where)
     held = max(0, state_a_chip - _bytes_a_chip(compiled.variables, where))
     evaluation = compiled.evaluation(held) if with_evaluation else None
-    batch_per_chip = config.batch_size // where.num_chips
+    resident = compiled.resident_bytes
+    largest = largest_batch(
+        {config.batch_size // where.num_chips: train}, constant, where, _parts(config, where), resident
+    )
     stage = Stage(
         name=name,
         num_chips=where.num_chips,
@@ -296,8 +309,9 @@ def _stage(name: str, config: Config, where: chips.Slice, with_evaluation: bool)
         constant_bytes=constant,
         checkpoint_bytes=_bytes_of(compiled.state),
         kept_checkpoints=config.keep_latest + (config.keep_best if config.evaluated_on.validation else 0),
+        resident_bytes=resident,
         held_bytes=held,
-        largest_batch=largest_batch({batch_per_chip: train}, constant, where, _parts(config, where)),
+        largest_batch=largest,
         notes=tuple(_notes(config, compiled, where)),
         warnings=tuple(warnings_of(config, where, train)),
     )
@@ -345,6 +359,11 @@ def _notes(config: Config, compiled: Blueprint, where: chips.Slice) -> list[str]
             model, size = network.model, network.card.image_size
             what = f"{model.name} {model.depth}x{model.width:g}" if model.name == "bit" else model.name
             notes.append(f"teacher {path} is not here: taken for {what} of {config.num_classes} classes at {size} px")
+    if config.source.resident:
+        notes.append(
+            f"source.resident: images are taken to be {config.view.image_size} px a side, as the view; the traffic is "
+            "that of a step whose images the host sends"
+        )
     if where.platform == "gpu":
         notes.append(
             "not run on a GPU: what the L2 cache saves of the HBM traffic is not known, nor are cuDNN's workspaces"

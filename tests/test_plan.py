@@ -165,7 +165,7 @@ def test_the_parts_of_a_batch_are_counted_as_often_as_they_are_computed(distille
         flops[parts] = plan(
             "tiny", resolved(distilled), chips.open_slice("cpu"), with_evaluation=False
         ).student.train.flops
-    assert flops[5] == pytest.approx(flops[1], rel=0.15)
+    assert flops[5] == pytest.approx(flops[1], rel=0.25)  # the update is little, and counted as often
 
 
 def test_sizes_of_the_state_and_the_batch(tiny):
@@ -192,6 +192,19 @@ def test_what_is_split_takes_less_of_a_chip(tiny, monkeypatch):
     assert state + 5 * 8 * 8 <= stage.train.argument_bytes <= state + 5 * 8 * 8 + 256
     assert (split + whole) * 10 <= stage.checkpoint_bytes <= (split + whole) * 10 + 32
     assert stage.train.collective_bytes["all-gather"] == 4 * split
+
+
+def test_resident_data_take_room(tiny):
+    tiny.source.resident = True
+    room = 1200 * (8 * 8 + 4)
+    stage = plan("tiny", resolved(tiny), CPUS).student
+    assert stage.resident_bytes == stage.to_json()["resident_bytes"] == room
+    assert stage.evaluation_bytes == stage.evaluation.total_bytes + stage.held_bytes + room
+    assert any("images are taken to be 8 px a side" in note for note in stage.notes)
+    small = dataclasses.replace(CPUS, chip=dataclasses.replace(V5E.chip, memory=stage.train.total_bytes + room - 1))
+    assert not plan("tiny", resolved(tiny), small).student.train.fits
+    tiny.source.resident = False
+    assert plan("tiny", resolved(tiny), small).student.train.fits
 
 
 def test_what_makes_no_sense_is_said(distilled):
@@ -257,7 +270,7 @@ def priced(compile_step):
 
 def test_a_step_that_the_compiler_finds_no_room_for(distilled, monkeypatch):
     def refused(step, args, *_):
-        return Cost(False, refused=f"RESOURCE_EXHAUSTED: {args[2]['pixels'].shape[0]} images"), ""
+        return Cost(False, refused=f"RESOURCE_EXHAUSTED: {args[-1]['pixels'].shape[-4]} images"), ""
 
     monkeypatch.setattr(planning, "compile_step", refused)
     config = resolved(distilled)
@@ -278,7 +291,7 @@ def test_a_step_that_the_compiler_finds_no_room_for(distilled, monkeypatch):
 
 def test_a_larger_batch_that_is_refused_bounds_the_largest(distilled, monkeypatch):
     def compiled(step, args, *_):
-        batch = args[2]["pixels"].shape[0] // 8
+        batch = args[-1]["pixels"].shape[-4] // 8
         return Cost(False, refused="full") if batch > 15 else Cost(True, temp_bytes=1000 * batch), ""
 
     distilled.accumulate_steps = 5

@@ -66,7 +66,7 @@ class Job:
         config.teacher.config = nested
         config.view.regime = config.objective.name = "function_matching"
         self.config: Config = resolve(config, 1, jax.default_backend())
-        self.mesh = sharding.make_mesh(jax.devices()[:1])
+        self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         architecture = weights.architecture_of(self.config.teacher.config, (), None)
         rng, image = jax.random.key(0), jnp.zeros(architecture.input_shape)
         variables = jax.jit(architecture.build("float32").init)(rng, image)
