@@ -1,10 +1,10 @@
 """Convolution, pooling and normalisation: what the networks are made of.
 
 On the CPU, XLA convolves onto maps of one or two pixels, which every ResNet reaches on small images, up to 90 times
-slower than a matrix product would; its depthwise convolutions, and the gradient of its max-pool, are about 10 times
-slower than shifted slices; inside a loop the gradients of a convolution are computed 40 times slower, unless they are
-convolutions in the layout of the forward pass. So `conv`, `depthwise_conv` and `max_pool` have a second form, equal up
-to rounding.
+slower than a matrix product would, and with a stride, from more than a cache holds, 1.2 to 1.5 times; its depthwise
+convolutions, and the gradient of its max-pool, are about 10 times slower than shifted slices; inside a loop the
+gradients of a convolution are computed 40 times slower, unless they are convolutions in the layout of the forward pass.
+So `conv`, `depthwise_conv` and `max_pool` have a second form, equal up to rounding.
 `lax.platform_dependent` chooses between them when a program is lowered: one for TPU or GPU holds the plain operation
 alone, even when it is compiled on a CPU.
 """
@@ -28,6 +28,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 STD_CONV_EPSILON = 1e-10
 BATCH_NORM_EPSILON = {"same": 1e-3, "symmetric": 1e-5}
 """Of TensorFlow and of PyTorch, by their padding; see `ConvNorm`."""
+_CACHE_VALUES = 1 << 23  # 32 MB of float32
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
@@ -46,7 +47,8 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "S
         return patches @ kernel.reshape(-1, kernel.shape[-1])
 
     height = (x.shape[1] + sum(pads[0]) - size) // stride + 1
-    on_cpu = matmul if size == 1 or height <= 2 else in_one_layout  # on larger maps patches cost more than they save
+    misses_cache = stride > 1 and x.size > _CACHE_VALUES and kernel.shape[-1] >= 256
+    on_cpu = matmul if size == 1 or height <= 2 or misses_cache else in_one_layout  # else patches cost too much
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolution)
 
 

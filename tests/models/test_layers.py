@@ -118,9 +118,18 @@ def test_depthwise_conv_rounds_to_bfloat16_once():
     np.testing.assert_allclose(doubles(half), exact, rtol=2**-8, atol=1e-6)
 
 
-def test_conv_onto_more_than_two_pixels_is_a_convolution():
-    x, kernel = jnp.ones((1, 3, 2, 1)), jnp.ones((3, 3, 1, 1))
-    assert "stablehlo.convolution" in jax.jit(layers.conv).lower(x, kernel).as_text()
+@pytest.mark.parametrize(
+    "batch, stride, features, form",
+    [(1, 1, 1, "convolution"), (65, 2, 256, "dot_general"), (64, 2, 256, "convolution"), (65, 2, 255, "convolution"),
+     (65, 1, 256, "convolution")],
+)  # fmt: skip
+def test_conv_onto_more_than_two_pixels_is_a_matmul_only_from_a_large_map_with_a_stride(batch, stride, features, form):
+    x, kernel = jax.ShapeDtypeStruct((batch, 32, 32, 128), "f"), jax.ShapeDtypeStruct((3, 3, 128, features), "f")
+    traced = jax.jit(functools.partial(layers.conv, stride=stride)).trace(x, kernel)
+    other = "convolution" if form == "dot_general" else "dot_general"
+    cpu, tpu = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu"))
+    assert f"stablehlo.{form}" in cpu and f"stablehlo.{other}" not in cpu
+    assert "stablehlo.convolution" in tpu and "stablehlo.dot_general" not in tpu
 
 
 @pytest.mark.parametrize("size, stride, padding", [(2, 1, "SAME"), (3, 2, 1)])
