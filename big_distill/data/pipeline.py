@@ -11,40 +11,22 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
-from typing import NamedTuple
 
 import grain
 import jax
 import numpy as np
-from absl import logging
-from tqdm import tqdm
 
 from big_distill.config import Config, SourceConfig, ViewConfig
 from big_distill.data import Source
 from big_distill.data.draws import Draws, Stream, inception_boxes
-from big_distill.data.transforms import (
-    BadImage,
-    Decoded,
-    Ragged,
-    central_view,
-    crop_resize,
-    decode_reduced,
-    largest_reduction,
-    pack_groups,
-)
+from big_distill.data.reading import DecodedSplit, Reader, load
+from big_distill.data.transforms import Decoded, Ragged, central_view, crop_resize, largest_reduction, pack_groups
 from big_distill.errors import DataError
 from big_distill.resolve import needs_labels
 from big_distill.state import Resident
 
 HostBatch = dict[str, np.ndarray]
-RowReductionFn = Callable[[int, int, int], int]
-"""(row of the batch, height, width) -> reduction"""
-
-_CHUNK = 256  # examples a thread reads at a time when a whole split is decoded
-_SAMPLE = 64  # images from which the decoded size of a split is estimated
 
 
 def check_source(config: Config, source: Source) -> None:
@@ -109,12 +91,12 @@ class TrainPipeline:
         self._view, self._options = config.view, config.source
         self._source = source
         self._part = _part(config.batch_size, process_index, process_count)
-        self._reader = _Reader(source, config.view.channels, config.source.max_bad_fraction)
+        self._reader = Reader(source, config.view.channels, config.source.max_bad_fraction)
 
     @functools.cached_property
-    def _cache(self) -> _Cache | None:
+    def _cache(self) -> DecodedSplit | None:
         """The decoded split, if it fits and is decoded whole."""
-        return None if self._view.reduced_decoding else _load(self._reader, self._options)
+        return None if self._view.reduced_decoding else load(self._reader, self._options)
 
     @functools.cached_property
     def _central(self) -> np.ndarray | None:
@@ -159,7 +141,8 @@ class TrainPipeline:
             batches = [make(step) for step in steps]
             return {key: np.stack([batch[key] for batch in batches]) for key in batches[0]}
 
-        return _prefetched(chunks, chunk, self._options)
+        ahead = -(-self._options.prefetch // every)
+        return _prefetched(chunks, chunk, self._options.num_threads, ahead)
 
     def resident(self) -> Resident | None:
         """The decoded split, for every device; None if it stays on the host.
@@ -278,7 +261,7 @@ class EvalPipeline:
         self.num_batches = -(-source.num_examples // batch_size)
         self._source, self._view, self._options, self._batch_size = source, view, options, batch_size
         self._part = _part(batch_size, process_index, process_count)
-        self._reader = _Reader(source, view.channels, options.max_bad_fraction)
+        self._reader = Reader(source, view.channels, options.max_bad_fraction)
         self._kept: list[HostBatch] = []
 
     @property
@@ -303,7 +286,9 @@ class EvalPipeline:
         start, stop = self._part
         keep = self.num_batches * (stop - start) * math.prod(_view_shape(self._view)) <= self._options.cache_bytes
         batches = []
-        for batch in _prefetched(range(self.num_batches), self._batch, self._options):
+        for batch in _prefetched(
+            range(self.num_batches), self._batch, self._options.num_threads, self._options.prefetch
+        ):
             if keep:
                 batches.append(batch)
             yield batch
@@ -329,96 +314,6 @@ class EvalPipeline:
         return batch if self._source.num_classes is None else batch | {"label": label}
 
 
-class _Reader:
-    """Decodes the examples of a source and keeps count of those that cannot be."""
-
-    def __init__(self, source: Source, channels: int, max_bad_fraction: float):
-        self.source = source
-        self.channels = channels
-        self._max_bad_fraction = max_bad_fraction
-        self._bad: dict[int, str] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def bad(self) -> tuple[str, ...]:
-        return tuple(self._bad.values())
-
-    def decoded(
-        self, ids: np.ndarray, reduction_fn: RowReductionFn = lambda row, height, width: 1, first_row: int = 0
-    ) -> Iterator[tuple[Decoded | None, int]]:
-        """(image, label) of each id; None for an image that cannot be read."""
-        for row, (id_, (data, label)) in enumerate(zip(ids.tolist(), self.source.read(ids), strict=True), first_row):
-            image = None
-            try:
-                image = decode_reduced(data, self.channels, functools.partial(reduction_fn, row))
-            except BadImage as error:
-                self._count(id_, error)
-            yield image, label
-
-    def replacing(self, ids: np.ndarray, reduction_fn: RowReductionFn) -> Iterator[tuple[Decoded, int]]:
-        """(image, label) of each id, or of the next one that can be read."""
-        for row, (id_, (image, label)) in enumerate(zip(ids.tolist(), self.decoded(ids, reduction_fn), strict=True)):
-            while image is None:
-                id_ = (id_ + 1) % self.source.num_examples
-                image, label = next(self.decoded(np.array([id_]), reduction_fn, row))
-            yield image, label
-
-    def _count(self, id_: int, error: BadImage) -> None:
-        with self._lock:
-            if id_ not in self._bad:
-                self._bad[id_] = self.source.example_name(id_)
-                logging.warning("cannot read %s: %s", self._bad[id_], error)
-            count, total = len(self._bad), self.source.num_examples
-            if count > self._max_bad_fraction * total or count == total:
-                raise DataError(
-                    f"{count} of {total} images of {self.source.name} cannot be read, more than "
-                    f"config.source.max_bad_fraction={self._max_bad_fraction}: {', '.join(self.bad[:3])}"
-                )
-
-
-class _Cache(NamedTuple):
-    """A split in memory; the entries of a bad image are those of the next readable one."""
-
-    images: Ragged
-    labels: np.ndarray  # int32 [N]
-
-
-def _load(reader: _Reader, options: SourceConfig) -> _Cache | None:
-    """Decodes a whole split, or returns None if that takes more than `options.cache_bytes`."""
-    source = reader.source
-    everything = np.arange(source.num_examples)
-    sample = everything[:: -(-len(everything) // _SAMPLE)]
-    sizes = [image.pixels.nbytes for image, _ in reader.decoded(sample) if image]
-    estimate = float(np.mean(sizes or [0])) * len(everything)
-    if estimate > options.cache_bytes:
-        return None
-    capacity = min(options.cache_bytes, int(1.5 * estimate) + (1 << 24))
-    pixels = np.empty((capacity // reader.channels, reader.channels), np.uint8)  # costs nothing until written to
-    offsets, heights, widths, labels = np.zeros((4, len(everything)), np.int64)
-    used = 0
-    chunks = [everything[i : i + _CHUNK] for i in range(0, len(everything), _CHUNK)]
-    pool = futures.ThreadPoolExecutor(options.num_threads)
-    try:
-        with tqdm(total=len(everything), desc=f"decoding {source.name}", unit=" images", delay=2, disable=None) as bar:
-            for ids, decoded in zip(chunks, pool.map(lambda ids: list(reader.decoded(ids)), chunks), strict=True):
-                for id_, (image, label) in zip(ids, decoded, strict=True):
-                    labels[id_] = label
-                    if image is None:
-                        continue
-                    heights[id_], widths[id_], offsets[id_] = image.height, image.width, used
-                    used += heights[id_] * widths[id_]
-                    if used > len(pixels):
-                        return None
-                    pixels[offsets[id_] : used] = image.pixels.reshape(-1, reader.channels)
-                bar.update(len(ids))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    good = np.flatnonzero(heights)
-    entry = good[np.searchsorted(good, everything) % len(good)]  # its own, or that of the next readable image
-    images = Ragged(pixels[:used], offsets[entry], heights[entry], widths[entry], np.ones_like(entry))
-    return _Cache(images, labels[entry].astype(np.int32))
-
-
 def _central_view(images: Ragged, rows: np.ndarray, view: ViewConfig) -> np.ndarray:
     return central_view(images, rows, view.resize, view.image_size)
 
@@ -435,6 +330,8 @@ def _part(batch_size: int, process_index: int, process_count: int) -> tuple[int,
     return process_index * size, (process_index + 1) * size
 
 
-def _prefetched(indices: range, batch_fn: Callable[[int], HostBatch], options: SourceConfig) -> Iterator[HostBatch]:
-    read_options = grain.ReadOptions(num_threads=options.num_threads, prefetch_buffer_size=options.prefetch)
-    return iter(grain.MapDataset.range(indices.start, indices.stop).map(batch_fn).to_iter_dataset(read_options))
+def _prefetched(
+    indices: range, make_fn: Callable[[int], HostBatch], num_threads: int, prefetch: int
+) -> Iterator[HostBatch]:
+    read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.range(indices.start, indices.stop).map(make_fn).to_iter_dataset(read_options))

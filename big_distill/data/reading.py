@@ -1,0 +1,115 @@
+"""Decodes the images of a source, and counts those that cannot be; a whole split into memory, if it fits."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from big_distill.config import SourceConfig
+from big_distill.data import Source
+from big_distill.data.transforms import BadImage, Decoded, Ragged, decode_reduced
+from big_distill.errors import DataError
+
+RowReductionFn = Callable[[int, int, int], int]
+"""(row of the batch, height, width) -> reduction"""
+
+_CHUNK = 256  # examples a thread reads at a time when a whole split is decoded
+_SAMPLE = 64  # images from which the decoded size of a split is estimated
+
+
+class Reader:
+    """Decodes the examples of a source and keeps count of those that cannot be."""
+
+    def __init__(self, source: Source, channels: int, max_bad_fraction: float):
+        self.source = source
+        self.channels = channels
+        self._max_bad_fraction = max_bad_fraction
+        self._bad: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """Names of the images found unreadable so far."""
+        return tuple(self._bad.values())
+
+    def decoded(
+        self, ids: np.ndarray, reduction_fn: RowReductionFn = lambda row, height, width: 1, first_row: int = 0
+    ) -> Iterator[tuple[Decoded | None, int]]:
+        """(image, label) of each id; None for an image that cannot be read."""
+        for row, (id_, (data, label)) in enumerate(zip(ids.tolist(), self.source.read(ids), strict=True), first_row):
+            image = None
+            try:
+                image = decode_reduced(data, self.channels, functools.partial(reduction_fn, row))
+            except BadImage as error:
+                self._count(id_, error)
+            yield image, label
+
+    def replacing(self, ids: np.ndarray, reduction_fn: RowReductionFn) -> Iterator[tuple[Decoded, int]]:
+        """(image, label) of each id, or of the next one that can be read."""
+        for row, (id_, (image, label)) in enumerate(zip(ids.tolist(), self.decoded(ids, reduction_fn), strict=True)):
+            while image is None:
+                id_ = (id_ + 1) % self.source.num_examples
+                image, label = next(self.decoded(np.array([id_]), reduction_fn, row))
+            yield image, label
+
+    def _count(self, id_: int, error: BadImage) -> None:
+        with self._lock:
+            if id_ not in self._bad:
+                self._bad[id_] = self.source.example_name(id_)
+                logging.warning("cannot read %s: %s", self._bad[id_], error)
+            count, total = len(self._bad), self.source.num_examples
+            if count > self._max_bad_fraction * total or count == total:
+                raise DataError(
+                    f"{count} of {total} images of {self.source.name} cannot be read, more than "
+                    f"config.source.max_bad_fraction={self._max_bad_fraction}: {', '.join(self.bad[:3])}"
+                )
+
+
+class DecodedSplit(NamedTuple):
+    """A split in memory; the entries of a bad image are those of the next readable one."""
+
+    images: Ragged
+    labels: np.ndarray  # int32 [N]
+
+
+def load(reader: Reader, options: SourceConfig) -> DecodedSplit | None:
+    """Decodes a whole split, or returns None if that takes more than `options.cache_bytes`."""
+    source = reader.source
+    everything = np.arange(source.num_examples)
+    sample = everything[:: -(-len(everything) // _SAMPLE)]
+    sizes = [image.pixels.nbytes for image, _ in reader.decoded(sample) if image]
+    estimate = float(np.mean(sizes or [0])) * len(everything)
+    if estimate > options.cache_bytes:
+        return None
+    capacity = min(options.cache_bytes, int(1.5 * estimate) + (1 << 24))
+    pixels = np.empty((capacity // reader.channels, reader.channels), np.uint8)  # costs nothing until written to
+    offsets, heights, widths, labels = np.zeros((4, len(everything)), np.int64)
+    used = 0
+    chunks = [everything[i : i + _CHUNK] for i in range(0, len(everything), _CHUNK)]
+    pool = futures.ThreadPoolExecutor(options.num_threads)
+    try:
+        with tqdm(total=len(everything), desc=f"decoding {source.name}", unit=" images", delay=2, disable=None) as bar:
+            for ids, decoded in zip(chunks, pool.map(lambda ids: list(reader.decoded(ids)), chunks), strict=True):
+                for id_, (image, label) in zip(ids, decoded, strict=True):
+                    labels[id_] = label
+                    if image is None:
+                        continue
+                    heights[id_], widths[id_], offsets[id_] = image.height, image.width, used
+                    used += heights[id_] * widths[id_]
+                    if used > len(pixels):
+                        return None
+                    pixels[offsets[id_] : used] = image.pixels.reshape(-1, reader.channels)
+                bar.update(len(ids))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    good = np.flatnonzero(heights)
+    entry = good[np.searchsorted(good, everything) % len(good)]  # its own, or that of the next readable image
+    images = Ragged(pixels[:used], offsets[entry], heights[entry], widths[entry], np.ones_like(entry))
+    return DecodedSplit(images, labels[entry].astype(np.int32))
