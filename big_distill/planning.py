@@ -339,7 +339,10 @@ def warnings_of(config: Config, where: chips.Slice, train: Cost) -> list[str]:
     seconds = train.roofline_seconds or math.inf
     interval = config.checkpoint_every_steps * seconds
     if seconds < _LAUNCH_SECONDS:
-        found.append(f"a step takes {1e6 * seconds:.2g} us at the roofline: the host takes longer to launch it")
+        found.append(
+            f"a step takes {1e6 * seconds:.2g} us at the roofline, less than the host takes to launch it: set "
+            f"steps_per_dispatch (now {config.steps_per_dispatch})"
+        )
     elif interval < _SAVE_SECONDS and steps > config.checkpoint_every_steps:
         found.append(
             f"checkpoint_every_steps={config.checkpoint_every_steps:,}: saves every {interval:.2g} s at the roofline"

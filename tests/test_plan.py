@@ -226,7 +226,9 @@ def test_what_makes_no_sense_is_said(distilled):
     assert "5 images a device and part: a TPU pads that to 8" in found(batch_size=40)
     assert "eval_every_steps=20,000: evaluated only at the end" in found(eval_every_steps=20_000)
     assert "saves every 10 s" in found(checkpoint_every_steps=100)
-    assert "the host takes longer to launch it" in found(Cost(True, seconds={"memory": 1e-6}))
+    assert "less than the host takes to launch it: set steps_per_dispatch (now 1)" in found(
+        Cost(True, seconds={"memory": 1e-6})
+    )
     assert "the loop while.3 was counted once" in found(dataclasses.replace(slow, unknown_loops=("while.3",)))
 
 

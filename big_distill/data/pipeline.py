@@ -141,7 +141,7 @@ class TrainPipeline:
             batches = [make(step) for step in steps]
             return {key: np.stack([batch[key] for batch in batches]) for key in batches[0]}
 
-        ahead = -(-self._options.prefetch // every)
+        ahead = max(self._options.num_threads, -(-self._options.prefetch // every))
         return _prefetched(chunks, chunk, self._options.num_threads, ahead)
 
     def resident(self) -> Resident | None:
