@@ -338,7 +338,7 @@ def warnings_of(config: Config, where: chips.Slice, train: Cost) -> list[str]:
         found.append(f"eval_every_steps={config.eval_every_steps:,}: evaluated only at the end, after {steps:,} steps")
     seconds = train.roofline_seconds or math.inf
     interval = config.checkpoint_every_steps * seconds
-    if seconds < _LAUNCH_SECONDS:
+    if config.steps_per_dispatch * seconds < _LAUNCH_SECONDS:
         found.append(
             f"a step takes {1e6 * seconds:.2g} us at the roofline, less than the host takes to launch it: set "
             f"steps_per_dispatch (now {config.steps_per_dispatch})"
