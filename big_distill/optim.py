@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax
 import optax
@@ -38,7 +39,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     schedule = make_schedule(config, total_steps)
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "adam":
-        chain.append(optax.scale_by_adam(config.b1, config.b2, mu_dtype=config.mu_dtype))
+        chain.append(_adam(config))
     else:
         chain.append(optax.trace(config.momentum))
     decay = []
@@ -49,6 +50,26 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     scale = [optax.scale(config.lr)]
     chain += decay + scale if config.decay_scaled_by_lr else scale + decay
     return optax.chain(*chain, optax.scale_by_schedule(schedule), optax.scale(-1.0))
+
+
+def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam, whose first moment is kept in `mu_dtype` and moved in float32.
+
+    The barriers are for TPUs: without them XLA reads the old moment for its successor and again for the parameters, in
+    no order, and therefore copies it first, in every step.
+    """
+    adam = optax.scale_by_adam(config.b1, config.b2, mu_dtype="float32")
+
+    def init(params: Params) -> Any:
+        state = adam.init(params)
+        return state._replace(mu=optax.tree.cast(state.mu, config.mu_dtype))
+
+    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        wide = jax.tree.map(lambda mu: jax.lax.optimization_barrier(mu.astype("float32")), state.mu)
+        updates, new = adam.update(updates, state._replace(mu=wide), params)
+        return updates, new._replace(mu=optax.tree.cast(new.mu, config.mu_dtype))
+
+    return optax.GradientTransformation(init, update)
 
 
 def regex_mask(pattern: str, params: Params) -> Params:
