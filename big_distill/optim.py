@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from big_distill.config import OptimizerConfig
 from big_distill.errors import ConfigError
 from big_distill.state import Params, path_name
+
+_EPSILON = 1e-8
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -38,7 +42,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     schedule = make_schedule(config, total_steps)
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "adam":
-        chain.append(optax.scale_by_adam(config.b1, config.b2, mu_dtype=config.mu_dtype))
+        chain.append(_adam(config.b1, config.b2, config.mu_dtype))
     else:
         chain.append(optax.trace(config.momentum))
     decay = []
@@ -49,6 +53,26 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     scale = [optax.scale(config.lr)]
     chain += decay + scale if config.decay_scaled_by_lr else scale + decay
     return optax.chain(*chain, optax.scale_by_schedule(schedule), optax.scale(-1.0))
+
+
+def _adam(b1: float, b2: float, mu_dtype: str) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, but the first moment moves in float32 and is rounded once, when it is kept in `mu_dtype`.
+
+    The barrier is for TPUs. Without it XLA computes the new moment twice, for the parameters and to be kept; the two
+    read the old one in no order, so that XLA copies all of it before the step begins.
+    """
+    adam = optax.scale_by_adam(b1, b2, mu_dtype=mu_dtype)
+
+    def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(updates, optax.tree.cast(state.mu, "float32"), b1, 1)
+        mu = jax.tree.map(jax.lax.optimization_barrier, mu)
+        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+        unbiased = (optax.tree.bias_correction(moment, decay, count) for moment, decay in ((mu, b1), (nu, b2)))
+        updates = jax.tree.map(lambda mu, nu: mu / (jnp.sqrt(nu) + _EPSILON), *unbiased)
+        return updates, optax.ScaleByAdamState(count, optax.tree.cast(mu, mu_dtype), nu)
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def regex_mask(pattern: str, params: Params) -> Params:

@@ -1,6 +1,8 @@
 """Schedules at their corners, and whole updates against the papers' formulas in NumPy float64."""
 
 import dataclasses
+import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from big_distill import optim
+from big_distill import chips, optim
 from big_distill.config import OptimizerConfig
 from big_distill.errors import ConfigError
 
@@ -78,6 +80,43 @@ def test_first_moment_alone_is_bfloat16():
     state = optim.make_optimizer(OptimizerConfig(), 10).init({"kernel": jnp.zeros((2, 2))})
     (adam,) = (part for part in state if isinstance(part, optax.ScaleByAdamState))
     assert (adam.mu["kernel"].dtype, adam.nu["kernel"].dtype) == (jnp.bfloat16, jnp.float32)
+
+
+def test_first_moment_moves_in_float32_and_is_rounded_once():
+    tx = optim.make_optimizer(OptimizerConfig(clip_norm=0), 10)
+    rng = np.random.default_rng(0)
+    params, want = {"kernel": jnp.zeros((64, 64))}, np.zeros((64, 64))
+    state = tx.init(params)
+    for _ in range(3):
+        gradient = rng.normal(size=(64, 64)).astype("f")
+        want = (0.9 * want + 0.1 * gradient).astype(jnp.bfloat16).astype(float)
+        _, state = jax.jit(tx.update)({"kernel": gradient}, state, params)
+        (adam,) = (part for part in state if isinstance(part, optax.ScaleByAdamState))
+        np.testing.assert_allclose(np.asarray(adam.mu["kernel"], float), want, rtol=1e-6)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_a_tpu_copies_no_moment():
+    """XLA copies what one fusion overwrites and another still reads."""
+    (device,) = chips.open_slice("v5e:1x1").devices
+    tx = optim.make_optimizer(OptimizerConfig(), 10)
+
+    def kernels(params):
+        return jax.tree.map(lambda w: ((w - w.mean(0)) / jnp.square(w).mean(0)).astype(jnp.bfloat16), params)
+
+    def step(params, state, cotangents):
+        (grads,) = jax.vjp(kernels, params)[1](cotangents)
+        updates, new = tx.update(grads, state, params)
+        finite = jnp.isfinite(optax.tree.norm(grads))
+        new = optax.apply_updates(params, updates), new
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, (params, state))
+
+    params = {name: jax.ShapeDtypeStruct((256, 512), jnp.float32) for name in "ab"}
+    args = params, jax.eval_shape(tx.init, params), jax.eval_shape(kernels, params)
+    place = jax.sharding.SingleDeviceSharding(device)
+    args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), args)
+    text = jax.jit(step, donate_argnums=(0, 1)).lower(*args).compile().as_text()
+    assert "bf16[256,512]" in text and not re.search(r"= bf16\[256,512\]\S* copy\(", text)
 
 
 def test_mask():
