@@ -7,7 +7,7 @@ the device that is one code path.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +26,20 @@ def make_views(batch: Batch, num_classes: int) -> tuple[jax.Array, jax.Array, ja
       `consistent` and `function_matching` the two views are the same array.
     """
     lam = batch["lam"]
-    view = mixup(to_unit(batch["pixels"]), lam)
+    view = mixup(batch["pixels"], lam, to_unit)
     teacher_view = to_unit(batch["teacher_pixels"]) if "teacher_pixels" in batch else view
     targets = mixup(jax.nn.one_hot(batch["label"], num_classes), lam) if "label" in batch else None
     return view, teacher_view, targets
 
 
-def mixup(x: jax.Array, lam: jax.Array) -> jax.Array:
-    """lam x + (1 - lam) roll(x, 1) along the first axis (Zhang et al. 2018, arXiv 1710.09412); exactly x at lam = 1."""
-    return x + (1 - lam) * (jnp.roll(x, 1, axis=0) - x)
+def mixup(x: jax.Array, lam: jax.Array, to_float: Callable[[jax.Array], jax.Array] = lambda x: x) -> jax.Array:
+    """lam x + (1 - lam) roll(x, 1) along the first axis (Zhang et al. 2018, arXiv 1710.09412); exactly x at lam = 1.
+
+    What is rolled, and sent to a neighbouring device, is `x` as it came: bytes, if they are pixels.
+    """
+    partner = to_float(jnp.roll(x, 1, axis=0))
+    x = to_float(x)
+    return x + (1 - lam) * (partner - x)
 
 
 def for_network(view: jax.Array, card: Card) -> jax.Array:
