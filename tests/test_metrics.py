@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from big_distill.metrics import MetricsLog, Stopwatch, read_metrics
+from big_distill.metrics import MetricsLog, Progress, Stopwatch, read_metrics
 
 
 def write(workdir, start, steps):
@@ -47,3 +47,11 @@ def test_stopwatch_leaves_pauses_out(monkeypatch):
     now[0] += 8
     watch.stop()
     assert watch.seconds == 10 + 2 + 8
+
+
+def test_the_bar_says_how_many_steps_are_done():
+    progress = Progress("student", 3, 20, None)
+    for step in (4, 10, 20):
+        progress.update(step)
+        assert progress._bar.n == step
+    progress.close()

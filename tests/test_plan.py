@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -396,6 +397,11 @@ def test_a_small_config_for_a_tpu():
     assert student.fits and student.train.bound_by and student.train.collective_bytes["all-reduce"] > 4 * 3_000
     assert 0 < student.train.hbm_bytes < 1e8 and not student.train.unknown_loops
     assert one.total_hours > 0
+    convolutions = re.findall(
+        r'op_name="jit\(train_step\)/([\w()]*)/.*conv_general_dilated', one.hlo.partition("ENTRY")[2]
+    )
+    forward = [name for name in convolutions if not name.startswith("transpose")]
+    assert forward == ["CNN"] * 2 + ["jvp(CNN)"] * 2, "the teacher comes first"
 
 
 @needs_libtpu

@@ -74,6 +74,12 @@ def test_mixup_partner_is_the_batch_rolled_by_one(batch):
     assert teacher_view is view
 
 
+def test_partners_travel_as_bytes(batch):
+    text = jax.jit(lambda batch: make_views(batch, K)).lower({**batch, "lam": jnp.float32(0.7)}).as_text()
+    rolls = [line for line in text.splitlines() if "concatenate" in line and f"x{S}x{S}x" in line]
+    assert rolls and all("xui8>" in line for line in rolls)
+
+
 def test_lambda_one_leaves_every_bit():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
     np.testing.assert_array_equal(mixup(x, jnp.float32(1)), x)
