@@ -1,6 +1,8 @@
 """Where numbers go: the files, and time."""
 
+import io
 import json
+import sys
 
 import numpy as np
 
@@ -49,9 +51,16 @@ def test_stopwatch_leaves_pauses_out(monkeypatch):
     assert watch.seconds == 10 + 2 + 8
 
 
-def test_the_bar_says_how_many_steps_are_done():
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_says_how_many_steps_are_done(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     progress = Progress("student", 3, 20, None)
     for step in (4, 10, 20):
         progress.update(step)
-        assert progress._bar.n == step
     progress.close()
+    assert "student: 100%" in terminal.getvalue() and "| 20/20 [" in terminal.getvalue()
