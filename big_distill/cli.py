@@ -160,7 +160,7 @@ def run(main: Callable[[], None]) -> None:
     handler = logging.get_absl_handler()
     handler.setFormatter(std_logging.Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(lambda record: not (record.exc_info and "/orbax/" in record.pathname))  # it also raises these
-    handler.addFilter(lambda record: record.name != "asyncio")  # of the other writes of a save that failed
+    handler.addFilter(lambda record: not record.getMessage().startswith("Task was destroyed"))  # of a save that failed
     sys.unraisablehook = _unraisable
     app.run(guarded, flags_parser=parser)
 

@@ -34,6 +34,7 @@ numerics = functools.partial(_marked, "numerics")
 cosmetic = functools.partial(_marked, "cosmetic")
 
 
+PROFILED_STEPS = 5
 OWN_TEACHER = "teacher"
 """As `init_from`, and as the `teacher.path` of a first stage: the run's own teacher."""
 
@@ -285,7 +286,9 @@ class Config:
     keep_latest: int = cosmetic(2, "how many of the newest checkpoints are kept")
     keep_best: int = cosmetic(1, "how many of the best on the validation split are kept")
     log_view_hash: bool = cosmetic(False, "log a hash of each branch's view: proof of who saw what")
-    profile_at_step: int = cosmetic(0, "write a profiler trace of 5 steps from here to the run directory; 0: none")
+    profile_at_step: int = cosmetic(
+        0, "write a profiler trace of the 5 steps after this one, or of whole dispatches, to the run directory; 0: none"
+    )
 
     @property
     def evaluated_on(self) -> SourceConfig:

@@ -120,6 +120,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     own = config.init_from == OWN_TEACHER
     small.update(init_from=OWN_TEACHER if own else None, init_fresh=None)
     small.update(log_every_steps=5, eval_every_steps=10, checkpoint_every_steps=0)
+    small.steps_per_dispatch = min(2, config.steps_per_dispatch)
     small.optimizer.warmup_steps = 2
     if small.optimizer.schedule == "staircase":
         small.optimizer.boundaries = (10, 15)

@@ -15,6 +15,7 @@ import jax
 import tqdm
 
 from big_distill import atomic
+from big_distill.config import PROFILED_STEPS
 from big_distill.errors import RunError
 
 sys.modules["clu.metric_writers.summary_writer"] = importlib.import_module("big_distill.tensorboard_writer")
@@ -125,7 +126,7 @@ class Progress:
         self._report = periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer)
 
     def update(self, step: int) -> None:
-        """So many steps are done."""
+        """The step that was done last."""
         self._bar.update(step - self._bar.n)
         self._report(step)
 
@@ -170,12 +171,16 @@ class Stopwatch:
             self.start()
 
 
-def profiler(logdir: pathlib.Path, first_step: int) -> Callable[[int], Any]:
-    """To be called after every dispatch: traces five steps or more from `first_step` on, for TensorBoard; 0: never."""
-    if not first_step:
+def profiler(logdir: pathlib.Path, after_step: int) -> Callable[[int], Any]:
+    """To be called after every dispatch: traces at least so many steps after one of them, for TensorBoard; 0: never."""
+    if not after_step:
         return lambda step: None
     return periodic_actions.Profile(
-        logdir=logdir, first_profile=first_step, num_profile_steps=5, profile_duration_ms=None, every_secs=None
+        logdir=logdir,
+        first_profile=after_step,
+        num_profile_steps=PROFILED_STEPS,
+        profile_duration_ms=None,
+        every_secs=None,
     )
 
 

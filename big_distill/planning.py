@@ -347,6 +347,11 @@ def warnings_of(config: Config, where: chips.Slice, train: Cost) -> list[str]:
         found.append(
             f"checkpoint_every_steps={config.checkpoint_every_steps:,}: saves every {interval:.2g} s at the roofline"
         )
+    if rest := steps % config.steps_per_dispatch:
+        found.append(
+            f"total_steps={steps:,} is no multiple of steps_per_dispatch={config.steps_per_dispatch}: the last {rest} "
+            "steps are another program, which is compiled at the end of the run"
+        )
     found += [f"the loop {name} was counted once: how often it runs is not known" for name in train.unknown_loops]
     return found
 

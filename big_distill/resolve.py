@@ -9,7 +9,16 @@ from ml_collections import ConfigDict
 from big_distill import plugins
 from big_distill.checks import at_least, check_regex, choice, require
 from big_distill.compression_rules import check_compress
-from big_distill.config import OWN_TEACHER, Config, ModelConfig, ObjectiveConfig, SourceConfig, ViewConfig, freeze
+from big_distill.config import (
+    OWN_TEACHER,
+    PROFILED_STEPS,
+    Config,
+    ModelConfig,
+    ObjectiveConfig,
+    SourceConfig,
+    ViewConfig,
+    freeze,
+)
 from big_distill.errors import ConfigError
 from big_distill.families import MODELS, check_model
 
@@ -92,6 +101,12 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
             init_config = dataclasses.replace(init_config, teacher=shared)
         init_config = _resolve(init_config, num_devices, platform, f"{prefix}.init_config")
     _check_beginning(dataclasses.replace(config, teacher=teacher, init_config=init_config), prefix)
+    profile_at_step = config.profile_at_step and _whole_dispatches(config.profile_at_step, config.steps_per_dispatch)
+    require(
+        not profile_at_step or profile_at_step + PROFILED_STEPS <= total_steps,
+        f"{prefix}.profile_at_step={config.profile_at_step}: fewer than {PROFILED_STEPS} of the run's {total_steps} "
+        "steps are left to trace after it, and its dispatch",
+    )
     eval_every_steps = config.eval_every_steps or _whole_dispatches(total_steps // 10, config.steps_per_dispatch)
     checkpoint_every_steps = config.checkpoint_every_steps or eval_every_steps
     for name, every in (("eval_every_steps", eval_every_steps), ("checkpoint_every_steps", checkpoint_every_steps)):
@@ -110,6 +125,7 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         eval_source=eval_source,
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup_steps, boundaries=boundaries),
         dtype=dtype,
+        profile_at_step=profile_at_step,
         eval_every_steps=eval_every_steps,
         checkpoint_every_steps=checkpoint_every_steps,
     )

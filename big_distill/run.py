@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from big_distill import compress, objectives, optim, preflight, sharding, steps, transition, weights
+from big_distill import compress, objectives, optim, preflight, sharding, steps, transition, views, weights
 from big_distill import teacher as teachers
 from big_distill.checkpoints import Checkpoints, has_checkpoint
 from big_distill.config import CompressConfig, Config, fingerprint
@@ -80,7 +81,10 @@ class Run(Computation):
                 f"config.source.resident=True, but {self.train_data.name} takes {needed / 1e6:,.1f} MB on every "
                 f"device, which has {free / 1e6:,.1f} MB left"
             )
-        return sharding.put(split, sharding.replicated(self.mesh))
+        on_devices = sharding.put(split, sharding.replicated(self.mesh))
+        if split is not None:
+            self.train_data.forget_pixels()
+        return on_devices
 
     def evaluate(self, state: TrainState, stop: Callable[[], bool] | None = None) -> Scores:
         """Metrics on the validation and the test split, as far as there are any; `stop` as in `evaluation.evaluate`."""
@@ -154,7 +158,8 @@ def build(config: Config, student: weights.Architecture, mesh: Mesh) -> Computat
         max_skipped_steps=config.optimizer.max_skipped_steps,
         log_view_hash=config.log_view_hash,
     )
-    train_chunk = steps.make_train_chunk(train_step, config.view.image_size)
+    from_resident = functools.partial(views.from_resident, size=config.view.image_size)
+    train_chunk = steps.make_train_chunk(train_step, sharding.on_own_examples(mesh, from_resident))
 
     def init(rng: jax.Array) -> weights.Variables:
         return model.init(rng, jnp.zeros(student.input_shape, jnp.float32))

@@ -50,6 +50,21 @@ def _of_batch(mesh: Mesh, ndim: int, axis: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names)) if ndim > axis else replicated(mesh)
 
 
+def on_own_examples(mesh: Mesh, make_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`make_fn(whole, batch)`, computed by every device for its own examples; `whole` is replicated."""
+
+    def apply(whole: Any, batch: Any) -> Any:
+        def specs(tree: Any) -> Any:
+            return jax.tree.map(lambda x: PartitionSpec(mesh.axis_names) if np.ndim(x) else PartitionSpec(), tree)
+
+        out_specs = specs(jax.eval_shape(make_fn, whole, batch))
+        return jax.shard_map(make_fn, mesh=mesh, in_specs=(PartitionSpec(), specs(batch)), out_specs=out_specs)(
+            whole, batch
+        )
+
+    return apply
+
+
 def rule(mesh: Mesh, tree: Any) -> Any:
     """How each array of a tree, or of its shapes, is split over 'fsdp': its largest axis that can be.
 

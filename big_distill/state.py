@@ -30,14 +30,18 @@ Batch = Mapping[str, jax.Array]
 class Resident:
     """A decoded training split that lives on every device; what no branch reads is None.
 
-    pixels: uint8 [N, H, W, C], padded with zeros below and to the right.
-    central: uint8 [N, S, S, C], the constant views.
+    Images are rows, because a TPU copies all of an array of more axes before it picks some.
+
+    pixels: uint8 [N, H * W * C], padded with zeros below and to the right.
+    central: uint8 [N, S * S * C], the constant views.
     label: int32 [N].
+    shape: (H, W, C).
     """
 
     pixels: Any = None
     central: Any = None
     label: Any = None
+    shape: tuple[int, int, int] = struct.field(pytree_node=False, default=(0, 0, 0))
 
 
 @struct.dataclass

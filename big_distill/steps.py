@@ -22,7 +22,7 @@ from big_distill import scoring
 from big_distill.errors import ConfigError
 from big_distill.objectives import Objective, kl_divergence, mean_teacher
 from big_distill.state import Aux, Batch, Card, Model, Params, Resident, Teacher, TrainState, materialize
-from big_distill.views import for_network, from_resident, make_views, to_unit, view_hash
+from big_distill.views import for_network, make_views, to_unit, view_hash
 
 Metrics = dict[str, jax.Array]
 Step = TypeVar("Step", bound=Callable[..., Any])
@@ -134,12 +134,14 @@ def make_train_step(
     return train_step
 
 
-def make_train_chunk(train_step: Callable[..., tuple[TrainState, Metrics]], view_size: int) -> Callable[..., Any]:
+def make_train_chunk(
+    train_step: Callable[..., tuple[TrainState, Metrics]], from_resident: Callable[[Resident, Batch], Batch]
+) -> Callable[..., Any]:
     """Several steps as one program.
 
     Args:
       train_step: of `make_train_step`.
-      view_size: side of the views in pixels.
+      from_resident: `(resident, draws) -> batch`, see `views.from_resident`.
 
     Returns:
       `train_chunk(state, teacher, resident, batches) -> (state, metrics [K])`, with `batches` [K, ...] stacked. After a
@@ -151,7 +153,7 @@ def make_train_chunk(train_step: Callable[..., tuple[TrainState, Metrics]], view
         state: TrainState, teacher: Teacher | None, resident: Resident | None, batches: Batch
     ) -> tuple[TrainState, Metrics]:
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-            return train_step(state, teacher, from_resident(resident, batch, view_size) if resident else batch)
+            return train_step(state, teacher, batch if resident is None else from_resident(resident, batch))
 
         if len(batches["step"]) > 1:
             return jax.lax.scan(step, state, batches)

@@ -164,11 +164,9 @@ def _train(
     state, start, clock = begin.state, begin.step, begin.clock
     began = time.monotonic() - clock.wall_seconds
     stopwatch = Stopwatch(clock.train_seconds)
-    schedule = optim.make_schedule(config.optimizer, total_steps)
     log = MetricsLog(run.workdir, start, begin.evaluated)
     progress = Progress(name, start, total_steps, log.tensorboard)
-    every = config.steps_per_dispatch
-    profile = profiler(run.workdir, -(-config.profile_at_step // every) * every)
+    profile = profiler(run.workdir, config.profile_at_step)
     scores: Scores = {}
     applied: dict[int, jax.Array] = {}  # of the chunks since the last check, by their first steps
     compiled: set[int] = set()  # for so many steps
@@ -227,15 +225,14 @@ def _train(
             due = last or step % config.eval_every_steps == 0
             to_save = last or stop or step % config.checkpoint_every_steps == 0
             # Do not change this order: what is saved has been applied, and all that was measured before is on disk.
+            if to_log:
+                done = [s for s in to_log if s <= int(state.step)]  # of a chunk that is broken off not all
+                speed = config.batch_size * stopwatch.rate(clock.timed_steps)
+                _log_rows(log, config, done, first, jax.device_get(metrics), speed)
+                logged = max(done, default=logged)
+                progress.show(metrics["loss"][-1])
             if to_log or due or to_save:
                 _check_applied(run, state, applied)
-            if to_log:
-                speed, values = config.batch_size * stopwatch.rate(clock.timed_steps), jax.device_get(metrics)
-                for logged in to_log:
-                    own = {f"train/{key}": value[logged - first] for key, value in values.items()}
-                    rate = config.optimizer.lr * schedule(logged - 1)
-                    log.write(logged, {**own, "train/learning_rate": rate, "train/images_per_second": speed})
-                progress.show(values["loss"][-1])
             with stopwatch.paused():
                 scores = {}
                 if due and not stop:
@@ -248,6 +245,17 @@ def _train(
             if stop:
                 raise stopped(step)
     return state, scores or run.evaluate(state)
+
+
+def _log_rows(
+    log: MetricsLog, config: Config, steps: list[int], first: int, metrics: dict[str, Any], images_per_second: float
+) -> None:
+    """Writes what was measured in some steps of a chunk, of whose `first` the first of all `metrics` are."""
+    schedule = optim.make_schedule(config.optimizer, config.total_steps)
+    for step in steps:
+        values = {f"train/{key}": value[step - first] for key, value in metrics.items()}
+        values["train/learning_rate"] = config.optimizer.lr * schedule(step - 1)
+        log.write(step, {**values, "train/images_per_second": images_per_second})
 
 
 def _check_applied(run: Run, state: TrainState, applied: dict[int, jax.Array]) -> None:

@@ -24,22 +24,48 @@ def from_resident(resident: Resident, batch: Batch, size: int) -> Batch:
             continue
         ids, box, flip = batch[f"{branch}id"], batch.get(f"{branch}box"), batch.get(f"{branch}flip")
         if box is not None:
-            pixels = crop_resize(resident.pixels, ids, box, size, flip)
+            pixels = crop_resize(resident.pixels, resident.shape, ids, box, size, flip)
         else:
-            pixels = resident.central[ids]
+            pixels = _rows(resident.central, ids).reshape(len(ids), size, size, -1)
             if flip is not None:
                 pixels = jnp.where(flip[:, None, None, None], pixels[:, :, ::-1], pixels)
         made[f"{branch}pixels"] = pixels
     return made if resident.label is None else made | {"label": resident.label[batch["id"]]}
 
 
+_LARGE = (
+    1 << 14
+)  # bytes of an image, from which on a TPU copies all of a split before it picks some of its rows at once
+
+
+def _rows(images: jax.Array, ids: jax.Array) -> jax.Array:
+    """images[ids]"""
+
+    def at_once(images: jax.Array, ids: jax.Array) -> jax.Array:
+        return images[ids]
+
+    def one_by_one(images: jax.Array, ids: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda index: jax.lax.dynamic_slice_in_dim(images, index, 1)[0], ids)
+
+    on_tpu = one_by_one if images.shape[1] > _LARGE else at_once
+    return jax.lax.platform_dependent(images, ids, tpu=on_tpu, default=at_once)
+
+
 def crop_resize(
-    images: jax.Array, ids: jax.Array, boxes: jax.Array, size: int, flip: jax.Array | None = None
+    images: jax.Array,
+    shape: tuple[int, int, int],
+    ids: jax.Array,
+    boxes: jax.Array,
+    size: int,
+    flip: jax.Array | None = None,
 ) -> jax.Array:
     """`data.transforms.crop_resize` on the device: the same formula, rounded to the same grey levels, give or take one.
 
+    A CPU gathers pixels; other devices have no fast gather, and multiply by two small dense matrices an image.
+
     Args:
-      images: uint8 [N, H, W, C].
+      images: uint8 [N, H * W * C].
+      shape: (H, W, C).
       ids: int32 [B], which of them.
       boxes: int32 [B, 4]: top, left, height, width in whole pixels.
       size: side S of the views.
@@ -52,21 +78,29 @@ def crop_resize(
     if flip is not None:
         x = _Taps(*(jnp.where(flip[:, None], taps[:, ::-1], taps) for taps in x))
 
-    def gathered(images: jax.Array, y: _Taps, x: _Taps) -> jax.Array:
+    def gathered(images: jax.Array, ids: jax.Array, y: _Taps, x: _Taps) -> jax.Array:
+        images = images.reshape(-1, *shape)
+
         def at(rows: jax.Array, columns: jax.Array) -> jax.Array:
             return images[ids[:, None, None], rows[:, :, None], columns[:, None, :]].astype(jnp.float32)
 
         above, below = (_lerp(at(rows, x.lower), at(rows, x.upper), x.weight[:, None, :, None]) for rows in y[:2])
         return _lerp(above, below, y.weight[:, :, None, None])
 
-    def multiplied(images: jax.Array, y: _Taps, x: _Taps) -> jax.Array:
-        """Two dense matrices an image: a TPU has no fast gather of single pixels."""
-        own = images[ids].astype(jnp.float32)
-        rows, columns = _matrix(y, images.shape[1]), _matrix(x, images.shape[2])
-        own = jnp.einsum("bsh,bhwc->bswc", rows, own, precision="highest")
-        return jnp.einsum("btw,bswc->bstc", columns, own, precision="highest")
+    def multiplied(images: jax.Array, ids: jax.Array, y: _Taps, x: _Taps) -> jax.Array:
+        own = images[ids].reshape(-1, *shape).astype(jnp.float32)
+        own = jnp.einsum("bsh,bhwc->bswc", _matrix(y, shape[0]), own, precision="highest")
+        return jnp.einsum("btw,bswc->bstc", _matrix(x, shape[1]), own, precision="highest")
 
-    sampled = jax.lax.platform_dependent(images, y, x, cpu=gathered, default=multiplied)
+    def one_by_one(images: jax.Array, ids: jax.Array, y: _Taps, x: _Taps) -> jax.Array:
+        def crop(one: tuple[jax.Array, _Taps, _Taps]) -> jax.Array:
+            image = jax.lax.dynamic_slice_in_dim(images, one[0], 1)
+            return multiplied(image, jnp.zeros(1, jnp.int32), *jax.tree.map(lambda taps: taps[None], one[1:]))[0]
+
+        return jax.lax.map(crop, (ids, y, x))
+
+    on_tpu = one_by_one if images.shape[1] > _LARGE else multiplied
+    sampled = jax.lax.platform_dependent(images, ids, y, x, cpu=gathered, tpu=on_tpu, default=multiplied)
     return jnp.floor(sampled + 0.5).astype(jnp.uint8)
 
 

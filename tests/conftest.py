@@ -44,6 +44,16 @@ def interrupt_after(monkeypatch):
 
 
 @pytest.fixture
+def distilled(tiny):
+    """The same, distilled from a wider one that is trained first."""
+    teacher = tiny.copy_and_resolve_references()
+    teacher.student.features = (8, 16)
+    tiny.objective.name = tiny.view.regime = "function_matching"
+    tiny.teacher.config = teacher
+    return tiny
+
+
+@pytest.fixture
 def tiny():
     """An unresolved config that trains a small CNN on the digits for a few steps, supervised."""
     config = template()

@@ -1,6 +1,9 @@
 """Splits that live on the devices, and several steps in one program: the same run, sent in another way."""
 
+import functools
+import importlib.util
 import itertools
+import math
 import signal
 
 import jax
@@ -8,13 +11,14 @@ import numpy as np
 import pytest
 from processes import timeless
 
-from big_distill import metrics, sharding, views
+from big_distill import chips, hlo, metrics, sharding, views
 from big_distill.config import Config, SourceConfig, ViewConfig
 from big_distill.data import Source
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.errors import ConfigError, DataError, NonFiniteError, Preempted
 from big_distill.resolve import resolve
 from big_distill.run import open_run
+from big_distill.state import Resident
 from big_distill.train import train_and_evaluate
 
 REGIMES = ("consistent", "function_matching", "fixed", "independent")
@@ -47,11 +51,16 @@ def pipeline_of(regime, crop, side=16, num_classes=5, **options):
     return TrainPipeline(Config(num_classes=5, batch_size=16, total_steps=9, view=view, source=options), source)
 
 
-@pytest.fixture(params=["gathered", "multiplied"])
+@pytest.fixture(params=["cpu", "gpu", "tpu", "tpu, large"])
 def form(request, monkeypatch):
-    """Of a crop on the device: the CPU's own, and that of every accelerator."""
-    if request.param == "multiplied":
-        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    """What picks rows and crops, there."""
+    platform, _, large = request.param.partition(", ")
+
+    def choose(*args, default, **forms):
+        return forms.get(platform, default)(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    monkeypatch.setattr(views, "_LARGE", 0 if large else 1 << 30)
 
 
 @pytest.mark.parametrize(("regime", "crop"), [*itertools.product(REGIMES, ("inception", "central"))])
@@ -82,13 +91,30 @@ def test_nothing_lives_there_that_no_branch_reads():
     crops = pipeline_of("consistent", "inception", num_classes=None).resident()
     assert crops.central is None and crops.label is None
     centres = pipeline_of("fixed", "central").resident()
-    assert centres.pixels is None and centres.central.shape == (30, 16, 16, 3)
+    assert centres.pixels is None and centres.central.shape == (30, 16 * 16 * 3)
 
 
 @pytest.mark.parametrize("crop", ["inception", "central"])
 def test_a_split_that_does_not_fit_is_refused(crop):
-    with pytest.raises(DataError, match=r"resident=True, but waves takes more than config.source.cache_bytes=1000"):
+    with pytest.raises(DataError, match=r"resident=True, but waves takes more than config.source.cache_bytes=1,000"):
         pipeline_of("consistent", crop, cache_bytes=1000).resident()
+
+
+def test_padding_counts():
+    """Of images that fit, but not when each is as high and wide as the largest."""
+    pipeline = pipeline_of("consistent", "inception")
+    fits = pipeline._cache.images.pixels.nbytes + 10_000
+    with pytest.raises(DataError, match=r"waves, padded to 39 x 36 px each, takes more than config.source.cache_bytes"):
+        pipeline_of("consistent", "inception", cache_bytes=fits).resident()
+
+
+def test_the_host_forgets_what_the_devices_have(tiny, tmp_path):
+    tiny.source.resident = True
+    run = open_run(resolved(tiny), tmp_path)
+    before = run.train_data.draw(3)
+    assert run.resident().pixels.shape == (1200, 64) and not run.train_data._cache.images.pixels.size
+    for key, value in run.train_data.draw(3).items():
+        np.testing.assert_array_equal(value, before[key])
 
 
 def test_a_device_that_is_too_small_is_named(tiny, tmp_path, monkeypatch):
@@ -111,16 +137,6 @@ def test_chunks_depend_on_the_step_alone(start, boundaries):
     assert found == list(range(start, 9))
 
 
-@pytest.fixture
-def distilled(tiny):
-    teacher = tiny.copy_and_resolve_references()
-    teacher.student.features = (8, 16)
-    tiny.objective.name = "function_matching"
-    tiny.view.regime = "function_matching"
-    tiny.teacher.config = teacher
-    return tiny
-
-
 def in_chunks(config, resident=True):
     config = config.copy_and_resolve_references()
     config.steps_per_dispatch, config.source.resident = 3, resident
@@ -131,18 +147,19 @@ def without_rounding(lines):
     return [{key: pytest.approx(value, rel=1e-4, abs=1e-5) for key, value in line.items()} for line in lines]
 
 
-@pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("accumulate_steps", [1, 5])
-def test_it_is_the_same_run(distilled, tmp_path, accumulate_steps, resident):
+def test_it_is_the_same_run(distilled, tmp_path, accumulate_steps):
     distilled.total_steps = 8
     distilled.accumulate_steps = accumulate_steps
     whole = train_and_evaluate(resolved(distilled), tmp_path / "whole")
-    (tmp_path / "chunks").mkdir()
-    (tmp_path / "chunks" / "teacher").symlink_to(tmp_path / "whole" / "teacher")
-    chunks = train_and_evaluate(resolved(in_chunks(distilled, resident)), tmp_path / "chunks")
-    assert chunks["config_fingerprint"] == whole["config_fingerprint"]
-    assert timeless(tmp_path / "chunks") == without_rounding(timeless(tmp_path / "whole"))
-    assert [line["step"] for line in timeless(tmp_path / "chunks") if "train/loss" in line] == list(range(1, 9))
+    for resident in (True, False)[: 2 if accumulate_steps == 1 else 1]:
+        run = tmp_path / f"resident={resident}"
+        run.mkdir()
+        (run / "teacher").symlink_to(tmp_path / "whole" / "teacher")
+        chunks = train_and_evaluate(resolved(in_chunks(distilled, resident)), run)
+        assert chunks["config_fingerprint"] == whole["config_fingerprint"]
+        assert timeless(run) == without_rounding(timeless(tmp_path / "whole"))
+        assert [line["step"] for line in timeless(run) if "train/loss" in line] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -190,6 +207,7 @@ def test_the_rest_of_a_chunk_is_frozen(tiny, tmp_path, monkeypatch):
     tiny.view.mixup = 1.0
     with pytest.raises(NonFiniteError, match="of step 5 is not finite; nothing was updated"):
         train_and_evaluate(resolved(in_chunks(tiny)), tmp_path / "stopped")
+    assert [line["step"] for line in timeless(tmp_path / "stopped") if "train/loss" in line] == [1, 2, 3, 4]
     tiny.optimizer.max_skipped_steps = 1
     summary = train_and_evaluate(resolved(in_chunks(tiny)), tmp_path / "skipped")
     assert (summary["steps"], summary["skipped_steps"]) == (6, 1)
@@ -207,14 +225,11 @@ def test_examples_stay_on_their_devices(tiny, tmp_path):
 
 
 def test_the_bar_and_the_profile_follow_chunks(tiny, tmp_path, monkeypatch):
-    shown, profiled = [], []
+    shown = []
     monkeypatch.setattr(metrics.Progress, "update", lambda self, step: shown.append(step))
-    monkeypatch.setattr(
-        "big_distill.train.profiler", lambda logdir, first: profiled.append(first) or (lambda step: None)
-    )
     tiny.profile_at_step, tiny.total_steps = 4, 8
     train_and_evaluate(resolved(in_chunks(tiny)), tmp_path)
-    assert (shown, profiled) == ([3, 6, 8], [6])
+    assert shown == [3, 6, 8] and list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
 
 
 @pytest.mark.parametrize(
@@ -247,3 +262,27 @@ def test_intervals_that_are_not_given_fit(tiny):
     assert resolved(tiny).eval_every_steps == 10
     config = resolved(in_chunks(tiny))
     assert (config.eval_every_steps, config.checkpoint_every_steps) == (9, 9)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize(("num_examples", "shape", "size"), [(50_000, (32, 32, 3), 32), (2000, (96, 128, 3), 64)])
+def test_a_tpu_reads_the_images_that_it_crops(num_examples, shape, size):
+    """And not the whole split, three times a step; small images are picked at once, large ones one by one."""
+    where = chips.open_slice("v5e:2x4")
+    mesh = sharding.make_mesh(1, where.devices)
+
+    def placed(shape, dtype, *axes):
+        spec = jax.sharding.PartitionSpec(*axes)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+    bytes_an_image = math.prod(shape)
+    split = Resident(pixels=placed((num_examples, bytes_an_image), np.uint8), shape=shape)
+    batch = {name: placed((), dtype) for name, dtype in (("step", np.int32), ("lam", np.float32))}
+    for name, dtype, of_each in (("id", np.int32, ()), ("box", np.int32, (4,)), ("flip", np.bool_, ())):
+        batch[name] = placed((512, *of_each), dtype, mesh.axis_names)
+    crop = sharding.on_own_examples(mesh, functools.partial(views.from_resident, size=size))
+    text = jax.jit(crop).lower(split, batch).compile().as_text()
+    read = hlo.Program(text)
+    made = 64 * math.prod((size, size, 3))
+    assert 64 * bytes_an_image + made <= read.hbm_bytes <= 2 * (64 * bytes_an_image + made) + 1000
+    assert not read.collective_bytes and not read.unknown_loops

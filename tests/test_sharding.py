@@ -26,14 +26,10 @@ from big_distill.train import train_and_evaluate
 
 
 @pytest.fixture
-def distilled(tiny, monkeypatch):
+def distilled(distilled, monkeypatch):
     """Of networks so small that it takes another threshold for them to be split."""
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
-    teacher = tiny.copy_and_resolve_references()
-    teacher.student.features = (8, 16)
-    tiny.objective.name = tiny.view.regime = "function_matching"
-    tiny.teacher.config = teacher
-    return tiny
+    return distilled
 
 
 def resolved(config, fsdp=1, num_devices=8):
@@ -195,7 +191,8 @@ def test_any_mesh_reads_what_one_has_written(tiny, tmp_path, monkeypatch, interr
 
 
 @pytest.mark.parametrize(
-    ("precision", "word"), [("default", "DEFAULT"), ("tensorfloat32", "HIGH"), ("float32", "HIGHEST")]
+    ("precision", "word"),
+    [("default", "DEFAULT"), ("bfloat16", "DEFAULT"), ("tensorfloat32", "HIGH"), ("float32", "HIGHEST")],
 )
 def test_products_have_the_precision_that_is_asked_for(distilled, precision, word):
     """Those of both networks, forward and back, in either step."""

@@ -27,16 +27,6 @@ def resolved(config):
     return resolve(config, jax.device_count(), "cpu")
 
 
-@pytest.fixture
-def distilled(tiny):
-    teacher = tiny.copy_and_resolve_references()
-    teacher.student.features = (8, 16)
-    tiny.objective.name = "function_matching"
-    tiny.view.regime = "function_matching"
-    tiny.teacher.config = teacher
-    return tiny
-
-
 def test_distillation_end_to_end(distilled, tmp_path):
     config = resolved(distilled)
     summary = train_and_evaluate(config, tmp_path)

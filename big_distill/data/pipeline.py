@@ -9,6 +9,7 @@ does not change what is learned.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -155,16 +156,27 @@ class TrainPipeline:
         branches = self._draws(0)[1].values()
         cropped = any(draws and self._view.crop == "inception" for draws in branches)
         central = any(not (draws and self._view.crop == "inception") for draws in branches)
-        if self._cache is None or (central and self._central is None):
+        limit, count, cache = self._options.cache_bytes, self._source.num_examples, self._cache
+        shape = cache.images.padded_shape if cache else (0, 0, 0)
+        if cache is None or (central and self._central is None) or (cropped and count * math.prod(shape) > limit):
+            padded = f", padded to {shape[0]} x {shape[1]} px each," if cache and cropped else ""
             raise DataError(
-                f"config.source.resident=True, but {self._source.name} takes more than "
-                f"config.source.cache_bytes={self._options.cache_bytes}"
+                f"config.source.resident=True, but {self._source.name}{padded} takes more than "
+                f"config.source.cache_bytes={limit:,}"
             )
         return Resident(
-            pixels=self._cache.images.padded() if cropped else None,
-            central=self._central if central else None,
-            label=None if self._source.num_classes is None else self._cache.labels,
+            pixels=cache.images.padded().reshape(count, -1) if cropped else None,
+            central=self._central.reshape(count, -1) if self._central is not None else None,
+            label=None if self._source.num_classes is None else cache.labels,
+            shape=shape,
         )
+
+    def forget_pixels(self) -> None:
+        """Frees the decoded split, once it is on the devices: from here on there are only draws."""
+        if self._cache:
+            nothing = np.empty((0, self._view.channels), np.uint8)
+            self._cache = self._cache._replace(images=dataclasses.replace(self._cache.images, pixels=nothing))
+            self._central = None
 
     def batch(self, step: int) -> HostBatch:
         """This process's part of one batch, its pixels made here."""

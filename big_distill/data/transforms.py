@@ -185,9 +185,14 @@ class Ragged:
         reductions = self.reductions[ids]
         return -(-self.heights[ids] // reductions), -(-self.widths[ids] // reductions)
 
+    @property
+    def padded_shape(self) -> tuple[int, int, int]:
+        """(H, W, C), the largest height and width of the images, each of which is whole."""
+        return int(self.heights.max()), int(self.widths.max()), self.pixels.shape[1]
+
     def padded(self) -> np.ndarray:
-        """uint8 [N, H, W, C] of the largest height and width, zeros below and to the right of smaller images."""
-        padded = np.zeros((len(self.offsets), self.heights.max(), self.widths.max(), self.pixels.shape[1]), np.uint8)
+        """uint8 [N, *padded_shape], zeros below and to the right of smaller images."""
+        padded = np.zeros((len(self.offsets), *self.padded_shape), np.uint8)
         for image, start, height, width in zip(padded, self.offsets, self.heights, self.widths, strict=True):
             image[:height, :width] = self.pixels[start : start + height * width].reshape(height, width, -1)
         return padded
