@@ -16,7 +16,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from big_distill import checksums, sharding
+from big_distill import checksums, processes
 from big_distill.config import Config
 from big_distill.errors import DISK_ERRORS, RunError
 from big_distill.metrics import say
@@ -110,7 +110,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # of Orbax, TensorStore or the operating system: the disk is full, or gone
-            if sharding.is_peer_lost(error):
+            if processes.is_peer_lost(error):
                 raise
             whole = max(_steps(pathlib.Path(self._manager.directory)), default=None)
             before = "none was saved before" if whole is None else f"the newest whole one is step {whole:,}"
@@ -171,7 +171,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if error is None or not sharding.is_peer_lost(error):  # a save of all processes would wait for the lost one
+        if error is None or not processes.is_peer_lost(error):  # a save of all processes would wait for the lost one
             self.close()
 
 
@@ -206,7 +206,7 @@ def set_aside_damaged(workdir: pathlib.Path) -> None:
     Raises:
       RunError: all that were saved are damaged; they stay where they are.
     """
-    sharding.on_first_process(lambda: _set_aside_damaged(workdir))
+    processes.on_first_process(lambda: _set_aside_damaged(workdir))
 
 
 def _set_aside_damaged(workdir: pathlib.Path) -> None:

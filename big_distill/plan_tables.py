@@ -98,7 +98,7 @@ def table(plans: list[Plan], price: float | None) -> str:
         costs = [s.total_hours and s.total_hours * s.num_chips * price for s in each]
         row("US dollars, at least", [f"{cost:,.2f}" if cost is not None else "-" for cost in costs])
     row("evaluation, a batch", [_evaluation(stage) for stage in each])
-    row("images from the host", [_bytes(s.host_bytes_per_step * s.num_chips * s.total_steps) for s in each])
+    row("sent by the host in all", [_bytes(s.host_bytes_per_step * s.num_chips * s.total_steps) for s in each])
     row("checkpoint", [_bytes(stage.checkpoint_bytes) for stage in each])
     row("  kept, at most", [_bytes(stage.checkpoint_bytes * stage.kept_checkpoints) for stage in each])
     text = cli.aligned(rows)

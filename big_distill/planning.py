@@ -17,7 +17,7 @@ from big_distill import chips, sharding, weights
 from big_distill import teacher as teachers
 from big_distill.config import OWN_TEACHER, Config
 from big_distill.costs import Cost, compile_step, largest_batch
-from big_distill.data.pipeline import abstract_chunk, abstract_eval_batch
+from big_distill.data.pipeline import abstract_chunk, abstract_draws, abstract_eval_batch
 from big_distill.errors import ConfigError
 from big_distill.evaluation import eval_batch_size
 from big_distill.resolve import needs_labels
@@ -258,6 +258,8 @@ class Blueprint:
         # Unlabelled folders, and your own sources without labels, are taken to have some: four bytes an image.
         labelled = not config.eval_source.name or needs_labels(config.objective)
         self.chunk = sharding.place_batch(self._mesh, abstract_chunk(self.config, labelled), axis=1)
+        drawn = sharding.place_batch(self._mesh, abstract_draws(self.config), axis=1)
+        self.sent = drawn if config.source.resident else self.chunk
         self.eval_batch_size = eval_batch_size(self.config, len(where.devices))
         eval_batch = abstract_eval_batch(self.config, self.eval_batch_size, labelled)
         self.eval_batch = sharding.place_batch(self._mesh, eval_batch)
@@ -305,7 +307,7 @@ def _stage(name: str, config: Config, where: chips.Slice, with_evaluation: bool)
         train=train,
         evaluation=evaluation,
         eval_batch_size=compiled.eval_batch_size,
-        host_bytes_per_step=_bytes_a_chip(compiled.chunk, where),
+        host_bytes_per_step=_bytes_a_chip(compiled.sent, where),
         constant_bytes=constant,
         checkpoint_bytes=_bytes_of(compiled.state),
         kept_checkpoints=config.keep_latest + (config.keep_best if config.evaluated_on.validation else 0),
@@ -369,8 +371,8 @@ def _notes(config: Config, compiled: Blueprint, where: chips.Slice) -> list[str]
             notes.append(f"teacher {path} is not here: taken for {what} of {config.num_classes} classes at {size} px")
     if config.source.resident:
         notes.append(
-            f"source.resident: images are taken to be {config.view.image_size} px a side, as the view; the traffic is "
-            "that of a step whose images the host sends"
+            f"source.resident: images are taken to be {config.view.image_size} px a side, as the view; FLOPs, traffic "
+            "and temporaries are those of a step whose images the host sends"
         )
     if where.platform == "gpu":
         notes.append(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from big_distill import calibration, scoring, sharding, weights
+from big_distill import calibration, processes, scoring, sharding, weights
 from big_distill import teacher as teachers
 from big_distill.config import Config
 from big_distill.data.pipeline import EvalPipeline, HostBatch, TrainPipeline
@@ -87,7 +87,7 @@ def prepare(
     teacher = teachers.place(networks, variables, config, mesh, class_names)
     measured_on = eval_data.fingerprint if eval_data else ""
     key = hashlib.sha256(json.dumps([identity, sha256, list(class_names), measured_on]).encode()).hexdigest()
-    results = sharding.from_first_process(_read(workdir, key) if jax.process_index() == 0 else None)
+    results = processes.from_first_process(_read(workdir, key) if jax.process_index() == 0 else None)
     if results is None or len(results) != len(networks):
         results = measure(networks, teacher, config, mesh, eval_data or crops(), class_names)
         for who, result in _named(results):
@@ -163,7 +163,7 @@ def _kept_ranges(
     networks: Sequence[weights.Network], config: Config, workdir: pathlib.Path, mesh: Mesh, identity: str, crops: Any
 ) -> tuple[calibration.Ranges, ...]:
     """Of the run's first session, or measured now."""
-    ranges = sharding.from_first_process(calibration.read(workdir, identity) if jax.process_index() == 0 else None)
+    ranges = processes.from_first_process(calibration.read(workdir, identity) if jax.process_index() == 0 else None)
     if ranges is None:
         ranges = calibration.measure(networks, config, mesh, crops())
         if jax.process_index() == 0:

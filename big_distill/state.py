@@ -19,10 +19,10 @@ Batch = Mapping[str, jax.Array]
 * `teacher_pixels` uint8 [B, H, W, C]: the teacher's own crop, only under the regimes `fixed` and `independent`.
 * `label` int32 [B], only from a labelled source.
 * `lam` float32 []: mixup's lambda, in [0.5, 1]; training only.
+* `mask` bool [B]: False for padding; evaluation only.
 * of a `Resident` split, instead of pixels and label: `id` int32 [B], which examples; `box` int32 [B, 4], the crop's
   top, left, height and width, absent for central views; `flip` bool [B], if there are flips; and `teacher_id`,
   `teacher_box`, `teacher_flip` under those two regimes.
-* `mask` bool [B]: False for padding; evaluation only.
 """
 
 

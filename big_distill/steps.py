@@ -25,7 +25,7 @@ from big_distill.state import Aux, Batch, Card, Model, Params, Resident, Teacher
 from big_distill.views import for_network, make_views, to_unit, view_hash
 
 Metrics = dict[str, jax.Array]
-Step = TypeVar("Step", bound=Callable[..., Any])
+_Step = TypeVar("_Step", bound=Callable[..., Any])
 Refresh = Callable[[Params, Aux, jax.Array], Aux]
 """(params, aux, number of updates) -> aux: `compress.Plan.refresh`."""
 
@@ -190,7 +190,7 @@ def teacher_logits(teacher: Teacher | None, view: jax.Array) -> jax.Array | None
     return jax.lax.stop_gradient(mean_teacher(logits, teacher.mean))
 
 
-def at_precision(step: Step, precision: str) -> Step:
+def at_precision(step: _Step, precision: str) -> _Step:
     """The step with products of float32 in this precision, `config.matmul_precision`, where nothing else is said."""
     if precision == "default":
         return step
@@ -200,7 +200,7 @@ def at_precision(step: Step, precision: str) -> Step:
         with jax.default_matmul_precision(precision):
             return step(*args)
 
-    return cast(Step, precise)
+    return cast(_Step, precise)
 
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:

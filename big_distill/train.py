@@ -13,7 +13,7 @@ from absl import logging
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from big_distill import atomic, optim, sharding, weights
+from big_distill import atomic, optim, processes, sharding, weights
 from big_distill import workdir as workdirs
 from big_distill.checkpoints import Checkpoints, has_checkpoint, set_aside_damaged
 from big_distill.config import Config, fingerprint
@@ -73,7 +73,7 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise RunError(f"{error.filename}: {error.strerror}") from error
-            if not sharding.is_peer_lost(error):
+            if not processes.is_peer_lost(error):
                 raise
             raise PeerLost(
                 f"another process does not answer ({str(error).partition(chr(10))[0][:200]}); the same commands go on"

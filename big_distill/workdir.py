@@ -20,7 +20,7 @@ from big_distill import atomic
 from big_distill.config import Config, differences, fingerprint, from_dict, to_dict
 from big_distill.errors import ConfigError, RunError
 from big_distill.metrics import say
-from big_distill.sharding import on_first_process
+from big_distill.processes import on_first_process
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"

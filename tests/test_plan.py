@@ -201,6 +201,9 @@ def test_resident_data_take_room(tiny):
     stage = plan("tiny", resolved(tiny), CPUS).student
     assert stage.resident_bytes == stage.to_json()["resident_bytes"] == room
     assert stage.evaluation_bytes == stage.evaluation.total_bytes + stage.held_bytes + room
+    assert (
+        stage.host_bytes_per_step == 5 * (4 + 4 * 4 + 1) + 4 + 4
+    )  # which, where, mirrored or not; the step and lambda
     assert any("images are taken to be 8 px a side" in note for note in stage.notes)
     small = dataclasses.replace(CPUS, chip=dataclasses.replace(V5E.chip, memory=stage.train.total_bytes + room - 1))
     assert not plan("tiny", resolved(tiny), small).student.train.fits

@@ -14,7 +14,7 @@ from processes import timeless
 from big_distill import chips, hlo, metrics, sharding, views
 from big_distill.config import Config, SourceConfig, ViewConfig
 from big_distill.data import Source
-from big_distill.data.pipeline import TrainPipeline
+from big_distill.data.pipeline import TrainPipeline, abstract_draws
 from big_distill.errors import ConfigError, DataError, NonFiniteError, Preempted
 from big_distill.resolve import resolve
 from big_distill.run import open_run
@@ -85,6 +85,18 @@ def test_only_draws_travel():
     assert set(chunk) == {f"{branch}{name}" for branch in ("", "teacher_") for name in ("id", "box", "flip")} | {
         "step", "lam"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("regime", "crop"), [*itertools.product(REGIMES, ("inception", "central"))])
+def test_what_travels_is_what_is_planned(regime, crop):
+    pipeline = pipeline_of(regime, crop)
+    view = pipeline._view
+    config = Config(num_classes=5, batch_size=16, view=view, source=SourceConfig(resident=True))
+    (chunk, *_) = pipeline.chunks(0)
+    planned = abstract_draws(config)
+    assert {name: (x.shape, x.dtype) for name, x in planned.items()} == {
+        name: (x.shape, x.dtype) for name, x in chunk.items()
+    }
 
 
 def test_nothing_lives_there_that_no_branch_reads():

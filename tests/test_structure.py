@@ -24,7 +24,7 @@ FLOORS = [
     "teacher calibration checkpoints transition",
     "weights workdir",
     "steps metrics tensorboard_writer pretrained",
-    "views scoring optim sharding",
+    "views scoring optim sharding processes",
     "objectives models data compress artifact",
     "resolve",
     "config_files families compression_rules",

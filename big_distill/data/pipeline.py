@@ -75,6 +75,20 @@ def abstract_chunk(config: Config, labelled: bool) -> dict[str, jax.ShapeDtypeSt
     return chunk | ({"label": jax.ShapeDtypeStruct(shape[:2], np.int32)} if labelled else {})
 
 
+def abstract_draws(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same of a chunk for a resident split: what is chosen of it, and no pixels."""
+    view, shape = config.view, (1, config.batch_size)
+    chunk = {"step": jax.ShapeDtypeStruct((1,), np.int32), "lam": jax.ShapeDtypeStruct((1,), np.float32)}
+    for branch in ("", "teacher_") if view.regime in ("fixed", "independent") else ("",):
+        chunk[f"{branch}id"] = jax.ShapeDtypeStruct(shape, np.int32)
+        drawn = not branch or view.regime == "independent"
+        if drawn and view.crop == "inception":
+            chunk[f"{branch}box"] = jax.ShapeDtypeStruct((*shape, 4), np.int32)
+        if drawn and view.flip:
+            chunk[f"{branch}flip"] = jax.ShapeDtypeStruct(shape, np.bool_)
+    return chunk
+
+
 def abstract_eval_batch(config: Config, batch_size: int, labelled: bool) -> dict[str, jax.ShapeDtypeStruct]:
     """The same of a global evaluation batch."""
     batch = {"pixels": jax.ShapeDtypeStruct((batch_size, *_view_shape(config.view)), np.uint8)}

@@ -1,0 +1,54 @@
+"""What the processes of one run tell each other, and how one knows that another is gone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from big_distill.errors import RunError
+
+
+def from_first_process(value: Any) -> Any:
+    """The JSON-ready value that process 0 has, in every process: what one disk says must not divide them."""
+    if jax.process_count() == 1:
+        return value
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    padded = np.zeros(size, np.uint8)
+    padded[: min(size, len(data))] = data[:size]
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes())
+
+
+def on_first_process(function: Callable[[], Any]) -> Any:
+    """What a function returns in process 0, JSON-ready, in every process.
+
+    Raises:
+      RunError: in every process, if it was raised there, or if a file could not be read or written.
+    """
+    value, refusal = None, None
+    if jax.process_index() == 0:
+        try:
+            value = function()
+        except RunError as error:
+            refusal = str(error)
+        except OSError as error:
+            refusal = f"{error.filename}: {error.strerror}"
+    value, refusal = from_first_process([value, refusal])
+    if refusal is not None:
+        raise RunError(refusal)
+    return value
+
+
+def is_peer_lost(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, is that of a process that waits for another in vain."""
+    if jax.process_count() == 1:
+        return False
+    signs = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "heartbeat", "Barrier failed")
+    causes = (error, error.__cause__, error.__context__)
+    texts = [str(cause) for cause in causes if isinstance(cause, RuntimeError | TimeoutError)]
+    return any(sign in text for text in texts for sign in signs)
