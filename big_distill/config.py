@@ -159,7 +159,9 @@ class SourceConfig:
     data_dir: str | None = cosmetic(None, "where TFDS sets are; unset: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     cache_bytes: int = cosmetic(4 << 30, "splits that decode to no more than this are decoded once and kept in memory")
     resident: bool = numerics(
-        False, "keep the decoded training split on every device and crop there: only the random draws travel"
+        False,
+        "keep the decoded training split on every device, padded to its largest image, and crop there: only the random "
+        "draws travel (not of eval_source)",
     )
     num_threads: int = cosmetic(2, "threads that make batches")
     prefetch: int = cosmetic(4, "batches made ahead")
@@ -265,8 +267,8 @@ class Config:
     compress: CompressConfig = maths(CompressConfig(), "pruned, shared, rounded and factored weights")
     steps_per_dispatch: int = numerics(
         1,
-        "run so many steps as one program (lax.scan): where a step takes less time than launching it; evaluations and "
-        "checkpoints come between",
+        "run so many steps as one program (lax.scan): where a step takes less time than launching it; evaluations, "
+        "checkpoints and leaving on a signal come between",
     )
     dtype: str = numerics("auto", "dtype of activations: float32, bfloat16, or auto: bfloat16 on TPU and GPU")
     matmul_precision: str = numerics(

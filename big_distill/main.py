@@ -55,7 +55,9 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "start_timeout_seconds", 300, "Several processes: leave when not all have met within so long.", lower_bound=1
     )
-    flags.DEFINE_integer("peer_timeout_seconds", 100, "Several processes: leave when one was not heard of for so long.")
+    flags.DEFINE_integer(
+        "peer_timeout_seconds", 100, "Several processes: leave when one was not heard of for so long.", lower_bound=1
+    )
 
 
 def main() -> None:

@@ -349,6 +349,11 @@ def warnings_of(config: Config, where: chips.Slice, train: Cost) -> list[str]:
         found.append(
             f"checkpoint_every_steps={config.checkpoint_every_steps:,}: saves every {interval:.2g} s at the roofline"
         )
+    if 0 < config.grace_seconds < config.steps_per_dispatch * (train.roofline_seconds or 0):
+        found.append(
+            f"steps_per_dispatch={config.steps_per_dispatch} takes longer than grace_seconds={config.grace_seconds:g}: "
+            "a signal finds no time to save"
+        )
     if rest := steps % config.steps_per_dispatch:
         found.append(
             f"total_steps={steps:,} is no multiple of steps_per_dispatch={config.steps_per_dispatch}: the last {rest} "

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from big_distill.errors import RunError
+from big_distill.config import Config, differences, from_dict, to_dict
+from big_distill.errors import ConfigError, RunError
 
 
 def from_first_process(value: Any) -> Any:
@@ -42,6 +43,25 @@ def on_first_process(function: Callable[[], Any]) -> Any:
     if refusal is not None:
         raise RunError(refusal)
     return value
+
+
+def check_same(config: Config) -> None:
+    """Raises ConfigError in every process unless all have one config, but for where data are and how they are read.
+
+    Processes that run different programs wait for each other for ever.
+    """
+    if jax.process_count() == 1:
+        return
+    first = from_dict(from_first_process(to_dict(config)))
+    kinds = ("maths", "numerics", "cosmetic")
+    found = [line for kind in kinds for line in differences(first, config, kind)]
+    found = [line for line in found if "source." not in line or line in differences(first, config, "maths")]
+    others = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(found))))
+    if found:
+        raise ConfigError(f"this process has another config than process 0 ({'; '.join(found)}): give all the same")
+    if len(others):
+        names = ", ".join(map(str, others))
+        raise ConfigError(f"process {names} of {jax.process_count()} was given another config than this one")
 
 
 def is_peer_lost(error: BaseException) -> bool:

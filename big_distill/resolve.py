@@ -101,6 +101,10 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
             init_config = dataclasses.replace(init_config, teacher=shared)
         init_config = _resolve(init_config, num_devices, platform, f"{prefix}.init_config")
     _check_beginning(dataclasses.replace(config, teacher=teacher, init_config=init_config), prefix)
+    require(
+        config.steps_per_dispatch <= total_steps,
+        f"{prefix}.steps_per_dispatch={config.steps_per_dispatch} is more than the run's {total_steps} steps",
+    )
     profile_at_step = config.profile_at_step and _whole_dispatches(config.profile_at_step, config.steps_per_dispatch)
     require(
         not profile_at_step or profile_at_step + PROFILED_STEPS <= total_steps,

@@ -61,6 +61,7 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
       The summary, as in `summary.json`.
 
     Raises:
+      ConfigError: another process was given another config.
       RunError: the directory holds a run with another config, data or teacher.
       DataError: the data are not what the config says.
       NonFiniteError: a loss or gradient stopped being finite.
@@ -69,6 +70,7 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """
     with Preemption(config.grace_seconds) as preemption:
         try:
+            processes.check_same(config)
             return _run(config, workdir, preemption)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:

@@ -196,3 +196,13 @@ def test_a_port_that_is_taken_is_one_line():
         status, out, err = run(FM, *cluster_flags(coordinator=coordinator, process_id="0"))
     assert (status, out) == (2, "") and err.startswith(f"big_distill: --coordinator={coordinator}: port ")
     assert err.count("\n") == 1
+
+
+def test_processes_with_different_flags_say_so(tmp_path):
+    """And do not wait for each other for ever."""
+    each = "--config.steps_per_dispatch=1", "--config.steps_per_dispatch=5"
+    together = cluster(*DIGITS, f"--workdir={tmp_path}", of_each=each)
+    errors = [process.communicate(timeout=120)[1] for process in together]
+    assert [process.returncode for process in together] == [2, 2], errors
+    assert "process 1 of 2 was given another config than this one" in errors[0]
+    assert "another config than process 0 (config.steps_per_dispatch: 1 -> 5): give all the same" in errors[1]

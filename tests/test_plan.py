@@ -230,6 +230,8 @@ def test_what_makes_no_sense_is_said(distilled):
     assert "5 images a device and part: a TPU pads that to 8" in found(batch_size=40)
     assert "eval_every_steps=20,000: evaluated only at the end" in found(eval_every_steps=20_000)
     assert "saves every 10 s" in found(checkpoint_every_steps=100)
+    said = found(Cost(True, seconds={"memory": 2.0}), steps_per_dispatch=30)
+    assert "steps_per_dispatch=30 takes longer than grace_seconds=30" in said and "are another program" in said
     assert "less than the host takes to launch it: set steps_per_dispatch (now 1)" in found(
         Cost(True, seconds={"memory": 1e-6})
     )

@@ -116,7 +116,9 @@ def test_padding_counts():
     """Of images that fit, but not when each is as high and wide as the largest."""
     pipeline = pipeline_of("consistent", "inception")
     fits = pipeline._cache.images.pixels.nbytes + 10_000
-    with pytest.raises(DataError, match=r"waves, padded to 39 x 36 px each, takes more than config.source.cache_bytes"):
+    with pytest.raises(
+        DataError, match=r"waves, padded to 39 x 36 px each, takes 126,360 bytes, more than config.source.cache_bytes"
+    ):
         pipeline_of("consistent", "inception", cache_bytes=fits).resident()
 
 
@@ -248,6 +250,7 @@ def test_the_bar_and_the_profile_follow_chunks(tiny, tmp_path, monkeypatch):
     ("field", "value", "message"),
     [
         ("steps_per_dispatch", 0, "config.steps_per_dispatch=0: expected at least 1"),
+        ("steps_per_dispatch", 7, "config.steps_per_dispatch=7 is more than the run's 6 steps"),
         ("eval_every_steps", 4, "config.eval_every_steps=4 is not a multiple of config.steps_per_dispatch=3; 3 is"),
         (
             "checkpoint_every_steps",

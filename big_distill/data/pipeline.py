@@ -174,8 +174,9 @@ class TrainPipeline:
         shape = cache.images.padded_shape if cache else (0, 0, 0)
         if cache is None or (central and self._central is None) or (cropped and count * math.prod(shape) > limit):
             padded = f", padded to {shape[0]} x {shape[1]} px each," if cache and cropped else ""
+            needed = f"{count * math.prod(shape):,} bytes, " if padded else ""
             raise DataError(
-                f"config.source.resident=True, but {self._source.name}{padded} takes more than "
+                f"config.source.resident=True, but {self._source.name}{padded} takes {needed}more than "
                 f"config.source.cache_bytes={limit:,}"
             )
         return Resident(

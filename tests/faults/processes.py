@@ -42,13 +42,14 @@ def run(*args, **kwargs):
     return process.returncode, out, err
 
 
-def cluster(*args, num_processes=2, **kwargs):
-    """Starts the processes of one run."""
+def cluster(*args, num_processes=2, of_each=None, **kwargs):
+    """Starts the processes of one run; `of_each` has an argument for each of them."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     common = [*args, f"--coordinator={address}", f"--num_processes={num_processes}"]
-    return [start(*common, f"--process_id={i}", **kwargs) for i in range(num_processes)]
+    own = [[argument] for argument in of_each] if of_each else [[]] * num_processes
+    return [start(*common, f"--process_id={i}", *own[i], **kwargs) for i in range(num_processes)]
 
 
 def wait_for(condition, process, seconds=120):
