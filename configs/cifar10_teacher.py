@@ -16,6 +16,7 @@ def get_config(arg=""):
     config = load_config(pathlib.Path(__file__).with_name("mnist_teacher.py"))
     config.source.name = "cifar10"
     config.source.num_train_examples = 50_000
+    config.source.resident = True
     config.view.image_size = 32
     config.view.channels = 3
     config.total_epochs = 10

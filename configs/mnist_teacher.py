@@ -16,6 +16,7 @@ def get_config(arg=""):
     config.num_classes = 10
     config.source.name = "mnist"
     config.source.num_train_examples = 60_000
+    config.source.resident = True
     config.view.image_size = 28
     config.view.channels = 1
     config.view.crop = "central"
