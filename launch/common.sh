@@ -90,6 +90,16 @@ need_label() {
   done
 }
 
+# plain_bucket: sets `bucket`, if it is given, to its name alone: gs://NAME is one way to write it.
+plain_bucket() {
+  local given="$bucket"
+  bucket="${bucket#gs://}"
+  bucket="${bucket%/}"
+  if [[ -n "$given" && ! "$bucket" =~ ^[a-z0-9][-_.a-z0-9]*$ ]]; then
+    fail "--bucket=$given: expected the name of a Cloud Storage bucket, no directory in it"
+  fi
+}
+
 # quote WORD ...: as a shell reads them.
 quote() {
   local word line=""

@@ -132,6 +132,14 @@ def test_without_the_tool_it_is_one_line(checkout):
             "gke.sh run --name=a --image=i --bucket=b --topology=v4:1x1x2",
             f"--topology=v4:1x1x2: of v4 there are {THREE_SIDES} up to 4096 chips, e.g. 4x4x8",
         ),
+        ("gke.sh run --name=a --image=i --bucket=b --claim=c -- --config=a.py",
+         "--bucket=b --claim=c: expected one of them: only one can be /bucket"),
+        ("gke.sh run --name=a --image=i --bucket=gs://b/runs -- --config=a.py",
+         "--bucket=gs://b/runs: expected the name of a Cloud Storage bucket, no directory in it"),
+        ("tpu_vm.sh create --name=a --zone=z --project=p --bucket=s3://b",
+         "--bucket=s3://b: expected the name of a Cloud Storage bucket, no directory in it"),
+        ("xpk.sh attach --cluster=c --zone=z --project=p --bucket=gs://",
+         "--bucket=gs://: expected the name of a Cloud Storage bucket, no directory in it"),
         ("gke.sh", "expected one of run, logs, status, delete, not ''; --help explains them"),
         ("gke.sh stop --name=a", "expected one of run, logs, status, delete, not 'stop'; --help explains them"),
         ("gke.sh run --name", "--name needs a value"),
@@ -208,6 +216,26 @@ def test_a_slice_that_is_not_made_is_refused_with_those_that_are(checkout, topol
     ]:
         run = checkout.bash(f"launch/{script}", *arguments, f"--topology={topology}", *TRAIN)
         assert (run.returncode, run.stdout, run.stderr) == (2, "", message) and not checkout.asked()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("gke.sh", ["run", NAME, "--image=i", *TRAIN]),
+        ("tpu_vm.sh", ["resume", NAME, *PLACE, *TRAIN]),
+        ("xpk.sh", ["attach", "--cluster=c", *PLACE]),
+        ("xpk.sh", ["run", "--cluster=c", *PLACE, NAME, "--image=i", *TRAIN]),
+        ("machine.sh", ["start", "--home=h", *TRAIN]),
+    ],
+)
+@pytest.mark.parametrize("written", ["gs://b", "gs://b/", "b/"])
+def test_a_bucket_may_be_written_as_an_address(checkout, script, arguments, written):
+    checkout.answers([["mountpoint", 1, ""]] * 2)  # not yet
+    name, address = (
+        checkout.bash(f"launch/{script}", arguments[0], "--dry-run", f"--bucket={bucket}", *arguments[1:])
+        for bucket in ("b", written)
+    )
+    assert name.returncode == 0 and address.stdout == name.stdout != ""
 
 
 def manifest(checkout, script, *arguments):
