@@ -147,8 +147,11 @@ json() {
 
 # train_with DEFAULT ...: sets `arguments` to the defaults, but for those that main.py is given already, and then these.
 train_with() {
-  local default argument defaults=()
-  if [[ "${arguments[*]-}" != *-config* ]]; then fail "-- --config=FILE is needed, e.g. -- --config=configs/digits_fm.py"; fi
+  local default argument config=false defaults=()
+  for argument in "${arguments[@]-}"; do
+    if [[ "$argument" =~ ^--?config(=|$) ]]; then config=true; fi
+  done
+  if ! "$config"; then fail "-- --config=FILE is needed, e.g. -- --config=configs/digits_fm.py"; fi
   for default in "$@"; do
     for argument in "${arguments[@]}"; do
       if [[ "${argument%%=*}" == "${default%%=*}" ]]; then continue 2; fi

@@ -140,6 +140,7 @@ def test_without_the_tool_it_is_one_line(checkout):
          "--bucket=s3://b: expected the name of a Cloud Storage bucket, no directory in it"),
         ("xpk.sh attach --cluster=c --zone=z --project=p --bucket=gs://",
          "--bucket=gs://: expected the name of a Cloud Storage bucket, no directory in it"),
+        ("machine.sh start --pause=x -- --config=a.py", "--pause=x: expected a whole number, 1 or more"),
         ("gke.sh", "expected one of run, logs, status, delete, not ''; --help explains them"),
         ("gke.sh stop --name=a", "expected one of run, logs, status, delete, not 'stop'; --help explains them"),
         ("gke.sh run --name", "--name needs a value"),
@@ -216,6 +217,25 @@ def test_a_slice_that_is_not_made_is_refused_with_those_that_are(checkout, topol
     ]:
         run = checkout.bash(f"launch/{script}", *arguments, f"--topology={topology}", *TRAIN)
         assert (run.returncode, run.stdout, run.stderr) == (2, "", message) and not checkout.asked()
+
+
+@pytest.mark.parametrize("argument", ["--config.batch_size=3", "--data_dir=my-config", "--configs=a.py"])
+@pytest.mark.parametrize(
+    "command",
+    [["gke.sh", "run", *GKE], ["tpu_vm.sh", "run", *TPU_VM], ["xpk.sh", "run", *XPK, NAME, "--image=i"],
+     ["slurm.sh", "run", NAME], ["skypilot.sh", "run", *SKY]],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_a_field_of_the_config_is_no_config(checkout, command, argument):
+    run = checkout.bash(f"launch/{command[0]}", *command[1:], "--", argument)
+    message = "big_distill: -- --config=FILE is needed, e.g. -- --config=configs/digits_fm.py\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", message) and not checkout.asked()
+
+
+@pytest.mark.parametrize("config", [["--config=a.py"], ["-config=a.py"], ["--config", "a.py"], ["-config", "a.py"]])
+def test_a_config_in_each_way_that_main_takes_it(checkout, config):
+    run = checkout.bash("launch/slurm.sh", "run", NAME, "--dry-run", "--", "--config.seed=1", *config)
+    assert run.returncode == 0 and run.stdout.rstrip().endswith(" ".join(config))
 
 
 @pytest.mark.parametrize(
