@@ -90,6 +90,16 @@ need_label() {
   done
 }
 
+# plain_bucket: sets `bucket`, if it is given, to its name alone: gs://NAME is one way to write it.
+plain_bucket() {
+  local given="$bucket"
+  bucket="${bucket#gs://}"
+  bucket="${bucket%/}"
+  if [[ -n "$given" && ! "$bucket" =~ ^[a-z0-9][-_.a-z0-9]*$ ]]; then
+    fail "--bucket=$given: expected the name of a Cloud Storage bucket, no directory in it"
+  fi
+}
+
 # quote WORD ...: as a shell reads them.
 quote() {
   local word line=""
@@ -137,8 +147,11 @@ json() {
 
 # train_with DEFAULT ...: sets `arguments` to the defaults, but for those that main.py is given already, and then these.
 train_with() {
-  local default argument defaults=()
-  if [[ "${arguments[*]-}" != *-config* ]]; then fail "-- --config=FILE is needed, e.g. -- --config=configs/digits_fm.py"; fi
+  local default argument config=false defaults=()
+  for argument in "${arguments[@]-}"; do
+    if [[ "$argument" =~ ^--?config(=|$) ]]; then config=true; fi
+  done
+  if ! "$config"; then fail "-- --config=FILE is needed, e.g. -- --config=configs/digits_fm.py"; fi
   for default in "$@"; do
     for argument in "${arguments[@]}"; do
       if [[ "${argument%%=*}" == "${default%%=*}" ]]; then continue 2; fi
@@ -149,26 +162,38 @@ train_with() {
 }
 
 # slice TOPOLOGY: what others call a slice as big_distill.plan calls it (v5e:2x4): `accelerator_type`, `runtime` (Cloud
-# TPU), `gke_accelerator`, `shape` (GKE), how many `chips`, `hosts`, and `chips_per_host`.
+# TPU), `gke_accelerator`, `shape` (GKE), how many `chips`, `hosts`, and `chips_per_host`. Which there are is from
+# docs.cloud.google.com/tpu/docs/{v4,v5e,v6e} and xpk's system_characteristics.py: from 4x4x4 on, v4 and v5p are made of
+# whole cubes of that, up to a pod.
 slice() {
-  local side
+  local side generation="${1%%:*}" sizes="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16" pod=0
   shape="${1#*:}"
   chips=1
-  if [[ ! "$1" =~ ^v[0-9][a-z]?:[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]]; then
+  if [[ ! "$1" =~ ^[a-z0-9]+:[1-9][0-9]{0,2}(x[1-9][0-9]{0,2}){1,2}$ ]]; then
     fail "--topology=$1: expected GENERATION:SIZE as big_distill.plan takes it, e.g. v5e:2x4"
   fi
   for side in ${shape//x/ }; do chips=$((chips * side)); done
-  chips_per_host=4
-  case "${1%%:*}" in
-    v4) accelerator_type="v4-$((2 * chips))" runtime=tpu-ubuntu2204-base gke_accelerator=tpu-v4-podslice ;;
-    v5p) accelerator_type="v5p-$((2 * chips))" runtime=v2-alpha-tpuv5 gke_accelerator=tpu-v5p-slice ;;
+  case "$generation" in
+    v4) accelerator_type="v4-$((2 * chips))" runtime=tpu-ubuntu2204-base gke_accelerator=tpu-v4-podslice pod=4096 ;;
+    v5p) accelerator_type="v5p-$((2 * chips))" runtime=v2-alpha-tpuv5 gke_accelerator=tpu-v5p-slice pod=8960 ;;
     v5e) accelerator_type="v5litepod-$chips" runtime=v2-alpha-tpuv5-lite gke_accelerator=tpu-v5-lite-podslice ;;
     v6e) accelerator_type="v6e-$chips" runtime=v2-alpha-tpuv6e gke_accelerator=tpu-v6e-slice ;;
     *) fail "--topology=$1: expected v4, v5e, v5p or v6e" ;;
   esac
-  case "$1" in # what fits on one machine
-    v5e:?x? | v6e:?x?) if ((chips <= 8)); then chips_per_host=$chips; fi ;;
-  esac
+  if ((pod)); then sizes="2x2x1 2x2x2 2x2x4 2x4x4"; fi
+  if [[ " $sizes " != *" $shape "* ]] && ! cubes "$shape" "$pod"; then
+    sizes="${sizes// /, }"
+    if ((pod)); then sizes+=", and multiples of 4 in rising order up to $pod chips, e.g. 4x4x8"; fi
+    fail "--topology=$1: of $generation there are $sizes"
+  fi
+  chips_per_host=4
+  if ((!pod && chips <= 8)); then chips_per_host=$chips; fi # what fits on one machine
   hosts=$((chips / chips_per_host))
-  if ((hosts * chips_per_host != chips || hosts == 0)); then fail "--topology=$1: is no multiple of 4 chips"; fi
+}
+
+# cubes SHAPE MOST: whether it is made of whole 4x4x4, with its sides in rising order, and of at most so many chips.
+cubes() {
+  local a b c
+  IFS=x read -r a b c <<<"$1"
+  ((a % 4 == 0 && b % 4 == 0 && c % 4 == 0 && 0 < a && a <= b && b <= c && a * b * c <= $2))
 }

@@ -16,7 +16,7 @@
 #   --name             of the JobSet, and of the run directory, /bucket/NAME
 #   --image            the container
 #   --topology         as in big_distill.plan, v5e:2x4: that of the node pool
-#   --bucket           of Cloud Storage, without gs://, mounted as /bucket: it outlives the pods. Make it with
+#   --bucket           of Cloud Storage, mounted as /bucket: it outlives the pods. Make it with
 #                      --enable-hierarchical-namespace, so that renaming a whole checkpoint is one step
 #   --claim            instead of --bucket: a PersistentVolumeClaim that all machines may write (Filestore)
 #   --service_account  in Kubernetes, with access to the bucket; default
@@ -31,6 +31,7 @@ name="" image="" topology=v5e:2x4 bucket="" claim="" service_account=default nam
 parse_flags "run logs status delete" \
   "name image topology bucket claim service_account namespace spot grace_seconds" "$@"
 need_label name
+plain_bucket
 kubectl=(kubectl --namespace="$namespace")
 
 manifest() {
@@ -96,7 +97,11 @@ END
 
 run() {
   need image
-  if [[ -z "$bucket$claim" ]]; then fail "--bucket or --claim is needed: the run directory must outlive the pods"; fi
+  if [[ -z "$bucket$claim" ]]; then
+    fail "--bucket or --claim is needed: the run directory must outlive the pods"
+  elif [[ -n "$bucket" && -n "$claim" ]]; then
+    fail "--bucket=$bucket --claim=$claim: expected one of them: only one can be /bucket"
+  fi
   need_integer grace_seconds
   slice "$topology"
   train_with --distributed --workdir="/bucket/$name" --config.grace_seconds="$grace_seconds"

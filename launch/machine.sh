@@ -20,6 +20,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 bucket="" extra=tpu home=~/.big_distill pause=10
 parse_flags "install start supervise status logs stop" \
   "bucket extra home pause" "$@"
+need_integer pause
+plain_bucket
 
 install() {
   execute python3 -m pip install --quiet --user uv

@@ -17,7 +17,7 @@
 #   --name      of the slice, of the queued resource, and of the run directory, /bucket/NAME
 #   --project   of Google Cloud          --zone     that has the TPUs
 #   --topology  as in big_distill.plan, v5e:2x4; of v4 and v5p the size counts, Google chooses the shape
-#   --bucket    of Cloud Storage, without gs://, mounted as /bucket on all machines: it outlives them. Make it with
+#   --bucket    of Cloud Storage, mounted as /bucket on all machines: it outlives them. Make it with
 #               --enable-hierarchical-namespace, so that renaming a whole checkpoint is one step
 #   --spot      cheaper, and preempted at any time, after 30 s of warning
 #   --queued    waits in line (a queued resource) where create would fail for want of capacity
@@ -35,6 +35,7 @@ parse_flags "resume create install run logs status stop delete" \
 need_label name
 need project zone
 need_integer poll
+plain_bucket
 version="$runtime"
 slice "$topology"
 version="${version:-$runtime}"

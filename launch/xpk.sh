@@ -15,7 +15,7 @@
 #   --name      of the workload, and of the run directory, /bucket/NAME
 #   --cluster, --project, --zone   the cluster
 #   --topology  as in big_distill.plan, v5e:2x4; of v4 and v5p the size counts
-#   --bucket    of Cloud Storage, without gs://; what xpk calls the storage has the same name
+#   --bucket    of Cloud Storage; what xpk calls the storage has the same name
 #   --image     the container (launch/Dockerfile)
 #   --spot      with node auto-provisioning: nodes that may be preempted; GKE then leaves a pod 15 s for saving
 #   --grace_seconds  for saving (config.grace_seconds); 30
@@ -27,6 +27,7 @@ name="" cluster="" project="" zone="" topology=v5e:2x4 bucket="" image="" spot=f
 parse_flags "attach run status delete" \
   "name cluster project zone topology bucket image spot grace_seconds" "$@"
 need cluster project zone
+plain_bucket
 place=(--cluster="$cluster" --project="$project" --zone="$zone")
 
 attach() {

@@ -60,6 +60,10 @@ KNOWN = {
 }
 
 
+TWO_SIDES = "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"
+THREE_SIDES = "2x2x1, 2x2x2, 2x2x4, 2x4x4, and multiples of 4 in rising order"
+
+
 @pytest.fixture
 def checkout(tmp_path):
     return Checkout(tmp_path)
@@ -126,8 +130,17 @@ def test_without_the_tool_it_is_one_line(checkout):
         ),
         (
             "gke.sh run --name=a --image=i --bucket=b --topology=v4:1x1x2",
-            "--topology=v4:1x1x2: is no multiple of 4 chips",
+            f"--topology=v4:1x1x2: of v4 there are {THREE_SIDES} up to 4096 chips, e.g. 4x4x8",
         ),
+        ("gke.sh run --name=a --image=i --bucket=b --claim=c -- --config=a.py",
+         "--bucket=b --claim=c: expected one of them: only one can be /bucket"),
+        ("gke.sh run --name=a --image=i --bucket=gs://b/runs -- --config=a.py",
+         "--bucket=gs://b/runs: expected the name of a Cloud Storage bucket, no directory in it"),
+        ("tpu_vm.sh create --name=a --zone=z --project=p --bucket=s3://b",
+         "--bucket=s3://b: expected the name of a Cloud Storage bucket, no directory in it"),
+        ("xpk.sh attach --cluster=c --zone=z --project=p --bucket=gs://",
+         "--bucket=gs://: expected the name of a Cloud Storage bucket, no directory in it"),
+        ("machine.sh start --pause=x -- --config=a.py", "--pause=x: expected a whole number, 1 or more"),
         ("gke.sh", "expected one of run, logs, status, delete, not ''; --help explains them"),
         ("gke.sh stop --name=a", "expected one of run, logs, status, delete, not 'stop'; --help explains them"),
         ("gke.sh run --name", "--name needs a value"),
@@ -169,6 +182,11 @@ def test_help_teaches_every_flag_and_word(checkout, script):
         ("v6e:16x16", "v6e-256", 64, 4),
         ("v4:2x2x1", "v4-8", 1, 4),
         ("v5p:2x2x4", "v5p-32", 4, 4),
+        ("v6e:2x4", "v6e-8", 1, 8),
+        ("v4:2x4x4", "v4-64", 8, 4),
+        ("v4:16x16x16", "v4-8192", 1024, 4),
+        ("v5p:4x4x12", "v5p-384", 48, 4),
+        ("v5p:16x20x28", "v5p-17920", 2240, 4),
     ],
 )
 def test_slices_by_their_other_names(checkout, topology, accelerator, hosts, chips_per_host):
@@ -180,6 +198,64 @@ def test_slices_by_their_other_names(checkout, topology, accelerator, hosts, chi
     assert spec["parallelism"] == spec["completions"] == hosts
     (train,) = spec["template"]["spec"]["containers"]
     assert train["resources"]["limits"] == {"google.com/tpu": chips_per_host}
+
+
+@pytest.mark.parametrize(
+    "topology",
+    ["v5e:2x4x1", "v5e:1x8", "v5e:2x6", "v5e:3x4", "v5e:4x2", "v5e:16x32", "v6e:3x2", "v4:2x2", "v4:4x4", "v4:2x4x2",
+     "v4:8x4x4", "v4:4x4x6", "v4:16x16x20", "v5p:2x2x3", "v5p:1x1x1", "v5p:20x20x24"],
+)  # fmt: skip
+def test_a_slice_that_is_not_made_is_refused_with_those_that_are(checkout, topology):
+    generation = topology.partition(":")[0]
+    most = {"v4": 4096, "v5p": 8960}.get(generation)
+    known = f"{THREE_SIDES} up to {most} chips, e.g. 4x4x8" if most else TWO_SIDES
+    message = f"big_distill: --topology={topology}: of {generation} there are {known}\n"
+    for script, arguments in [
+        ("gke.sh", ["run", *GKE]),
+        ("tpu_vm.sh", ["create", *TPU_VM]),
+        ("xpk.sh", ["run", *XPK, NAME, "--image=i"]),
+    ]:
+        run = checkout.bash(f"launch/{script}", *arguments, f"--topology={topology}", *TRAIN)
+        assert (run.returncode, run.stdout, run.stderr) == (2, "", message) and not checkout.asked()
+
+
+@pytest.mark.parametrize("argument", ["--config.batch_size=3", "--data_dir=my-config", "--configs=a.py"])
+@pytest.mark.parametrize(
+    "command",
+    [["gke.sh", "run", *GKE], ["tpu_vm.sh", "run", *TPU_VM], ["xpk.sh", "run", *XPK, NAME, "--image=i"],
+     ["slurm.sh", "run", NAME], ["skypilot.sh", "run", *SKY]],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_a_field_of_the_config_is_no_config(checkout, command, argument):
+    run = checkout.bash(f"launch/{command[0]}", *command[1:], "--", argument)
+    message = "big_distill: -- --config=FILE is needed, e.g. -- --config=configs/digits_fm.py\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", message) and not checkout.asked()
+
+
+@pytest.mark.parametrize("config", [["--config=a.py"], ["-config=a.py"], ["--config", "a.py"], ["-config", "a.py"]])
+def test_a_config_in_each_way_that_main_takes_it(checkout, config):
+    run = checkout.bash("launch/slurm.sh", "run", NAME, "--dry-run", "--", "--config.seed=1", *config)
+    assert run.returncode == 0 and run.stdout.rstrip().endswith(" ".join(config))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("gke.sh", ["run", NAME, "--image=i", *TRAIN]),
+        ("tpu_vm.sh", ["resume", NAME, *PLACE, *TRAIN]),
+        ("xpk.sh", ["attach", "--cluster=c", *PLACE]),
+        ("xpk.sh", ["run", "--cluster=c", *PLACE, NAME, "--image=i", *TRAIN]),
+        ("machine.sh", ["start", "--home=h", *TRAIN]),
+    ],
+)
+@pytest.mark.parametrize("written", ["gs://b", "gs://b/", "b/"])
+def test_a_bucket_may_be_written_as_an_address(checkout, script, arguments, written):
+    checkout.answers([["mountpoint", 1, ""]] * 2)  # not yet
+    name, address = (
+        checkout.bash(f"launch/{script}", arguments[0], "--dry-run", f"--bucket={bucket}", *arguments[1:])
+        for bucket in ("b", written)
+    )
+    assert name.returncode == 0 and address.stdout == name.stdout != ""
 
 
 def manifest(checkout, script, *arguments):
