@@ -402,7 +402,7 @@ def test_the_command(tmp_path):
             "config.batchsize is not a field of the config; did you mean",
         ),
         (["--topology=cpu", "--compare=config.batch_size=two"], "config.batch_size='two': expected an integer"),
-        (["--topology=cpu:999999999"], "--topology=cpu:999999999: expected cpu, or cpu:8 for eight devices; at most"),
+        (["--topology=cpu:1025"], "--topology=cpu:1025: expected cpu, or cpu:8 for eight devices; at most"),
         (["--topology=cpu", "--weak_scaling=nonsense"], "--weak_scaling=nonsense: there is no such slice"),
         (["--topology=cpu", "--price=nan"], "--price=nan: expected US dollars a chip-hour, 0 to 1,000,000"),
         (["--topology=cpu", "--dump-hlo=."], "--dump-hlo=.: cannot be written: Is a directory"),
