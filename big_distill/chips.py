@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -51,6 +52,8 @@ _GIB = 1 << 30
 _2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "16x16")
 _3D = ("1x1x1", "2x2x1", "2x2x2")
 _MACHINE = ("1", "2", "4", "8")
+_MAX_CPUS = 1024  # JAX makes them one by one, each with threads
+_MAX_CHIPS = 1 << 14  # no pod has as many
 TPUS = {
     "v2": Chip(46e12, 46e12, 2 * 7.48 * _GIB, 716e9, 0, ("1x1", "2x2")),
     "v3": Chip(123e12, 123e12, 2 * 15.48 * _GIB, 900e9, 332e9, ("1x1", "2x2", "4x4")),
@@ -72,6 +75,7 @@ _ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock is on a device; here none is opened
 }
+_CLOUD_CORES = {"v2": 2, "v3": 2, "v4": 2, "v5litepod": 1, "v5p": 2, "v6e": 1}  # of a chip, by the cloud's names
 _GPU_OPTIONS = {"xla_gpu_autotune_level": 0}  # it would time kernels on the GPU that is not there
 
 
@@ -105,26 +109,63 @@ class Slice:
         return len(self.devices) // self.num_chips
 
 
-def open_slice(name: str) -> Slice:
+def slice_name(text: str, flag: str = "--topology") -> str:
+    """The name of a slice, in lower case and without blanks around it; opens nothing.
+
+    Args:
+      text: 'v5e:2x4', 'h100:8', 'cpu', 'cpu:8'.
+      flag: that it was given with, for messages.
+
+    Raises:
+      ConfigError: there is no such slice, whatever is installed.
+    """
+    name = text.strip().lower()
+    kind, colon, shape = name.partition(":")
+    if kind == "cpu":
+        if colon and not (_is_count(shape) and 1 <= int(shape) <= _MAX_CPUS):
+            raise ConfigError(f"{flag}={name}: expected cpu, or cpu:8 for eight devices; at most {_MAX_CPUS:,}")
+    elif kind in GPUS and _is_count(shape):
+        if not 1 <= int(shape) <= 8:
+            raise ConfigError(f"{flag}={name}: expected 1 to 8, the GPUs of one machine")
+    elif kind in TPUS and all(map(_is_count, sides := shape.split("x"))) and len(sides) > 1:
+        usual = TPUS[kind].shapes[1]
+        if len(sides) != usual.count("x") + 1:
+            raise ConfigError(f"{flag}={name}: {kind} has {usual.count('x') + 1} dimensions, as in {kind}:{usual}")
+        if math.prod(map(int, sides)) > _MAX_CHIPS:
+            raise ConfigError(f"{flag}={name}: expected at most {_MAX_CHIPS:,} chips")
+    else:
+        raise ConfigError(f"{flag}={name}: there is no such slice{_nearest(name)}")
+    return name
+
+
+def _is_count(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None
+
+
+def num_cpus(name: str) -> int:
+    """Of a slice's name: how many CPU devices it asks for."""
+    kind, _, count = name.partition(":")
+    return int(count or 1) if kind == "cpu" else 0
+
+
+def open_slice(text: str, flag: str = "--topology") -> Slice:
     """A slice of TPUs or GPUs, which need not be there, or so many devices of this machine's CPU.
 
     Args:
-      name: 'v5e:2x4', 'h100:8', 'cpu', 'cpu:8'.
+      text: 'v5e:2x4', 'h100:8', 'cpu', 'cpu:8'.
+      flag: that it was given with, for messages.
 
     Raises:
       ConfigError: no such slice, or what compiles for it is not installed.
     """
+    name = slice_name(text, flag)
     kind, _, shape = name.partition(":")
-    if kind == "cpu":
-        return _cpus(name, shape)
-    if kind in GPUS and shape.isdecimal():
-        return _gpus(name, kind, int(shape))
-    if kind in TPUS and re.fullmatch(r"\d+(x\d+)+", shape):
-        return _tpus(name, kind, shape)
-    raise ConfigError(f"--topology={name}: there is no such slice{_nearest(name)}")
+    if kind in TPUS:
+        return _tpus(name, kind, shape, flag)
+    return _gpus(name, kind, int(shape), flag) if kind in GPUS else _cpus(name, flag)
 
 
-def _tpus(name: str, kind: str, shape: str) -> Slice:
+def _tpus(name: str, kind: str, shape: str, flag: str) -> Slice:
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) <= {"1", "x"} else {}
@@ -135,40 +176,35 @@ def _tpus(name: str, kind: str, shape: str) -> Slice:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition("\n")[0]
         known = _nearest(name) if "INVALID_ARGUMENT" in reason else ""
-        raise ConfigError(f"--topology={name}: libtpu refuses it ({reason}){known}") from error
+        raise ConfigError(f"{flag}={name}: libtpu refuses it ({reason}){known}") from error
     except (RuntimeError, ImportError) as error:
         raise ConfigError(
-            f"--topology={name} needs libtpu, which compiles for it: pip install 'big_distill[tpu]'; no TPU is needed"
+            f"{flag}={name} needs libtpu, which compiles for it: pip install 'big_distill[tpu]'; no TPU is needed"
         ) from error
     num_chips = len({tuple(device.coords) for device in devices})
     return Slice(name, "tpu", tuple(devices), num_chips, TPUS[kind])
 
 
-def _gpus(name: str, kind: str, count: int) -> Slice:
-    if not 1 <= count <= 8:
-        raise ConfigError(f"--topology={name}: expected 1 to 8, the GPUs of one machine")
+def _gpus(name: str, kind: str, count: int, flag: str) -> Slice:
     try:
         described = topologies.get_topology_desc(
             platform="cuda", target_config=GPU_TARGETS[kind], topology=f"1x1x{count}"
         )
     except jax.errors.JaxRuntimeError as error:
-        raise ConfigError(f"--topology={name}: XLA refuses it ({str(error).partition(chr(10))[0]})") from error
+        raise ConfigError(f"{flag}={name}: XLA refuses it ({str(error).partition(chr(10))[0]})") from error
     except (RuntimeError, ImportError) as error:  # a NotImplementedError is a RuntimeError
         raise ConfigError(
-            f"--topology={name} needs JAX's CUDA plugin, which compiles for it: pip install 'big_distill[cuda]'; "
+            f"{flag}={name} needs JAX's CUDA plugin, which compiles for it: pip install 'big_distill[cuda]'; "
             "no GPU is needed"
         ) from error
     return Slice(name, "gpu", tuple(described.devices), count, GPUS[kind], _GPU_OPTIONS)
 
 
-def _cpus(name: str, count: str) -> Slice:
-    if count and not (count.isdecimal() and int(count)):
-        raise ConfigError(f"--topology={name}: expected cpu, or cpu:8 for eight devices")
-    wanted = int(count or 1)
-    there = jax.devices("cpu")
+def _cpus(name: str, flag: str) -> Slice:
+    wanted, there = num_cpus(name), jax.devices("cpu")
     if len(there) < wanted:
         raise ConfigError(
-            f"--topology={name}: this process has {len(there)} CPU devices; "
+            f"{flag}={name}: this process has {len(there)} CPU devices; "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted} makes as many"
         )
     return Slice(name, "cpu", tuple(there[:wanted]), wanted, Chip())
@@ -176,5 +212,14 @@ def _cpus(name: str, count: str) -> Slice:
 
 def _nearest(name: str) -> str:
     known = [f"{kind}:{shape}" for kind, chip in (TPUS | GPUS).items() for shape in chip.shapes] + ["cpu", "cpu:8"]
-    near = difflib.get_close_matches(name, known, 3, 0.4)
+    near = _of_cloud(name) or difflib.get_close_matches(name, known, 3, 0.4)
     return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
+
+
+def _of_cloud(name: str) -> list[str]:
+    """The slices that Google Cloud calls so, by the number of their cores: v5litepod-8."""
+    kind, _, cores = name.partition("-")
+    if kind not in _CLOUD_CORES or not _is_count(cores):
+        return []
+    num_chips, kind = int(cores) / _CLOUD_CORES[kind], "v5e" if kind == "v5litepod" else kind
+    return [f"{kind}:{shape}" for shape in TPUS[kind].shapes if math.prod(map(int, shape.split("x"))) == num_chips]

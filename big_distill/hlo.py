@@ -67,6 +67,8 @@ class Program:
         sizes = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
         self._num_devices = math.prod(map(int, sizes))
         self._loops = Loops(self._computations)
+        fusions = (i for body in self._computations.values() for i in body.values() if i.kind == "fusion")
+        self._fused = {name for fusion in fusions for name in fusion.called("calls")}
 
     @functools.cached_property
     def moves(self) -> tuple[Move, ...]:
@@ -101,8 +103,8 @@ class Program:
     def _collectives(self) -> Iterator[tuple[str, int, int]]:
         """(kind, bytes in all its runs, devices in a group)."""
         channels: set[str] = set()  # of those that a TPU runs beside others: the text of each of these has them again
-        for times, instruction, body in self._executed(self._entry, 1, once=False):
-            kind = instruction.kind.removesuffix("-start")
+        for times, instruction, where in self._executed(self._entry, 1, once=False):
+            body, kind = self._computations[where], instruction.kind.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
             channel = re.search(r"channel_id=(\d+).*async_collective_fusion_config", instruction.attributes)
@@ -110,10 +112,10 @@ class Program:
                 continue
             channels |= {channel[1]} if channel else set()
             operands = sum(body[name].bytes_ for name in instruction.operands)
-            users = [user.kind for user in body.values() if instruction.name in user.operands]
+            users = {user.kind for user in body.values() if instruction.name in user.operands}
             if kind == "all-gather":  # the result of the `-start` half has the operands, too
                 operands = instruction.bytes_ - (operands if instruction.kind.endswith("-start") else 0)
-            elif kind == "all-reduce" and set(users) == {"dynamic-slice"}:  # as libtpu writes it, within a fusion
+            elif kind == "all-reduce" and where in self._fused and users == {"dynamic-slice"}:  # as libtpu writes it
                 kind = "reduce-scatter"
             yield kind, times * operands, _group_size(instruction.attributes) or self._num_devices
 
@@ -126,19 +128,17 @@ class Program:
           once: counts the bodies of loops once, as `cost_analysis()['flops']` does.
         """
         found: collections.Counter[str] = collections.Counter()
-        for times, instruction, body in self._executed(self._entry, 1, once):
+        for times, instruction, where in self._executed(self._entry, 1, once):
             if instruction.kind in ("convolution", "dot") or _LIBRARY.search(instruction.attributes):
+                body = self._computations[where]
                 operands = [body[name].result[0] for name in instruction.operands]
                 found[operands[0].dtype] += times * _multiplications(instruction, operands)
         return dict(found)
 
-    def _executed(
-        self, name: str, times: int, once: bool
-    ) -> Iterator[tuple[int, Instruction, Mapping[str, Instruction]]]:
-        """(how often, instruction, its computation) of all there is to execute, within fusions too."""
-        body = self._computations[name]
-        for instruction in body.values():
-            yield times, instruction, body
+    def _executed(self, name: str, times: int, once: bool) -> Iterator[tuple[int, Instruction, str]]:
+        """(how often, instruction, its computation's name) of all there is to execute, within fusions too."""
+        for instruction in self._computations[name].values():
+            yield times, instruction, name
             if instruction.kind == "while":
                 trips = 1 if once else _or_once(self._loops.trips(instruction, name))
                 for inner in instruction.called("body"):

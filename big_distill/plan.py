@@ -25,6 +25,7 @@ field of the config is set as in big_distill.main, --config.batch_size=1024, for
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import pathlib
@@ -34,10 +35,12 @@ import jax
 from absl import flags
 
 from big_distill import chips, cli, planning
-from big_distill.config import Config
-from big_distill.errors import ConfigError
+from big_distill.config import Config, fields_of
+from big_distill.errors import ConfigError, RunError
 from big_distill.plan_tables import report
 from big_distill.resolve import resolve
+
+_MAX_PRICE = 1e6
 
 
 def define_flags() -> None:
@@ -64,29 +67,38 @@ def main() -> None:
     args = flags.FLAGS
     if not args.topology:
         raise ConfigError("--topology=SLICE is needed: v5e:2x4, v6e:2x2, v4:2x2x1, h100:8, cpu, ...")
-    if not all(batch.strip().isdecimal() for batch in args.batches):
-        raise ConfigError(f"--batches={','.join(args.batches)}: expected numbers of images a chip, such as 16,32,64")
+    try:
+        batches = [int(batch) for batch in args.batches]
+    except ValueError as error:
+        given = ",".join(args.batches)
+        raise ConfigError(f"--batches={given}: expected numbers of images a chip, such as 16,32,64") from error
+    if args.price is not None and not 0 <= args.price <= _MAX_PRICE:
+        raise ConfigError(f"--price={args.price}: expected US dollars a chip-hour, 0 to {_MAX_PRICE:,.0f}")
     dump = pathlib.Path(args.dump_hlo) if args.dump_hlo else None
-    if dump and not dump.absolute().parent.is_dir():
-        raise ConfigError(f"--dump-hlo={dump}: its directory does not exist")
+    if dump:
+        _check_writable(dump)
     config_dict, flag = cli.config_value(), cast(Any, args["config"])
-    wanted = [(_name(flag.config_filename), config_dict, args.topology)]
+    wanted = [(_name(flag.config_filename), config_dict, chips.slice_name(args.topology))]
     wanted += [different for words in args.compare for different in _different(words, *wanted[0])]
-    _only_cpus([*(topology for *_, topology in wanted), *args.weak_scaling])
-    opened = [(name, config, chips.open_slice(topology)) for name, config, topology in wanted]
+    scaled = [chips.slice_name(name, "--weak_scaling") for name in args.weak_scaling]
+    _only_cpus([*(topology for *_, topology in wanted), *scaled])
+    opened = [
+        (name, config, chips.open_slice(topology, "--compare" if index else "--topology"))
+        for index, (name, config, topology) in enumerate(wanted)
+    ]
     resolved = [(name, _resolved(config, where), where) for name, config, where in opened]
     _, config, where = resolved[0]
-    batches, slices = [int(batch) for batch in args.batches], [chips.open_slice(name) for name in args.weak_scaling]
+    slices = [chips.open_slice(name, "--weak_scaling") for name in scaled]
     planning.check_batches(config, where, batches)
     planning.check_slices(where, slices)
     first = planning.plan(*resolved[0], args.eval)
     if dump:
-        dump.write_text(first.hlo)
+        _write(dump, first.hlo)
     first = planning.with_slices(planning.with_batches(first, config, batches), config, slices)
     plans = [first, *(planning.plan(*one, args.eval) for one in resolved[1:])]
     if args.json:
         found = [one.to_json(args.price) for one in plans]
-        print(json.dumps(found if args.compare else found[0], indent=2))
+        print(json.dumps(found if args.compare else found[0], indent=2, allow_nan=False))
     else:
         print(report(plans, args.price))
 
@@ -100,12 +112,48 @@ def _different(text: str, name: str, config_dict: Any, topology: str) -> list[tu
             overrides.append(f"--{bare}")
         elif word.partition(":")[0].endswith(".py"):
             file = word
+        elif "=" in word:
+            raise ConfigError(f"--compare={text}: {_instead_of(word)}")
         else:
-            topologies += word.split(",")
+            topologies += [chips.slice_name(other, "--compare") for other in word.split(",") if other]
+    if not (file or overrides or topologies):
+        raise ConfigError("--compare is empty: expected topologies, a config file or --config.field=value")
     if file or overrides:
         config_dict = cli.another_config(file, overrides)
         name = " ".join([_name(file) if file else name, *(word.removeprefix("--config.") for word in overrides)])
     return [(name, config_dict, other) for other in topologies or [topology]]
+
+
+def _instead_of(word: str) -> str:
+    """What to write for a word of --compare that sets something other than a field of the config."""
+    name, _, value = word.lstrip("-").partition("=")
+    if name in ("config", "topology"):
+        return f"{word!r} goes without its flag here; did you mean {value!r}?"
+    fields = [path for path, *_ in fields_of()]
+    near = [field for field in fields if field.endswith(f".{name}")]
+    near = near or difflib.get_close_matches(f"config.{name}", fields, 1, 0.5)
+    meant = f"; did you mean --{near[0]}={value}?" if near else ""
+    return f"{word!r} is neither a topology, a config file nor --config.field=value{meant}"
+
+
+def _check_writable(path: pathlib.Path) -> None:
+    """Raises ConfigError unless --dump-hlo can be written: before minutes of compiling, not after."""
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--dump-hlo={path}: its directory does not exist")
+    new = not path.exists()
+    try:
+        path.open("ab").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"--dump-hlo={path}: cannot be written: {error.strerror}") from error
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise RunError(f"--dump-hlo={path}: {error.strerror}") from error
 
 
 def _name(filename: str) -> str:
@@ -117,11 +165,9 @@ def _only_cpus(topologies: list[str]) -> None:
     """Keeps JAX from looking for accelerators, and makes as many CPU devices as are wanted."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # JAX writes programs for other devices, but reads none
-    counts = [
-        int(count) for kind, _, count in (t.partition(":") for t in topologies) if kind == "cpu" and count.isdecimal()
-    ]
-    if counts and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", max(counts))
+    wanted = max(map(chips.num_cpus, topologies))
+    if wanted and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", wanted)
 
 
 def _resolved(config_dict: Any, where: chips.Slice) -> Config:

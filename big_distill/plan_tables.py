@@ -93,10 +93,10 @@ def table(plans: list[Plan], price: float | None) -> str:
     rows.append(["the whole run", *("" for _ in each)])
     row("images/s, at most", [f"{stage.images_per_second:,.0f}" if stage.images_per_second else "-" for stage in each])
     row("steps", [f"{stage.total_steps:,}" for stage in each])
-    row("hours, at least", [f"{stage.total_hours:,.2f}" if stage.total_hours is not None else "-" for stage in each])
+    row("time, at least", ["-" if s.total_hours is None else _duration(3600 * s.total_hours) for s in each])
     if price is not None:
         costs = [s.total_hours and s.total_hours * s.num_chips * price for s in each]
-        row("US dollars, at least", [f"{cost:,.2f}" if cost is not None else "-" for cost in costs])
+        row("US dollars, at least", ["-" if cost is None else _money(cost) for cost in costs])
     row("evaluation, a batch", [_evaluation(stage) for stage in each])
     row("sent by the host in all", [_bytes(s.host_bytes_per_step * s.num_chips * s.total_steps) for s in each])
     row("checkpoint", [_bytes(stage.checkpoint_bytes) for stage in each])
@@ -105,8 +105,9 @@ def table(plans: list[Plan], price: float | None) -> str:
     totals = []
     for name, one in _named(plans):
         if len(one.stages) > 1 and one.total_hours is not None:
-            money = "" if price is None else f", {one.cost(price):,.2f} US dollars"
-            totals.append(f"{name}all {len(one.stages)} networks: {one.total_hours:,.2f} hours{money}, at least")
+            money = "" if price is None else f", {_money(one.total_hours * one.slice.num_chips * price)} US dollars"
+            time = _duration(3600 * one.total_hours)
+            totals.append(f"{name}all {len(one.stages)} networks: {time}{money}, at least")
     return "\n".join([text, *totals])
 
 
@@ -176,6 +177,19 @@ def _evaluation(stage: Stage) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds:,.1f} s" if seconds >= 1 else f"{_prefixed(1e9 * seconds, ('ns', 'us', 'ms'))}"
+
+
+def _duration(seconds: float) -> str:
+    """Of a whole run: hours, or minutes or less of a short one."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:,.2f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else _time(seconds)
+
+
+def _money(dollars: float) -> str:
+    """With cents, or of less than ten of them two significant digits."""
+    exponent = int(f"{dollars:.1e}".partition("e")[2])
+    return f"{dollars:,.{max(2, 1 - exponent)}f}"
 
 
 def _flops(count: float) -> str:

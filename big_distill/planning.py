@@ -25,6 +25,7 @@ from big_distill.run import before_reshaping, build
 
 _PATIENT_STEPS = 5_000  # fewer are few for a distillation; the shortest run of the paper's Table 4 has 6,468
 _SAVE_SECONDS = 30.0
+_MAX_IMAGES = 1 << 20  # a chip: more than any holds, and few enough for 32-bit indices on all of them
 _LAUNCH_SECONDS = 2e-4  # of the order of what a dispatch takes the host; not measured beside a TPU
 
 
@@ -176,9 +177,11 @@ def plan(name: str, config: Config, where: chips.Slice, with_evaluation: bool = 
 
 
 def check_batches(config: Config, where: chips.Slice, batches: Sequence[int]) -> None:
-    """Raises ConfigError if a number of images a chip cannot be split."""
+    """Raises ConfigError if a number of images a chip cannot be split, or is more than any chip holds."""
     parts = _parts(config, where)
     for batch in batches:
+        if batch > _MAX_IMAGES:
+            raise ConfigError(f"--batches: {batch} images a chip; expected at most {_MAX_IMAGES:,}")
         if batch < 1 or batch % parts:
             raise ConfigError(f"--batches: {batch} images a chip cannot be split in {parts} (cores, accumulate_steps)")
 

@@ -24,16 +24,31 @@ from big_distill.errors import ConfigError
         ("h100", "there is no such slice; did you mean h100:"),
         ("h200:8", "there is no such slice; did you mean h100:8"),
         ("h100:2x4", "there is no such slice"),
+        ("v5litepod-8", "there is no such slice; did you mean v5e:2x4?"),
+        ("v4-8", "there is no such slice; did you mean v4:2x2x1?"),
+        ("v4:2x2", "v4 has 3 dimensions, as in v4:2x2x1"),
+        ("v5e:2x4x1", "v5e has 2 dimensions, as in v5e:2x2"),
+        ("v5e:30000x30000", "expected at most 16,384 chips"),
         ("h100:16", "expected 1 to 8, the GPUs of one machine"),
         ("h100:0", "expected 1 to 8"),
         ("cpu:x", "expected cpu, or cpu:8"),
+        ("cpu:", "expected cpu, or cpu:8"),
+        ("cpu:0", "expected cpu, or cpu:8"),
+        ("cpu:1025", "expected cpu, or cpu:8 for eight devices; at most 1,024"),
+        ("cpu:" + "9" * 5000, "999..."),
         ("cpu:99", "this process has 8 CPU devices; XLA_FLAGS"),
     ],
 )
 def test_slices_that_there_are_not(name, message):
-    with pytest.raises(ConfigError, match=message) as error:
-        chips.open_slice(name)
+    with pytest.raises(ConfigError, match=f"^--compare={name[:9]}.*{re.escape(message)}") as error:
+        chips.open_slice(name, "--compare")
     assert "\n" not in str(error.value)
+
+
+def test_a_name_as_people_write_it():
+    assert chips.slice_name(" V5E:2x4 ") == "v5e:2x4"
+    assert chips.open_slice(" CPU:2").name == "cpu:2"
+    assert [chips.num_cpus(name) for name in ("cpu", "cpu:3", "v5e:2x4")] == [1, 3, 0]
 
 
 @pytest.mark.parametrize(

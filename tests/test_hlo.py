@@ -304,17 +304,24 @@ def test_what_a_ring_sends(collective, sent):
     assert read.sent_bytes == sent
 
 
-def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter():
+@pytest.mark.parametrize("more", [[], ["%n = f32[256]{0} negate(%a)"]], ids=["once", "twice"])
+def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter_in_a_fusion(more):
+    """Where it is written as one; elsewhere all of it is reduced, and then a slice is taken."""
     lines = [
         "%p = f32[256]{0} parameter(0)",
         "%i = s32[]{:S(6)} parameter(1)",
         "%a = f32[256]{0} all-reduce(%p), replica_groups={{0,1,2,3}}",
         "ROOT %s = f32[64]{0} dynamic-slice(%a, %i), dynamic_slice_sizes={64}",
+        *more,
     ]
-    read = program(*lines)
-    assert (read.collective_bytes, read.sent_bytes) == ({"reduce-scatter": KB}, KB * 3 / 4)
-    used_twice = program(*lines, "%n = f32[256]{0} negate(%a)")
-    assert used_twice.collective_bytes == {"all-reduce": KB}
+    inner = "%inner (p: f32[256], i: s32[]) -> f32[64] {\n  " + "\n  ".join(lines) + "\n}\n"
+    arguments = "%x = f32[256]{0} parameter(0)", "%j = s32[]{:S(6)} parameter(1)"
+    fused = program(*arguments, "ROOT %f = f32[64]{0} fusion(%x, %j), kind=kCustom, calls=%inner", computations=inner)
+    called = program(*arguments, "ROOT %c = f32[64]{0} call(%x, %j), to_apply=%inner", computations=inner)
+    whole = {"all-reduce": KB}, 2 * KB * 3 / 4
+    assert (fused.collective_bytes, fused.sent_bytes) == (whole if more else ({"reduce-scatter": KB}, KB * 3 / 4))
+    for read in (program(*lines), called):
+        assert (read.collective_bytes, read.sent_bytes) == whole
 
 
 def test_multiplications_by_dtype():

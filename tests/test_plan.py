@@ -13,13 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from big_distill import chips, planning, sharding, weights
+from big_distill import chips, plan_tables, planning, sharding, weights
 from big_distill import plan as command
 from big_distill import teacher as teachers
 from big_distill.config import ModelConfig
 from big_distill.config_files import load_config, teacher_of
 from big_distill.costs import Cost
-from big_distill.errors import ConfigError
+from big_distill.errors import ConfigError, RunError
 from big_distill.planning import Blueprint, check_batches, plan, stages, warnings_of, with_batches, with_slices
 from big_distill.resolve import resolve
 from big_distill.run import open_run
@@ -259,7 +259,7 @@ def test_json_and_table(distilled, monkeypatch):
     assert found["batches"]["10"]["flops"] == pytest.approx(2 * found["flops"], rel=0.2)
     assert found["evaluation"]["flops"] < found["flops"]
     text = command.report([one], price=2.0)
-    assert "250 ms" in text and "memory" in text and "all 2 networks: 0.00 hours, 0.01 US dollars" in text
+    assert "250 ms" in text and "memory" in text and "all 2 networks: 3.0 s, 0.013 US dollars" in text
     assert max(map(len, text.splitlines())) <= 120
     beside = command.report([one, dataclasses.replace(one, slice=dataclasses.replace(V5E, name="v6e:2x4"))], None)
     assert "A: tiny on v5e:2x4" in beside and "B: tiny on v6e:2x4" in beside
@@ -341,6 +341,23 @@ def test_batches_that_cannot_be_split(distilled):
     distilled.accumulate_steps = 5
     with pytest.raises(ConfigError, match="--batches: 8 images a chip cannot be split in 5"):
         check_batches(resolved(distilled), CPUS, [10, 8])
+    with pytest.raises(ConfigError, match=f"--batches: {10**20} images a chip; expected at most 1,048,576"):
+        check_batches(resolved(distilled), CPUS, [10**20])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.002, "2.00 ms"), (3, "3.0 s"), (90, "1.5 minutes"), (2304, "38.4 minutes"), (3600 * 1234.5, "1,234.50 hours")],
+)
+def test_a_time_that_can_be_read(seconds, text):
+    assert plan_tables._duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("dollars", "text"), [(0, "0.00"), (0.00123, "0.0012"), (0.0999, "0.10"), (0.5, "0.50"), (1234.567, "1,234.57")]
+)
+def test_a_price_that_can_be_read(dollars, text):
+    assert plan_tables._money(dollars) == text
 
 
 def run_command(*flags):
@@ -387,11 +404,48 @@ def test_the_command(tmp_path):
             "config.batchsize is not a field of the config; did you mean",
         ),
         (["--topology=cpu", "--compare=config.batch_size=two"], "config.batch_size='two': expected an integer"),
+        (["--topology=cpu:1025"], "--topology=cpu:1025: expected cpu, or cpu:8 for eight devices; at most"),
+        (["--topology=cpu", "--weak_scaling=nonsense"], "--weak_scaling=nonsense: there is no such slice"),
+        (["--topology=cpu", "--price=nan"], "--price=nan: expected US dollars a chip-hour, 0 to 1,000,000"),
+        (["--topology=cpu", "--dump-hlo=."], "--dump-hlo=.: cannot be written: Is a directory"),
     ],
 )
 def test_flags_that_are_wrong(flags, message):
     done = run_command("--config=configs/digits_fm.py:smoke", *flags)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--compare is empty"),
+        (" , ", "--compare is empty"),
+        ("cpu:2,v9:1", "--compare=v9:1: there is no such slice"),
+        ("--batch_size=3", "nor --config.field=value; did you mean --config.batch_size=3?"),
+        ("lr=3", "nor --config.field=value; did you mean --config.optimizer.lr=3?"),
+        ("--topology=cpu:2", "'--topology=cpu:2' goes without its flag here; did you mean 'cpu:2'?"),
+    ],
+)
+def test_a_comparison_that_says_nothing_to_compare(text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        command._different(text, "tiny", None, "cpu")
+
+
+def test_topologies_to_compare():
+    different = command._different("V5E:2x4, cpu:2,", "tiny", None, "cpu")
+    assert different == [("tiny", None, "v5e:2x4"), ("tiny", None, "cpu:2")]
+
+
+def test_where_the_text_cannot_be_kept(tmp_path):
+    with pytest.raises(ConfigError, match=r"--dump-hlo=.*: cannot be written: Is a directory"):
+        command._check_writable(tmp_path)
+    command._check_writable(tmp_path / "step.hlo")
+    assert not list(tmp_path.iterdir()), "nothing is left by looking"
+    (tmp_path / "step.hlo").write_text("of before")
+    command._check_writable(tmp_path / "step.hlo")
+    assert (tmp_path / "step.hlo").read_text() == "of before"
+    with pytest.raises(RunError, match=r"--dump-hlo=.*: Is a directory"):
+        command._write(tmp_path, "text")
 
 
 @needs_libtpu

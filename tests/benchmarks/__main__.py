@@ -18,6 +18,7 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Callable, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # the checkout's big_distill, installed or not
 
@@ -32,30 +33,78 @@ import train_steps
 SECTIONS = {"step": train_steps.rows, "input": inputs.rows, "start": start_up.rows, "save": saves.rows}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=choices(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
-    parser.add_argument("--cases", default=",".join(train_steps.CASES), help="of the section 'step'")
+    parser.add_argument("--cases", default=",".join(train_steps.CASES), help="of the sections 'step' and 'save'")
     parser.add_argument("--ways", default=",".join(train_steps.WAYS), help="of the section 'step'")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a way in a round, at least; one call, at least")
+    parser.add_argument("--repeats", type=bounded(int, 1, 1000), default=5, help="rounds")
+    parser.add_argument(
+        "--seconds", type=bounded(float, 0, 3600), default=2.0, help="of a way in a round, at least; one call, at least"
+    )
     parser.add_argument("--tiny", action="store_true", help="small networks and sets, one round")
-    parser.add_argument("--json", type=pathlib.Path, help="write the rows there")
-    args = parser.parse_args()
-    for name, choices in (("only", SECTIONS), ("cases", train_steps.CASES), ("ways", train_steps.WAYS)):
+    parser.add_argument("--json", type=writable, help="write the rows there, after every block")
+    args = parser.parse_args(argv)
+    for name, known in (("only", SECTIONS), ("cases", train_steps.CASES), ("ways", train_steps.WAYS)):
         value = getattr(args, name)
-        if unknown := set(value.split(",")) - set(choices):
-            parser.error(f"--{name}={value}: {sorted(unknown)[0]!r} is not one of {', '.join(choices)}")
+        if unknown := set(value.split(",")) - set(known):
+            parser.error(f"--{name}={value}: {sorted(unknown)[0]!r} is not one of {', '.join(known)}")
     repeats, seconds = (1, 0.0) if args.tiny else (args.repeats, args.seconds)
     effort = measure.Effort(repeats, seconds, args.tiny, tuple(args.cases.split(",")), tuple(args.ways.split(",")))
-    rows = []
+    report = {"machine": machine(), "rows": []}
     print(measure.HEADER)
     for section in args.only.split(","):
         for row in SECTIONS[section](effort):
             print(row.line(), flush=True)
-            rows.append(row.to_json())
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2))
+            report["rows"].append(row.to_json())
+            if args.json:  # now: what comes next may fail, an hour later
+                args.json.write_text(json.dumps(report, indent=2))
+
+
+def choices() -> str:
+    """What the sections, cases and ways are."""
+
+    def listed(title: str, meanings: dict[str, str]) -> list[str]:
+        return [f"{title}:", *(f"  {name:18}{meaning}" for name, meaning in meanings.items()), ""]
+
+    sections = {name: first_line(sys.modules[rows.__module__]) for name, rows in SECTIONS.items()}
+    ways = {name: first_line(way) for name, way in train_steps.WAYS.items()}
+    cases = {name: case.networks() for name, case in train_steps.CASES.items()}
+    return "\n".join([*listed("sections", sections), *listed("cases", cases), *listed("ways", ways)])
+
+
+def first_line(documented: object) -> str:
+    return (documented.__doc__ or "").partition("\n")[0]
+
+
+def bounded(kind: type, least: float, most: float) -> Callable[[str], float]:
+    """A type of arguments: numbers from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {kind.__name__} from {least} to {most}")
+        return value
+
+    return parse
+
+
+def writable(text: str) -> pathlib.Path:
+    """A type of arguments: files that can be written. Found out before there is anything to lose."""
+    path = pathlib.Path(text)
+    new = not path.exists()
+    try:
+        path.open("ab").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: cannot be written: {error.strerror}") from error
+    return path
 
 
 def machine() -> dict:

@@ -39,6 +39,14 @@ class Case:
     def __str__(self) -> str:
         return f"{self.image_size} px, batch {self.batch_size}"
 
+    def networks(self) -> str:
+        """All of it, in a line."""
+
+        def network(fields: dict[str, Any]) -> str:
+            return " ".join(str(x) if name == "name" else f"{name}={x}" for name, x in fields.items())
+
+        return f"{network(self.teacher)} -> {network(self.student)}; {self}"
+
 
 CASES = {
     "a": Case(CNN, SMALL_CNN, 28, 256, 1, 10),
@@ -111,11 +119,12 @@ def one_batch(job: Job, teacher: Any) -> measure.Way:
 
 
 def plain(job: Job) -> measure.Way:
+    """One step a call on a batch that is on the device already."""
     return one_batch(job, job.folded())
 
 
 def uncured(job: Job) -> measure.Way:
-    """The CPU's second forms of convolutions and pools left out: what other devices compute."""
+    """As 'plain', without the CPU's second forms of convolutions and pools: what other devices compute."""
     way = one_batch(job, job.folded())
 
     def plain_forms() -> int:
@@ -126,11 +135,12 @@ def uncured(job: Job) -> measure.Way:
 
 
 def unfolded(job: Job) -> measure.Way:
+    """As 'plain', with a teacher that standardises its kernels in every step."""
     return one_batch(job, job.unfolded())
 
 
 def fed(job: Job, **how: Any) -> measure.Way:
-    """As in `train`: every chunk is made by the pipeline and sent to the device, and dispatched ahead."""
+    """As a run does it: every batch is made by the pipeline and sent to the device, and dispatched ahead."""
     computation, teacher, data = job.build(), job.folded(), job.pipeline(**how)
     state = computation.begin(computation.init(jax.random.key(0)))
     resident, chunks = sharding.put(data.resident(), sharding.replicated(job.mesh)), data.chunks(0)
@@ -150,14 +160,17 @@ def fed(job: Job, **how: Any) -> measure.Way:
 
 
 def scanned(job: Job, **how: Any) -> measure.Way:
+    """As 'host', with several steps a call."""
     return fed(job, steps_per_dispatch=STEPS_PER_DISPATCH, **how)
 
 
 def resident(job: Job) -> measure.Way:
+    """The data set is on the device and cropped there; one step a call."""
     return fed(job, resident=True)
 
 
 def resident_scanned(job: Job) -> measure.Way:
+    """As 'resident', with several steps a call."""
     return scanned(job, resident=True)
 
 
