@@ -91,7 +91,10 @@ class Checkout:
     def environment(self, tools=True):
         """For a process: its PATH has the tools, or no such tools at all."""
         path = f"{self.home / 'bin'}:{os.environ['PATH']}" if tools else os.environ["PATH"]
-        return os.environ | {"PATH": path, "FAKES": str(self.home)}
+        own = {
+            name: value for name, value in os.environ.items() if name not in ("BIG_DISTILL_VENV", "PYTHON", "EXTRAS")
+        }
+        return own | {"PATH": path, "FAKES": str(self.home)}
 
     def bash(self, *words, tools=True, **kwargs):
         """Runs bash in the checkout."""
