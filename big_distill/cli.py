@@ -28,8 +28,9 @@ def define_config_flag() -> None:
     )
 
 
-def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+def parse_flags(argv: Sequence[str], values: flags.FlagValues | None = None) -> list[str]:
     """absl's flags, or others, with errors that name the field, the value and the nearest right name."""
+    values = flags.FLAGS if values is None else values
     for argument, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name, given, value = argument.lstrip("-").partition("=")
         if name == "config":

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def benchmarks(*args):

@@ -457,7 +457,7 @@ def test_a_small_config_for_a_tpu():
     assert 0 < student.train.hbm_bytes < 1e8 and not student.train.unknown_loops
     assert one.total_hours > 0
     convolutions = re.findall(
-        r'op_name="jit\(train_step\)/([\w()]*)/.*conv_general_dilated', one.hlo.partition("ENTRY")[2]
+        r'op_name="jit\(train_chunk\)/([\w()]*)/.*conv_general_dilated', one.hlo.partition("ENTRY")[2]
     )
     forward = [name for name in convolutions if not name.startswith("transpose")]
     assert forward == ["CNN"] * 2 + ["jvp(CNN)"] * 2, "the teacher comes first"
