@@ -39,6 +39,7 @@ def test_nothing_grows(tmp_path, monkeypatch, one_device, total_steps, mebibytes
     train_and_evaluate(resolve(config, jax.device_count(), "cpu"), tmp_path)
     for step, bytes_, fds, threads in samples:
         print(f"step {step:6,}: {bytes_ / 2**20:7.1f} MiB resident, {fds} open files, {threads} threads")
-    (_, *first), (_, *last) = samples[len(samples) // 2], samples[-1]  # before, allocators still find their size
+    _, *first = samples[len(samples) // 2]  # before, allocators still find their size
+    _, *last = map(min, zip(*samples[-3:], strict=True))  # one of them may fall into a save
     assert last[0] - first[0] < mebibytes * 2**20
     assert last[1] <= first[1] + 2 and last[2] <= first[2] + 1
