@@ -53,9 +53,8 @@ def check_same(config: Config) -> None:
     if jax.process_count() == 1:
         return
     first = from_dict(from_first_process(to_dict(config)))
-    kinds = ("maths", "numerics", "cosmetic")
-    found = [line for kind in kinds for line in differences(first, config, kind)]
-    found = [line for line in found if "source." not in line or line in differences(first, config, "maths")]
+    found = differences(first, config, "maths") + differences(first, config, "numerics")
+    found += [line for line in differences(first, config, "cosmetic") if "source." not in line]
     others = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(found))))
     if found:
         raise ConfigError(f"this process has another config than process 0 ({'; '.join(found)}): give all the same")
