@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Files that are there whole, or not at all, and whether one can be."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
     except OSError as error:
         error.filename = error.filename or str(path)  # of a full disk it has none
         raise
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Raises OSError if a file cannot be written: before the work whose result it is to hold, not after."""
+    new = not path.exists()
+    path.open("ab").close()
+    if new:
+        path.unlink()
 
 
 def write(path: pathlib.Path, data: bytes) -> None:

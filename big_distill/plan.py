@@ -34,7 +34,7 @@ from typing import Any, cast
 import jax
 from absl import flags
 
-from big_distill import chips, cli, planning
+from big_distill import atomic, chips, cli, planning
 from big_distill.config import Config, fields_of
 from big_distill.errors import ConfigError, RunError
 from big_distill.plan_tables import report
@@ -137,14 +137,11 @@ def _instead_of(word: str) -> str:
 
 
 def _check_writable(path: pathlib.Path) -> None:
-    """Raises ConfigError unless --dump-hlo can be written: before minutes of compiling, not after."""
+    """Raises ConfigError unless --dump-hlo can be written."""
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--dump-hlo={path}: its directory does not exist")
-    new = not path.exists()
     try:
-        path.open("ab").close()
-        if new:
-            path.unlink()
+        atomic.check_writable(path)
     except OSError as error:
         raise ConfigError(f"--dump-hlo={path}: cannot be written: {error.strerror}") from error
 

@@ -30,6 +30,8 @@ import saves
 import start_up
 import train_steps
 
+from big_distill import atomic
+
 SECTIONS = {"step": train_steps.rows, "input": inputs.rows, "start": start_up.rows, "save": saves.rows}
 
 
@@ -95,13 +97,10 @@ def bounded(kind: type, least: float, most: float) -> Callable[[str], float]:
 
 
 def writable(text: str) -> pathlib.Path:
-    """A type of arguments: files that can be written. Found out before there is anything to lose."""
+    """A type of arguments: files that can be written."""
     path = pathlib.Path(text)
-    new = not path.exists()
     try:
-        path.open("ab").close()
-        if new:
-            path.unlink()
+        atomic.check_writable(path)
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: cannot be written: {error.strerror}") from error
     return path
