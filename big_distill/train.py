@@ -228,7 +228,8 @@ def _train(
             to_save = last or stop or step % config.checkpoint_every_steps == 0
             # Do not change this order: what is saved has been applied, and all that was measured before is on disk.
             if to_log:
-                done = [s for s in to_log if s <= int(state.step)]  # of a chunk that is broken off not all
+                reached = int(state.step)  # of a chunk that is broken off, before its end
+                done = [s for s in to_log if s <= reached]
                 speed = config.batch_size * stopwatch.rate(clock.timed_steps)
                 _log_rows(log, config, done, first, jax.device_get(metrics), speed)
                 logged = max(done, default=logged)

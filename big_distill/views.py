@@ -33,9 +33,8 @@ def from_resident(resident: Resident, batch: Batch, size: int) -> Batch:
     return made if resident.label is None else made | {"label": resident.label[batch["id"]]}
 
 
-_LARGE = (
-    1 << 14
-)  # bytes of an image, from which on a TPU copies all of a split before it picks some of its rows at once
+_LARGE = 1 << 14
+"""Bytes of an image from which on a TPU picks one after the other: at once, it would copy the whole split first."""
 
 
 def _rows(images: jax.Array, ids: jax.Array) -> jax.Array:

@@ -154,6 +154,8 @@ class TrainPipeline:
         def chunk(index: int) -> HostBatch:
             steps = range(max(start_step, index * every), min(self._total_steps, (index + 1) * every))
             batches = [make(step) for step in steps]
+            if len(batches) == 1:  # not copied
+                return {key: value[None] for key, value in batches[0].items()}
             return {key: np.stack([batch[key] for batch in batches]) for key in batches[0]}
 
         ahead = max(self._options.num_threads, -(-self._options.prefetch // every))
