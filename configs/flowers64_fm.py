@@ -28,7 +28,6 @@ def get_config(arg=""):
     config.num_classes = 102
     config.source.name = "oxford_flowers102"
     config.source.num_train_examples = 1020
-    config.source.resident = True
     config.source.validation = "validation"
     config.view.image_size = 64
     config.view.area_min = 0.3
