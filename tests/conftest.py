@@ -34,7 +34,7 @@ settings.load_profile("short")
 def one_device(monkeypatch):
     """Runs on the first device alone."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda fsdp: mesh)
+    monkeypatch.setattr(sharding, "make_mesh", lambda fsdp=1: mesh)
 
 
 @pytest.fixture

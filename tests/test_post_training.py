@@ -11,6 +11,8 @@ from big_distill import models, post_training, programs, transition, weights
 from big_distill.artifact import container
 from big_distill.models import vit
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(autouse=True)
 def small_vit(monkeypatch):

@@ -17,6 +17,8 @@ from big_distill.resolve import resolve
 from big_distill.scanning import Scan
 from big_distill.train import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture
 def run(tiny, tmp_path):

@@ -28,6 +28,8 @@ from big_distill.state import Card
 from big_distill.steps import teacher_logits
 from big_distill.train import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CLASSES = tuple("0123456789")
 
 

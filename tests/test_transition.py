@@ -16,6 +16,8 @@ from big_distill.packing import pack
 from big_distill.resolve import resolve
 from big_distill.train import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 FORMS = {
     "channels": {"structure": "channels", "sparsity": 0.5},
     "ranks": {"rank_energy": 0.6},
