@@ -49,7 +49,7 @@ class Chip:
 
 
 _GIB = 1 << 30
-_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "16x16")
+_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _3D = ("1x1x1", "2x2x1", "2x2x2")
 _MACHINE = ("1", "2", "4", "8")
 _MAX_CPUS = 1024  # JAX makes them one by one, each with threads
