@@ -41,7 +41,7 @@ class _Decoder(threading.local):
             device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
             max_num_cpu_threads=1,
             backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
-            options="libjpeg_turbo_decoder:fancy_upsampling=1",  # as everyone else's; the default here is 0
+            options="libjpeg_turbo_decoder:fancy_upsampling=1",  # as everyone else's
         ).decode
 
 

@@ -254,7 +254,7 @@ class TrainPipeline:
             return np.stack([self._boxes(draws.part(start, stop), heights, widths) for draws in branches if draws], 1)
 
         sizes = self._reader.sizes(ids)
-        at_once = boxes(*sizes.T, 0, len(ids))
+        at_once = boxes(sizes[:, 0], sizes[:, 1], 0, len(ids))
 
         def part(row: int, height: int, width: int) -> jpeg.Part:
             known = sizes[row].tolist() == [height, width]
