@@ -61,7 +61,7 @@ def decode(data: bytes, channels: int, height: int, width: int, part: Part, inta
     Returns:
       uint8 [H, W, channels]: of the whole H = ceil(height / part.reduction), or else what `blocks_within` says.
     """
-    if intact and part.box and part.reduction == 1 and (decode_box := _decode_box_fn()):
+    if intact and part.box and part.reduction == 1 and (decode_box := part_decoder()):
         pixels = decode_box(data, channels, *part.box)
         if pixels is not None and pixels.shape == (part.box.height, part.box.width, channels):
             return pixels
@@ -108,7 +108,8 @@ def union(boxes: list[Box]) -> Box:
 
 
 @functools.cache
-def _decode_box_fn() -> Callable[..., np.ndarray | None] | None:
+def part_decoder() -> Callable[..., np.ndarray | None] | None:
+    """`jpeg_parts.decode_box`, or None without the extra `jpeg`."""
     try:
         from big_distill.data import jpeg_parts
     except ImportError:

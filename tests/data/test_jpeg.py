@@ -18,11 +18,11 @@ def parts(request, monkeypatch):
     """How often a part alone was decoded: a list that grows. Without the extra all of an image is, and then cut."""
     calls = []
     if request.param == "without the extra":
-        monkeypatch.setattr(jpeg, "_decode_box_fn", lambda: None)
+        monkeypatch.setattr(jpeg, "part_decoder", lambda: None)
         return calls
     pytest.importorskip("nvidia.nvimgcodec")
-    decode_box = jpeg._decode_box_fn()
-    monkeypatch.setattr(jpeg, "_decode_box_fn", lambda: lambda *args: calls.append(args) or decode_box(*args))
+    decode_box = jpeg.part_decoder()
+    monkeypatch.setattr(jpeg, "part_decoder", lambda: lambda *args: calls.append(args) or decode_box(*args))
     return calls
 
 

@@ -203,11 +203,11 @@ def photographs(bad=()):
 def parts(request, monkeypatch):
     """The calls that decode a part of a JPEG alone; None if the extra `jpeg` is taken away."""
     if request.param == "without the extra":
-        monkeypatch.setattr(jpeg, "_decode_box_fn", lambda: None)
+        monkeypatch.setattr(jpeg, "part_decoder", lambda: None)
         return None
     pytest.importorskip("nvidia.nvimgcodec")
-    calls, decode_box = [], jpeg._decode_box_fn()
-    monkeypatch.setattr(jpeg, "_decode_box_fn", lambda: lambda *args: calls.append(args) or decode_box(*args))
+    calls, decode_box = [], jpeg.part_decoder()
+    monkeypatch.setattr(jpeg, "part_decoder", lambda: lambda *args: calls.append(args) or decode_box(*args))
     return calls
 
 
