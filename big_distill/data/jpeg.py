@@ -34,13 +34,18 @@ class Part(NamedTuple):
     reduction: int = 1
 
 
+_SCRATCH_BYTES = 1 << 24  # a larger image gets memory of its own, which is not kept
+
+
 class _Scratch(threading.local):
-    """Room for an image that is cut at once: to be given fresh memory takes an eighth of the time of decoding."""
+    """Room for an image that is cut at once: fresh memory costs an eighth of what the decoding does."""
 
     def __init__(self) -> None:
         self._room = np.empty(0, np.uint8)
 
-    def room(self, size: int) -> np.ndarray:
+    def room(self, size: int) -> np.ndarray | None:
+        if size > _SCRATCH_BYTES:
+            return None
         if len(self._room) < size:
             self._room = np.empty(size, np.uint8)
         return self._room

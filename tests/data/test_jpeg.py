@@ -79,6 +79,14 @@ def test_a_part_is_the_crop_of_the_whole(encoding, channels, parts):
     assert not parts or len(parts) == 43  # not before the file is known to be intact
 
 
+def test_large_images_keep_no_memory(monkeypatch):
+    monkeypatch.setattr(jpeg, "_SCRATCH_BYTES", 93 * 141 * 3 - 1)
+    monkeypatch.setattr(jpeg, "_scratch", jpeg._Scratch())
+    small, large = (jpeg.decode(encoded(picture(h, 141)), 3, h, 141, Part(Box(9, 8, 20, 30)), False) for h in (92, 93))
+    assert small.shape == large.shape == (20, 30, 3)
+    assert len(jpeg._scratch.room(0)) == 92 * 141 * 3
+
+
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("reduction", jpeg.REDUCTIONS)
 def test_a_part_of_a_reduced_image_is_its_blocks_within_the_box(reduction):
