@@ -38,7 +38,7 @@ _SCRATCH_BYTES = 1 << 24  # a larger image gets memory of its own, which is not 
 
 
 class _Scratch(threading.local):
-    """Room for an image that is cut at once: fresh memory costs an eighth of what the decoding does."""
+    """Room for an image that is cut at once: memory that is fresh for every image costs page faults."""
 
     def __init__(self) -> None:
         self._room = np.empty(0, np.uint8)
