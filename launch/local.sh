@@ -4,7 +4,7 @@
 #   bash launch/local.sh
 #   bash launch/local.sh --config.seed=3
 #   bash launch/local.sh --config=configs/mnist_kd.py --config.total_epochs=2
-#   EXTRAS=cuda bash launch/local.sh        # extras of pyproject.toml: cuda, tpu, tf
+#   EXTRAS=cuda bash launch/local.sh        # extras of pyproject.toml: cuda, tpu, jpeg, tf
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -39,6 +39,7 @@ FLOORS = [
 OWNERS = {  # only these may import it
     "flax.linen": ("models.",),
     "grain": ("data.", "prepare"),
+    "nvidia": ("data.jpeg_parts",),
     "tensorflow_datasets": ("data.", "prepare"),
     "ml_collections": ("config_files", "resolve", "cli"),
     "orbax": ("checkpoints",),

@@ -19,10 +19,10 @@ import jax
 import numpy as np
 
 from big_distill.config import Config, SourceConfig, ViewConfig
-from big_distill.data import Source
+from big_distill.data import Source, jpeg
 from big_distill.data.draws import Draws, Stream, inception_boxes
-from big_distill.data.reading import DecodedSplit, Reader, load
-from big_distill.data.transforms import Decoded, Ragged, central_view, crop_resize, largest_reduction, pack_groups
+from big_distill.data.reading import DecodedSplit, Reader, RowPartFn, load, whole
+from big_distill.data.transforms import Decoded, Ragged, central_view, crop_resize, pack_groups
 from big_distill.errors import DataError
 from big_distill.resolve import needs_labels
 from big_distill.state import Resident
@@ -236,8 +236,7 @@ class TrainPipeline:
         label = np.empty(len(ids), np.int32)
         views = {key: np.empty((len(ids), *_view_shape(self._view)), np.uint8) for key in branches}
         start = 0
-        reduction_fn = functools.partial(self._reduction, list(branches.values()))
-        for images, labels in pack_groups(self._reader.replacing(ids, reduction_fn)):
+        for images, labels in pack_groups(self._reader.replacing(ids, self._parts(ids, list(branches.values())))):
             stop = start + len(labels)
             label[start:stop] = labels
             for key, draws in branches.items():
@@ -246,13 +245,26 @@ class TrainPipeline:
             start = stop
         return label, views
 
-    def _reduction(self, branches: Sequence[Draws | None], row: int, height: int, width: int) -> int:
-        """At what fraction of its size an image may be decoded for its views in a row of the batch."""
-        if not self._view.reduced_decoding:
-            return 1
-        size = np.array([height]), np.array([width])
-        boxes = [self._boxes(draws.part(row, row + 1), *size) for draws in branches if draws]
-        return min(largest_reduction(box, self._view.image_size) for (box,) in boxes)
+    def _parts(self, ids: np.ndarray, branches: Sequence[Draws | None]) -> RowPartFn:
+        """What of its image each row of a batch shows."""
+        if self._view.crop != "inception" or not all(branches):
+            return whole  # of a central view little is outside
+
+        def boxes(heights: np.ndarray, widths: np.ndarray, start: int, stop: int) -> np.ndarray:
+            return np.stack([self._boxes(draws.part(start, stop), heights, widths) for draws in branches if draws], 1)
+
+        sizes = self._reader.sizes(ids)
+        at_once = boxes(sizes[:, 0], sizes[:, 1], 0, len(ids))
+
+        def part(row: int, height: int, width: int) -> jpeg.Part:
+            known = sizes[row].tolist() == [height, width]
+            drawn = at_once[row] if known else boxes(np.array([height]), np.array([width]), row, row + 1)[0]
+            own = [jpeg.Box(*box) for box in drawn.tolist()]
+            if not self._view.reduced_decoding:
+                return jpeg.Part(jpeg.union(own))
+            return jpeg.Part(jpeg.union(own), min(jpeg.largest_reduction(box, self._view.image_size) for box in own))
+
+        return part
 
     def _boxes(self, draws: Draws, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         return inception_boxes(draws, heights, widths, (self._view.area_min, self._view.area_max))

@@ -14,24 +14,35 @@ from tqdm import tqdm
 
 from big_distill.config import SourceConfig
 from big_distill.data import Source
-from big_distill.data.transforms import BadImage, Decoded, Ragged, decode_reduced
+from big_distill.data.jpeg import Part
+from big_distill.data.transforms import BadImage, Decoded, Ragged, decode_part
 from big_distill.errors import DataError
 
-RowReductionFn = Callable[[int, int, int], int]
-"""(row of the batch, height, width) -> reduction"""
+RowPartFn = Callable[[int, int, int], Part]
+"""(row of the batch, height, width) -> what is wanted of the image"""
+
+
+def whole(row: int, height: int, width: int) -> Part:
+    """All of every image, a `RowPartFn`."""
+    return Part()
+
 
 _CHUNK = 256  # examples a thread reads at a time when a whole split is decoded
 _SAMPLE = 64  # images from which the decoded size of a split is estimated
 
 
 class Reader:
-    """Decodes the examples of a source and keeps count of those that cannot be."""
+    """Decodes the examples of a source and keeps count of those that cannot be.
+
+    All of an image is read when it first comes: later a part of it will do.
+    """
 
     def __init__(self, source: Source, channels: int, max_bad_fraction: float):
         self.source = source
         self.channels = channels
         self._max_bad_fraction = max_bad_fraction
         self._bad: dict[int, str] = {}
+        self._sizes = np.zeros((source.num_examples, 2), np.int32)
         self._lock = threading.Lock()
 
     @property
@@ -39,24 +50,31 @@ class Reader:
         """Names of the images found unreadable so far."""
         return tuple(self._bad.values())
 
+    def sizes(self, ids: np.ndarray) -> np.ndarray:
+        """Heights and widths of plain JPEGs that came before, int64 [B, 2]; zeros of other images."""
+        return self._sizes[ids].astype(np.int64)
+
     def decoded(
-        self, ids: np.ndarray, reduction_fn: RowReductionFn = lambda row, height, width: 1, first_row: int = 0
+        self, ids: np.ndarray, part_fn: RowPartFn = whole, first_row: int = 0
     ) -> Iterator[tuple[Decoded | None, int]]:
         """(image, label) of each id; None for an image that cannot be read."""
         for row, (id_, (data, label)) in enumerate(zip(ids.tolist(), self.source.read(ids), strict=True), first_row):
-            image = None
+            image, (height, width) = None, self._sizes[id_].tolist()
+            intact = (height, width) if height else None
             try:
-                image = decode_reduced(data, self.channels, functools.partial(reduction_fn, row))
+                image = decode_part(data, self.channels, functools.partial(part_fn, row), intact)
+                if image.intact:
+                    self._sizes[id_] = image.height, image.width
             except BadImage as error:
                 self._count(id_, error)
             yield image, label
 
-    def replacing(self, ids: np.ndarray, reduction_fn: RowReductionFn) -> Iterator[tuple[Decoded, int]]:
+    def replacing(self, ids: np.ndarray, part_fn: RowPartFn) -> Iterator[tuple[Decoded, int]]:
         """(image, label) of each id, or of the next one that can be read."""
-        for row, (id_, (image, label)) in enumerate(zip(ids.tolist(), self.decoded(ids, reduction_fn), strict=True)):
+        for row, (id_, (image, label)) in enumerate(zip(ids.tolist(), self.decoded(ids, part_fn), strict=True)):
             while image is None:
                 id_ = (id_ + 1) % self.source.num_examples
-                image, label = next(self.decoded(np.array([id_]), reduction_fn, row))
+                image, label = next(self.decoded(np.array([id_]), part_fn, row))
             yield image, label
 
     def _count(self, id_: int, error: BadImage) -> None:
@@ -111,5 +129,5 @@ def load(reader: Reader, options: SourceConfig) -> DecodedSplit | None:
         pool.shutdown(cancel_futures=True)
     good = np.flatnonzero(heights)
     entry = good[np.searchsorted(good, everything) % len(good)]  # its own, or that of the next readable image
-    images = Ragged(pixels[:used], offsets[entry], heights[entry], widths[entry], np.ones_like(entry))
+    images = Ragged.of_whole(pixels[:used], offsets[entry], heights[entry], widths[entry])
     return DecodedSplit(images, labels[entry].astype(np.int32))

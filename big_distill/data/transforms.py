@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-REDUCTIONS = (8, 4, 2, 1)
-"""Sides of the blocks that a JPEG, whose blocks are 8 x 8, can be decoded to a pixel each."""
+from big_distill.data import jpeg
+from big_distill.data.jpeg import Part
 
 # Float32 values that a resize works on at a time: few enough to stay in a core's cache, which is worth 2-4x.
 _CHUNK_VALUES = 400_000
@@ -27,21 +26,26 @@ class BadImage(Exception):
     """Bytes or an array that cannot be read as an image; the message says why."""
 
 
-ReductionFn = Callable[[int, int], int]
-"""(height, width) of a whole image -> one of `REDUCTIONS`"""
+PartFn = Callable[[int, int], Part]
+"""(height, width) of a whole image -> what is wanted of it"""
 
 
 class Decoded(NamedTuple):
-    """An image, perhaps at a fraction of its size.
+    """An image or a part of one, perhaps at a fraction of its size.
 
-    pixels: uint8 [ceil(height / reduction), ceil(width / reduction), C]: each the mean of a block, about.
-    height, width: of the whole image.
+    pixels: uint8 [H, W, C]. At a reduction each is about the mean of a block, of those blocks that lie within the part.
+    height, width: of the whole image, in its own pixels.
+    top, left: of the part, in blocks of `reduction` pixels.
+    intact: it is a plain JPEG whose file was read to its end without a fault, now or before.
     """
 
     pixels: np.ndarray
     height: int
     width: int
-    reduction: int
+    reduction: int = 1
+    top: int = 0
+    left: int = 0
+    intact: bool = False
 
 
 def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
@@ -61,29 +65,40 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
     Raises:
       BadImage: damaged, truncated or empty data, or a decompression bomb: more than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    return decode_reduced(data, channels, lambda height, width: 1).pixels
+    return decode_part(data, channels, lambda height, width: Part()).pixels
 
 
-def decode_reduced(data: bytes | np.ndarray, channels: int, reduction_fn: ReductionFn) -> Decoded:
-    """As `decode`, but a plain JPEG at the fraction of its size that `reduction_fn` says.
+def decode_part(
+    data: bytes | np.ndarray, channels: int, part_fn: PartFn, intact: tuple[int, int] | None = None
+) -> Decoded:
+    """As `decode`, but only what `part_fn` wants of the image, in the same pixels; at a reduction in about the same.
 
-    Plain is in colour (for 3 channels) or grey, upright, and without a fault: the decoder's reduced inverse DCT then
-    costs less and antialiases. All of the file is read, so that a damaged one is found at any size.
+    Less work is done for a plain JPEG: in colour (for 3 channels) or grey, upright, and without a fault.
+
+    Args:
+      data, channels: as in `decode`.
+      part_fn: is told the size of the image as it is shown.
+      intact: (height, width) of data that were found so before. Otherwise all of a file is read, so that whether an
+        image is damaged does not depend on the part.
     """
     if isinstance(data, np.ndarray):
-        return _whole(_from_array(data, channels))
+        return _cut_whole(_from_array(data, channels), part_fn)
+    image = intact and _plain_jpeg(data, channels, intact, part_fn, intact=True)
+    return image or _read(data, channels, part_fn)
+
+
+def _read(data: bytes, channels: int, part_fn: PartFn) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit and image.width * image.height > limit:
                 raise BadImage(f"{image.width} x {image.height} px is more than PIL.Image.MAX_IMAGE_PIXELS={limit}")
             if _is_plain_jpeg(image, channels):
-                reduction = reduction_fn(image.height, image.width)
-                pixels = _plain_jpeg(data, image, channels, reduction)
-                if pixels is not None:
-                    return Decoded(pixels, image.height, image.width, reduction)
+                decoded = _plain_jpeg(data, channels, (image.height, image.width), part_fn, intact=False)
+                if decoded:
+                    return decoded
             ImageOps.exif_transpose(image, in_place=True)
-            return _whole(_to_channels(image, channels))
+            return _cut_whole(_to_channels(image, channels), part_fn)
     except BadImage:
         raise
     except Exception as error:  # on damaged bytes Pillow's readers raise almost anything
@@ -94,39 +109,30 @@ def decode_reduced(data: bytes | np.ndarray, channels: int, reduction_fn: Reduct
         raise BadImage(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
 
 
-def largest_reduction(box: np.ndarray, size: int) -> int:
-    """The largest of `REDUCTIONS` of whose blocks at least `size` a side lie within the box: so nothing is enlarged.
-
-    Args:
-      box: int [4]: top, left, height, width in pixels of the whole image.
-      size: side S of the view.
-    """
-    top, left, height, width = box.tolist()
-    for reduction in REDUCTIONS:
-        ends = (top + height) // reduction, (left + width) // reduction
-        if min(ends[0] - -(-top // reduction), ends[1] - -(-left // reduction)) >= size:
-            return reduction
-    return 1
-
-
 def _is_plain_jpeg(image: Image.Image, channels: int) -> bool:
     modes = ("RGB", "L") if channels == 3 else ("L",)  # grey of colour is what Pillow makes of RGB
     return image.format == "JPEG" and image.mode in modes and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
-def _plain_jpeg(data: bytes, image: Image.Image, channels: int, reduction: int) -> np.ndarray | None:
-    """The pixels, as Pillow's (both have libjpeg-turbo) but sooner, or None: it is for Pillow to say what is wrong."""
-    colours = "RGB" if channels == 3 else "GRAY"
-    height, width = (-(-n // reduction) for n in (image.height, image.width))
-    try:
-        pixels = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)
-    except ValueError:
-        return None
-    return pixels if pixels.shape == (height, width, channels) else None
+def _plain_jpeg(data: bytes, channels: int, size: tuple[int, int], part_fn: PartFn, intact: bool) -> Decoded | None:
+    part = part_fn(*size)
+    pixels = jpeg.decode(data, channels, *size, part, intact)
+    return None if pixels is None else _placed(pixels, size, part, intact=True)
+
+
+def _placed(pixels: np.ndarray, size: tuple[int, int], part: Part, intact: bool) -> Decoded:
+    top, left = jpeg.blocks_within(part.box, part.reduction)[:2] if part.box else (0, 0)
+    return Decoded(pixels, *size, part.reduction, top, left, intact)
 
 
 def _whole(pixels: np.ndarray) -> Decoded:
-    return Decoded(pixels, pixels.shape[0], pixels.shape[1], 1)
+    return Decoded(pixels, pixels.shape[0], pixels.shape[1])
+
+
+def _cut_whole(pixels: np.ndarray, part_fn: PartFn) -> Decoded:
+    size = pixels.shape[0], pixels.shape[1]
+    part = part_fn(*size)._replace(reduction=1)
+    return _placed(jpeg.cut(pixels, part), size, part, intact=False)
 
 
 def _from_array(array: np.ndarray, channels: int) -> np.ndarray:
@@ -156,34 +162,44 @@ def _to_channels(image: Image.Image, channels: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """uint8 images of any sizes, end to end in one buffer.
+    """uint8 images of any sizes, or parts of them, end to end in one buffer.
 
     pixels: uint8 [total, C].
     offsets: int64 [N], where each image's first pixel is.
     heights, widths: int64 [N], of the whole images.
-    reductions: int64 [N], as in `Decoded`.
+    boxes: int64 [N, 4], what of each is here: top, left, height, width in blocks of `reductions` pixels a side.
+    reductions: int64 [N].
     """
 
     pixels: np.ndarray
     offsets: np.ndarray
     heights: np.ndarray
     widths: np.ndarray
+    boxes: np.ndarray
     reductions: np.ndarray
 
     @classmethod
     def pack(cls, images: Sequence[np.ndarray | Decoded]) -> Ragged:
         """Copies images, uint8 [H, W, C] each if they are whole, into one buffer; a single one is not copied."""
         decoded = [image if isinstance(image, Decoded) else _whole(image) for image in images]
-        heights, widths, reductions = np.array([image[1:] for image in decoded], np.int64).T
-        flat = [image.pixels.reshape(-1, image.pixels.shape[2]) for image in decoded]
-        areas = np.array([len(pixels) for pixels in flat])
-        pixels = flat[0] if len(flat) == 1 else np.concatenate(flat)
-        return cls(pixels, np.cumsum(areas) - areas, heights, widths, reductions)
+        heights, widths, reductions = np.array([image[1:4] for image in decoded], np.int64).T
+        boxes = np.array([(image.top, image.left, *image.pixels.shape[:2]) for image in decoded], np.int64)
+        areas, channels = boxes[:, 2] * boxes[:, 3], decoded[0].pixels.shape[2]
+        offsets = np.cumsum(areas) - areas
+        if len(decoded) == 1:
+            pixels = decoded[0].pixels.reshape(-1, channels)
+        else:
+            pixels = np.empty((areas.sum(), channels), np.uint8)
+            for image, start, area in zip(decoded, offsets.tolist(), areas.tolist(), strict=True):
+                pixels[start : start + area].reshape(image.pixels.shape)[...] = image.pixels
+        return cls(pixels, offsets, heights, widths, boxes, reductions)
 
-    def stored(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Heights and widths of images as they are in the buffer."""
-        reductions = self.reductions[ids]
-        return -(-self.heights[ids] // reductions), -(-self.widths[ids] // reductions)
+    @classmethod
+    def of_whole(cls, pixels: np.ndarray, offsets: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> Ragged:
+        """Images that are there already, each of them whole."""
+        corners = np.zeros_like(heights)
+        boxes = np.stack([corners, corners, heights, widths], axis=1)
+        return cls(pixels, offsets, heights, widths, boxes, np.ones_like(heights))
 
     @property
     def padded_shape(self) -> tuple[int, int, int]:
@@ -225,6 +241,16 @@ class _Taps:
     def __getitem__(self, part: slice | int) -> _Taps:
         return _Taps(self.lower[part], self.upper[part], self.weight[part])
 
+    def since(self, start: np.ndarray) -> _Taps:
+        """The same source pixels counted from others, [B], on."""
+        return _Taps(self.lower - start[:, None], self.upper - start[:, None], self.weight)
+
+    def by_channel(self, channels: int) -> _Taps:
+        """[B, S C], of pixels of which each channel counts."""
+        lower, upper = ((a[..., None] * channels + np.arange(channels)) for a in (self.lower, self.upper))
+        shape = len(lower), -1
+        return _Taps(lower.reshape(shape), upper.reshape(shape), np.repeat(self.weight, channels, axis=1))
+
 
 def crop_resize(
     images: Ragged, ids: np.ndarray, boxes: np.ndarray, size: int, flip: np.ndarray | None = None
@@ -237,8 +263,8 @@ def crop_resize(
     Args:
       images: N images.
       ids: int [B], which of them.
-      boxes: int [B, 4]: top, left, height, width in whole pixels of the whole image, with a block within it on each
-        axis. Nothing outside of its box enters a view.
+      boxes: int [B, 4]: top, left, height, width in whole pixels of the whole image, within the part that is there and
+        with a block within it on each axis. Nothing outside of its box enters a view.
       size: side S of the views.
       flip: bool [B], which views to mirror left to right.
 
@@ -307,10 +333,13 @@ def _taps(
 def _sample(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
     size, channels = y.lower.shape[1], images.pixels.shape[1]
     views = np.empty((len(ids), size, size, channels), np.uint8)
+    boxes = images.boxes[ids]
+    y, x = y.since(boxes[:, 0]), x.since(boxes[:, 1])
     if size * size * channels > _SINGLE_VALUES:
-        for i, (id_, height, width) in enumerate(zip(ids, *images.stored(ids), strict=True)):
-            pixels = images.pixels[images.offsets[id_] :][: height * width].reshape(height, width, channels)
-            views[i] = _sample_one(pixels, y[i], x[i])
+        x = x.by_channel(channels)
+        for i, (start, height, width) in enumerate(zip(images.offsets[ids], boxes[:, 2], boxes[:, 3], strict=True)):
+            pixels = images.pixels[start : start + height * width].reshape(height, width * channels)
+            views[i] = _sample_one(pixels, y[i], x[i]).reshape(size, size, channels)
         return views
     chunk = max(1, _CHUNK_VALUES // (size * size * channels))
     for start in range(0, len(ids), chunk):
@@ -322,7 +351,7 @@ def _sample(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
 def _sample_chunk(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
     """First along x, in the rows that some output needs (at most 2 S of an image), then along y, a row at a time."""
     size, channels = y.lower.shape[1], images.pixels.shape[1]
-    heights, widths = images.stored(ids)
+    _, _, heights, widths = images.boxes[ids].T
     first = (np.cumsum(heights) - heights)[:, None]  # the rows of the chunk's images, counted through
     needed = np.zeros(heights.sum(), bool)
     needed[first + y.lower] = True
@@ -345,21 +374,20 @@ def _sample_chunk(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.nda
 
 
 def _sample_one(pixels: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
-    """The same numbers of one image [H, W, C]: a call more an image, but no index of every pixel."""
-    size, channels = len(y.lower), pixels.shape[2]
+    """The same numbers [S, S C] of one image [H, W C]: a call more an image, but no index of every pixel."""
     needed = np.zeros(len(pixels), bool)
     needed[y.lower] = True
     needed[y.upper] = True
     place = np.cumsum(needed) - 1
     used = pixels[needed]
-    left = np.take(used, x.lower, axis=1, mode="clip").astype(np.float32).reshape(-1, size * channels)
-    right = np.take(used, x.upper, axis=1, mode="clip").astype(np.float32).reshape(-1, size * channels)
-    _lerp(left, right, np.repeat(x.weight, channels))
+    left = np.take(used, x.lower, axis=1, mode="clip").astype(np.float32)
+    right = np.take(used, x.upper, axis=1, mode="clip").astype(np.float32)
+    _lerp(left, right, x.weight)
     above = np.take(left, place[y.lower], axis=0, mode="clip")
     below = np.take(left, place[y.upper], axis=0, mode="clip")
     _lerp(above, below, y.weight[:, None])
     above += np.float32(0.5)
-    return above.astype(np.uint8).reshape(size, size, channels)
+    return above.astype(np.uint8)
 
 
 def _lerp(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> None:

@@ -7,13 +7,14 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
+from unittest import mock
 
 import measure
 import numpy as np
 from PIL import Image
 
 from big_distill.config import Config, SourceConfig, ViewConfig
-from big_distill.data import array_source
+from big_distill.data import array_source, jpeg
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 
@@ -26,10 +27,10 @@ def rows(effort: measure.Effort) -> Iterator[measure.Row]:
         folder = pathlib.Path(scratch)
         write_jpegs(folder, count, size)
         view = 16 if effort.tiny else 128
-        ways = {
-            name: jpegs(folder, count, view, reduced, effort.tiny)
-            for name, reduced in (("whole", False), ("reduced_decoding", True))
-        }
+        ways = {"whole, then cut": without_the_extra(jpegs(folder, count, view, False, effort.tiny))}
+        if jpeg.part_decoder():
+            ways["parts (extra jpeg)"] = jpegs(folder, count, view, False, effort.tiny)
+        ways["reduced_decoding"] = jpegs(folder, count, view, True, effort.tiny)
         if not effort.tiny and (reference := tf_data(folder, view)):
             ways = {"tf.data decode_and_crop": reference, **ways}
         yield from measure.in_turns("input", f"JPEG {size[0]} x {size[1]} -> {view} px", ways, effort)
@@ -66,6 +67,14 @@ def jpegs(folder: pathlib.Path, count: int, view: int, reduced: bool, tiny: bool
     views = ViewConfig(image_size=view, mixup=1.0, reduced_decoding=reduced)
     config = Config(num_classes=1, batch_size=64, total_steps=2 if tiny else 30, view=views, source=options)
     return batches_of(TrainPipeline(config, source), 64)
+
+
+def without_the_extra(way: measure.Way) -> measure.Way:
+    def run() -> int:
+        with mock.patch.object(jpeg, "part_decoder", lambda: None):
+            return way()
+
+    return run
 
 
 def raw(effort: measure.Effort) -> measure.Way:

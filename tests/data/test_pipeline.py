@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from big_distill.config import Config, ObjectiveConfig, SourceConfig, ViewConfig
-from big_distill.data import Source, array_source, transforms
+from big_distill.data import Source, array_source, jpeg, transforms
 from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source
+from big_distill.data.reading import Reader
 from big_distill.errors import DataError
 
 NUM = 30
@@ -196,6 +197,48 @@ def photographs(bad=()):
         image.save(file, "PNG" if i % 5 == 4 else "JPEG", **({} if i % 5 == 4 else {"quality": 95}))
         data.append(file.getvalue()[: -400 if i in bad else None])
     return dataclasses.replace(mixed_source(), read=lambda ids: [(data[i], int(i) % 5) for i in ids])
+
+
+@pytest.fixture(params=["by the extra", "without the extra"])
+def parts(request, monkeypatch):
+    """The calls that decode a part of a JPEG alone; None if the extra `jpeg` is taken away."""
+    if request.param == "without the extra":
+        monkeypatch.setattr(jpeg, "part_decoder", lambda: None)
+        return None
+    pytest.importorskip("nvidia.nvimgcodec")
+    calls, decode_box = [], jpeg.part_decoder()
+    monkeypatch.setattr(jpeg, "part_decoder", lambda: lambda *args: calls.append(args) or decode_box(*args))
+    return calls
+
+
+@pytest.mark.parametrize("crop", ["inception", "central"])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_parts_of_jpegs_show_what_the_whole_does(regime, crop, parts):
+    source = photographs(bad={3, 20, 22})
+    expected = batches(make_config(regime, crop, total_steps=12), source)
+    config = make_config(regime, crop, total_steps=12, cache_bytes=0)
+    pipeline = TrainPipeline(config, source)
+    assert_same(list(batches_of(pipeline)), expected)
+    assert len(pipeline.bad) == 3
+    if parts is not None:
+        shown = np.concatenate([pipeline.stream.ids(step) for step in range(12)])
+        jpegs = sum({3: 4, 20: 21, 22: 23}.get(i, i) % 5 != 4 for i in shown.tolist())
+        assert len(parts) == jpegs * (crop == "inception" and regime != "fixed")
+    assert_same(batches(config, source, 5), expected[5:])
+
+
+def test_all_of_an_image_is_read_when_it_first_comes(parts):
+    """So that a damaged one is found whichever part is wanted first."""
+    reader = Reader(photographs(bad={3}), channels=3, max_bad_fraction=0.5)
+    ids, part_fn = np.arange(NUM), lambda row, height, width: jpeg.Part(jpeg.Box(1, 2, 5, 6))
+    first = [image for image, _ in reader.decoded(ids, part_fn)]
+    assert not parts and reader.bad == ("image 3",) and first[3] is None
+    again = [image for image, _ in reader.decoded(ids, part_fn)]
+    for i, (image, other) in enumerate(zip(first, again, strict=True)):
+        assert i == 3 or (image.pixels == other.pixels).all()
+        plain = i != 3 and i % 5 != 4
+        assert reader.sizes(ids)[i].tolist() == ([image.height, image.width] if plain else [0, 0])
+    assert parts is None or len(parts) == NUM - NUM // 5 - 1
 
 
 @pytest.mark.parametrize("regime", ["consistent", "function_matching", "independent"])

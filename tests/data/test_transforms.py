@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_distill.data import transforms
+from big_distill.data import jpeg, transforms
+from big_distill.data.jpeg import Box, Part
 from big_distill.data.transforms import (
     BadImage,
     Decoded,
@@ -13,8 +14,7 @@ from big_distill.data.transforms import (
     central_view,
     crop_resize,
     decode,
-    decode_reduced,
-    largest_reduction,
+    decode_part,
     pack_groups,
 )
 
@@ -261,13 +261,13 @@ def test_plain_jpegs_are_decoded_to_pillows_pixels(subsampling, progressive, siz
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("reduction", transforms.REDUCTIONS)
+@pytest.mark.parametrize("reduction", jpeg.REDUCTIONS)
 def test_a_reduced_jpeg_holds_the_means_of_its_blocks(reduction, channels):
     image = waves(83, 120, channels)
     data = encoded(Image.fromarray(image), "JPEG", quality=95, subsampling=0)
     asked = []
-    got = decode_reduced(data, channels, lambda *size: asked.append(size) or reduction)
-    assert asked == [(83, 120)] and got[1:] == (83, 120, reduction)
+    got = decode_part(data, channels, lambda *size: asked.append(size) or Part(reduction=reduction))
+    assert asked == [(83, 120)] and got[1:] == (83, 120, reduction, 0, 0, True)
     assert got.pixels.shape == (-(-83 // reduction), -(-120 // reduction), channels)
     rows, columns = 83 // reduction, 120 // reduction  # whole blocks
     means = image[: rows * reduction, : columns * reduction].reshape(rows, reduction, columns, reduction, -1)
@@ -280,35 +280,65 @@ def test_what_is_no_plain_jpeg_is_decoded_whole():
     image = Image.fromarray(waves(64, 64))
     turned, cmyk = encoded(image, "JPEG", exif=exif), encoded(image.convert("CMYK"), "JPEG")
     for data in (encoded(image), turned, cmyk, np.asarray(image)):
-        got = decode_reduced(data, 3, lambda height, width: 4)
-        assert got.reduction == 1 and got.pixels.shape == (64, 64, 3)
+        got = decode_part(data, 3, lambda height, width: Part(reduction=4))
+        assert got.reduction == 1 and not got.intact and got.pixels.shape == (64, 64, 3)
         np.testing.assert_array_equal(got.pixels, decode(data, 3))
-    assert decode_reduced(encoded(image, "JPEG"), 1, lambda height, width: 4).reduction == 1  # colour into grey
+    into_grey = decode_part(encoded(image, "JPEG"), 1, lambda height, width: Part(reduction=4))
+    assert into_grey.reduction == 1
     with pytest.raises(BadImage, match=r"(?i)truncated"):
-        decode_reduced(encoded(image, "JPEG")[:-400], 3, lambda height, width: 4)
+        decode_part(encoded(image, "JPEG")[:-400], 3, lambda height, width: Part(reduction=4))
 
 
-def test_the_largest_reduction_never_enlarges():
-    random = np.random.default_rng(0)
-    seen = set()
-    for _ in range(300):
-        size = int(random.integers(1, 30))
-        box = random.integers(0, 50, 4) * (1, 1, 0, 0) + random.integers(size, 300, 4) * (0, 0, 1, 1)
-        reduction = largest_reduction(box, size)
-        blocks = {
-            r: min(
-                sum(start <= block * r and (block + 1) * r <= start + length for block in range(400))
-                for start, length in zip(box[:2], box[2:], strict=True)
-            )
-            for r in transforms.REDUCTIONS
-        }
-        assert reduction == max([r for r in blocks if blocks[r] >= size], default=1)
-        seen.add(reduction)
-    assert seen == set(transforms.REDUCTIONS)
+def kinds_of_image():
+    """Whatever is no plain JPEG, and one that is; the one on its side is shown as 60 x 90 px."""
+    image, exif = Image.fromarray(waves(60, 90)), Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(Image.fromarray(waves(90, 60)), "JPEG", exif=exif)
+    return {
+        "JPEG": encoded(image, "JPEG"),
+        "JPEG on its side": turned,
+        "CMYK": encoded(image.convert("CMYK"), "JPEG"),
+        "PNG": encoded(image),
+        "array": np.asarray(image),
+        "JPEG with a fault": encoded(image, "JPEG").replace(b"\xff\xdb", b"\0\xff\xdb", 1),
+    }
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", kinds_of_image())
+def test_a_part_of_any_image_is_the_crop_of_the_whole(kind, channels):
+    data, asked, intact = kinds_of_image()[kind], [], None
+    whole = decode(data, channels)
+    assert whole.shape[:2] == (60, 90)
+    for box in (Box(0, 0, 60, 90), Box(17, 32, 33, 41), Box(59, 89, 1, 1), Box(5, 3, 55, 20)):
+        got = decode_part(data, channels, lambda *size, box=box: asked.append(size) or Part(box), intact)
+        assert got[1:6] == (60, 90, 1, box.top, box.left)
+        bottom, right = box.top + box.height, box.left + box.width
+        np.testing.assert_array_equal(got.pixels, whole[box.top : bottom, box.left : right])
+        whole_is_kept = isinstance(got.pixels.base, np.ndarray) and got.pixels.base.size > got.pixels.size
+        assert not whole_is_kept
+        intact = (60, 90) if got.intact else None
+    assert asked[-1] == (60, 90) and (intact is not None) == (kind == "JPEG" and channels == 3)
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("reduction", transforms.REDUCTIONS)
+@pytest.mark.parametrize("reduction", jpeg.REDUCTIONS)
+def test_a_view_of_a_part_is_that_of_the_whole(reduction):
+    data = [encoded(Image.fromarray(waves(*size)), "JPEG") for size in ((90, 120), (67, 201))]
+    ids, boxes, flip = np.array([1, 0, 1]), np.array([[8, 9, 51, 60], [21, 33, 60, 50], [0, 1, 67, 200]]), np.eye(3)[0]
+    whole = Ragged.pack([decode_part(d, 3, lambda *size: Part(reduction=reduction)) for d in data])
+    parts = [
+        decode_part(data[i], 3, lambda *size, b=b: Part(Box(*b), reduction))
+        for i, b in zip(ids, boxes.tolist(), strict=True)
+    ]
+    packed = Ragged.pack(parts)
+    assert len(packed.pixels) < sum(whole.boxes[i, 2] * whole.boxes[i, 3] for i in ids)
+    views = crop_resize(packed, np.arange(3), boxes, 16, flip.astype(bool))
+    np.testing.assert_array_equal(views, crop_resize(whole, ids, boxes, 16, flip.astype(bool)))
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("reduction", jpeg.REDUCTIONS)
 def test_a_crop_of_a_reduced_image_is_where_the_crop_of_the_whole_is(reduction):
     """Of a picture of its own coordinates: each block holds its centre, and bilinear interpolation gives them back."""
     height, width, size = 203, 180, 9
@@ -330,7 +360,7 @@ def test_a_crop_of_a_reduced_image_is_where_the_crop_of_the_whole_is(reduction):
 def test_nothing_outside_of_the_box_enters_a_reduced_view():
     image = np.full((64, 64, 1), 255, np.uint8)
     image[9:51, 13:60] = 7
-    for reduction in transforms.REDUCTIONS:
+    for reduction in jpeg.REDUCTIONS:
         blocks = image.reshape(64 // reduction, reduction, 64 // reduction, reduction).max((1, 3))[..., None]
         images = Ragged.pack([Decoded(blocks, 64, 64, reduction)])
         assert (crop_resize(images, np.array([0]), np.array([[9, 13, 42, 47]]), 20) == 7).all()

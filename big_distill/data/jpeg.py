@@ -1,0 +1,122 @@
+"""JPEGs by libjpeg-turbo, sooner than by Pillow and to its pixels: whole, at a fraction of their size, or a part."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+
+REDUCTIONS = (8, 4, 2, 1)
+"""Sides of the blocks that a JPEG, whose blocks are 8 x 8, can be decoded to a pixel each."""
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Part(NamedTuple):
+    """What is wanted of an image.
+
+    box: in pixels of the whole image; None for all of it.
+    reduction: one of `REDUCTIONS`; only a plain JPEG heeds it.
+    """
+
+    box: Box | None = None
+    reduction: int = 1
+
+
+_SCRATCH_BYTES = 1 << 24  # a larger image gets memory of its own, which is not kept
+
+
+class _Scratch(threading.local):
+    """Room for an image that is cut at once: memory that is fresh for every image costs page faults."""
+
+    def __init__(self) -> None:
+        self._room = np.empty(0, np.uint8)
+
+    def room(self, size: int) -> np.ndarray | None:
+        if size > _SCRATCH_BYTES:
+            return None
+        if len(self._room) < size:
+            self._room = np.empty(size, np.uint8)
+        return self._room
+
+
+_scratch = _Scratch()
+
+
+def decode(data: bytes, channels: int, height: int, width: int, part: Part, intact: bool) -> np.ndarray | None:
+    """A JPEG that is upright and, for 3 channels, in colour or grey, for 1 grey; None if it has a fault.
+
+    Args:
+      height, width: of the whole image.
+      part: what is returned of it. The reduced inverse DCT costs less and antialiases.
+      intact: the file is known to have no fault. Then, if the extra `jpeg` is installed, nothing below the box is read
+        and nothing beside it transformed. Otherwise all is read, so that a fault is found wherever the box is.
+
+    Returns:
+      uint8 [H, W, channels]: of the whole H = ceil(height / part.reduction), or else what `blocks_within` says.
+    """
+    if intact and part.box and part.reduction == 1 and (decode_box := part_decoder()):
+        pixels = decode_box(data, channels, *part.box)
+        if pixels is not None and pixels.shape == (part.box.height, part.box.width, channels):
+            return pixels
+    height, width = -(-height // part.reduction), -(-width // part.reduction)
+    room = _scratch.room(height * width * channels) if part.box else None
+    colours = "RGB" if channels == 3 else "GRAY"
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width, buffer=room)
+    except ValueError:
+        return None
+    if pixels.shape != (height, width, channels):
+        return None
+    return cut(pixels, part) if part.box else pixels
+
+
+def cut(pixels: np.ndarray, part: Part) -> np.ndarray:
+    """A copy of the pixels within `part.box`, of an image at `part.reduction`."""
+    if part.box is None:
+        return pixels
+    top, left, height, width = blocks_within(part.box, part.reduction)
+    return pixels[top : top + height, left : left + width].copy()
+
+
+def largest_reduction(box: Box, size: int) -> int:
+    """The largest of `REDUCTIONS` of whose blocks at least `size` a side lie within the box: so nothing is enlarged."""
+    for reduction in REDUCTIONS:
+        _, _, height, width = blocks_within(box, reduction)
+        if min(height, width) >= size:
+            return reduction
+    return 1
+
+
+def blocks_within(box: Box, reduction: int) -> Box:
+    """The blocks, of `reduction` pixels a side, that lie within a box of pixels."""
+    top, left = -(-box.top // reduction), -(-box.left // reduction)
+    return Box(top, left, (box.top + box.height) // reduction - top, (box.left + box.width) // reduction - left)
+
+
+def union(boxes: list[Box]) -> Box:
+    """The smallest box that holds them all."""
+    top, left = min(box.top for box in boxes), min(box.left for box in boxes)
+    bottom, right = max(box.top + box.height for box in boxes), max(box.left + box.width for box in boxes)
+    return Box(top, left, bottom - top, right - left)
+
+
+@functools.cache
+def part_decoder() -> Callable[..., np.ndarray | None] | None:
+    """`jpeg_parts.decode_box`, or None without the extra `jpeg`."""
+    try:
+        from big_distill.data import jpeg_parts
+    except ImportError:
+        return None
+    return jpeg_parts.decode_box

@@ -1,0 +1,59 @@
+"""A part of a JPEG by NVIDIA's nvImageCodec, on the CPU: the one package with this call of libjpeg-turbo.
+
+The extra `jpeg` installs it. It needs no GPU, and of its decoders only libjpeg-turbo is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Drops what is written to the standard error, from C too."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+with _silent():  # it misses the libraries of a GPU aloud
+    from nvidia import nvimgcodec
+
+_COLOURS = {3: nvimgcodec.ColorSpec.SRGB, 1: nvimgcodec.ColorSpec.GRAY}
+_PARAMS = {c: nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=spec) for c, spec in _COLOURS.items()}
+
+
+class _Decoder(threading.local):
+    """One a thread: a decoder is not to be used by two at a time."""
+
+    def __init__(self) -> None:
+        self.decode = nvimgcodec.Decoder(
+            device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+            max_num_cpu_threads=1,
+            backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
+            options="libjpeg_turbo_decoder:fancy_upsampling=1",  # as everyone else's
+        ).decode
+
+
+_decoder = _Decoder()
+
+
+def decode_box(data: bytes, channels: int, top: int, left: int, height: int, width: int) -> np.ndarray | None:
+    """uint8 [height, width, channels] of a colour (3) or grey (1) JPEG; None if it has a fault there or above."""
+    region = nvimgcodec.Region(top, left, top + height, left + width)
+    try:
+        part = nvimgcodec.CodeStream(data).get_sub_code_stream(region=region)
+        image = _decoder.decode(part, params=_PARAMS[channels])
+    except RuntimeError:
+        return None
+    return None if image is None else np.asarray(image)

@@ -1,0 +1,166 @@
+"""Parts of JPEGs, with the extra `jpeg` and without."""
+
+import io
+import subprocess
+import sys
+from concurrent import futures
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from big_distill.data import jpeg
+from big_distill.data.jpeg import Box, Part
+
+
+@pytest.fixture(params=["by the extra", "without the extra"])
+def parts(request, monkeypatch):
+    """How often a part alone was decoded: a list that grows. Without the extra all of an image is, and then cut."""
+    calls = []
+    if request.param == "without the extra":
+        monkeypatch.setattr(jpeg, "part_decoder", lambda: None)
+        return calls
+    pytest.importorskip("nvidia.nvimgcodec")
+    decode_box = jpeg.part_decoder()
+    monkeypatch.setattr(jpeg, "part_decoder", lambda: lambda *args: calls.append(args) or decode_box(*args))
+    return calls
+
+
+def picture(height, width, seed=0):
+    """Noise at two scales: colours that change from pixel to pixel, so that upsampling of chroma shows."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    return Image.fromarray(smooth // 2 + random.integers(0, 128, (height, width, 3), np.uint8))
+
+
+def encoded(image, **options):
+    file = io.BytesIO()
+    image.save(file, "JPEG", **{"quality": 85, **options})
+    return file.getvalue()
+
+
+def boxes(height, width, count=40):
+    """Any, of which some begin or end where a block does, and the corners."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        top, left = random.integers(0, (height, width)).tolist()
+        bottom, right = random.integers((top + 1, left + 1), (height + 1, width + 1)).tolist()
+        if i % 2:
+            top, left = top // 16 * 16, left // 16 * 16
+            bottom, right = min(height, -(-bottom // 16) * 16), min(width, -(-right // 16) * 16)
+        yield Box(top, left, bottom - top, right - left)
+    yield from (Box(0, 0, 1, 1), Box(height - 1, width - 1, 1, 1), Box(0, 0, height, width))
+
+
+ENCODINGS = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "progressive": {"subsampling": 2, "progressive": True},
+    "restarts": {"subsampling": 2, "restart_marker_blocks": 3},
+    "RGB": {"keep_rgb": True},
+    "grey": {},
+}
+
+
+@pytest.mark.parametrize(("encoding", "channels"), [*((name, 3) for name in ENCODINGS), ("grey", 1)])
+def test_a_part_is_the_crop_of_the_whole(encoding, channels, parts):
+    image = picture(93, 141)
+    data = encoded(image.convert("L") if encoding == "grey" else image, **ENCODINGS[encoding])
+    whole = jpeg.decode(data, channels, 93, 141, Part(), intact=False)
+    pillows = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[..., :channels]
+    np.testing.assert_array_equal(whole, pillows)
+    for intact in (False, True):
+        for box in boxes(93, 141):
+            part = jpeg.decode(data, channels, 93, 141, Part(box), intact)
+            expected = whole[box.top : box.top + box.height, box.left : box.left + box.width]
+            np.testing.assert_array_equal(part, expected, err_msg=str(box))
+    assert not parts or len(parts) == 43  # not before the file is known to be intact
+
+
+def test_large_images_keep_no_memory(monkeypatch):
+    monkeypatch.setattr(jpeg, "_SCRATCH_BYTES", 93 * 141 * 3 - 1)
+    monkeypatch.setattr(jpeg, "_scratch", jpeg._Scratch())
+    small, large = (jpeg.decode(encoded(picture(h, 141)), 3, h, 141, Part(Box(9, 8, 20, 30)), False) for h in (92, 93))
+    assert small.shape == large.shape == (20, 30, 3)
+    assert len(jpeg._scratch.room(0)) == 92 * 141 * 3
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("reduction", jpeg.REDUCTIONS)
+def test_a_part_of_a_reduced_image_is_its_blocks_within_the_box(reduction):
+    data, box = encoded(picture(93, 141)), Box(11, 21, 70, 90)
+    whole = jpeg.decode(data, 3, 93, 141, Part(reduction=reduction), intact=True)
+    part = jpeg.decode(data, 3, 93, 141, Part(box, reduction), intact=True)
+    rows, columns = (
+        [i for i in range(n) if start <= i * reduction and (i + 1) * reduction <= start + length]
+        for n, start, length in ((93, 11, 70), (141, 21, 90))
+    )
+    np.testing.assert_array_equal(part, whole[rows][:, columns])
+
+
+def test_a_fault_is_found_wherever_the_box_is(parts):
+    data = encoded(picture(160, 120))
+    damaged, above, below = data[: len(data) * 2 // 3], Box(10, 10, 20, 30), Box(130, 10, 20, 30)
+    expected = jpeg.decode(data, 3, 160, 120, Part(above), intact=False)
+    for box in (above, below):
+        assert jpeg.decode(damaged, 3, 160, 120, Part(box), intact=False) is None
+    assert not parts
+    assert jpeg.decode(damaged, 3, 160, 120, Part(below), intact=True) is None
+    if parts:  # and of a file said to be intact nothing below the box is read
+        np.testing.assert_array_equal(jpeg.decode(damaged, 3, 160, 120, Part(above), intact=True), expected)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("data", [b"", b"no JPEG", encoded(picture(20, 30)), encoded(picture(40, 50))[:200]])
+def test_data_that_are_not_what_they_were_are_none(data):
+    assert jpeg.decode(data, 3, 40, 50, Part(Box(25, 30, 10, 15)), intact=True) is None
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("intact", [False, True])
+def test_threads_do_not_mix_their_images(intact):
+    images = [(encoded(picture(h, w, i)), h, w) for i, (h, w) in enumerate([(80, 60), (50, 90), (120, 121), (33, 47)])]
+    box = Box(9, 8, 23, 31)
+
+    def decode(i):
+        data, height, width = images[i % 4]
+        return jpeg.decode(data, 3, height, width, Part(box), intact)
+
+    alone = [decode(i) for i in range(4)]
+    with futures.ThreadPoolExecutor(4) as pool:
+        for i, part in enumerate(pool.map(decode, range(200))):
+            np.testing.assert_array_equal(part, alone[i % 4])
+
+
+def test_the_extra_is_quiet():
+    """NVIDIA's package reports missing GPU libraries to the standard error, which is ours again afterwards."""
+    pytest.importorskip("nvidia.nvimgcodec")
+    code = "import sys; from big_distill.data import jpeg_parts; print('still here', file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "still here\n")
+
+
+def test_the_smallest_box_of_all():
+    assert jpeg.union([Box(3, 9, 4, 2), Box(5, 1, 1, 3)]) == Box(3, 1, 4, 10)
+    assert jpeg.union([Box(3, 9, 4, 2)]) == Box(3, 9, 4, 2)
+
+
+def test_the_largest_reduction_never_enlarges():
+    random = np.random.default_rng(0)
+    seen = set()
+    for _ in range(300):
+        size = int(random.integers(1, 30))
+        box = random.integers(0, 50, 4) * (1, 1, 0, 0) + random.integers(size, 300, 4) * (0, 0, 1, 1)
+        reduction = jpeg.largest_reduction(Box(*box.tolist()), size)
+        blocks = {
+            r: min(
+                sum(start <= block * r and (block + 1) * r <= start + length for block in range(400))
+                for start, length in zip(box[:2], box[2:], strict=True)
+            )
+            for r in jpeg.REDUCTIONS
+        }
+        assert reduction == max([r for r in blocks if blocks[r] >= size], default=1)
+        seen.add(reduction)
+    assert seen == set(jpeg.REDUCTIONS)
