@@ -96,17 +96,17 @@ def copied(config: ConfigDict) -> ConfigDict:
     return copy.lock()
 
 
-def teacher_of(config: ConfigDict) -> ConfigDict:
-    """A copy of a config to make the teacher's from, on the student's data."""
-    return with_data_of(copied(config), config)
+def teacher_of(config: ConfigDict, **source: Any) -> ConfigDict:
+    """A copy of a config to make the teacher's from, on the student's data (see `with_data_of`)."""
+    return with_data_of(copied(config), config, **source)
 
 
-def with_data_of(teacher: ConfigDict, config: ConfigDict) -> ConfigDict:
-    """The same config on the data of another one, whatever those are set to later."""
+def with_data_of(teacher: ConfigDict, config: ConfigDict, **source: Any) -> ConfigDict:
+    """The same config on the data of another one, whatever those are set to later; `source` has fields of its own."""
     teacher.num_classes = config.get_ref("num_classes")
     teacher.view.channels = config.view.get_ref("channels")
     for name in teacher.source:
-        teacher.source[name] = config.source.get_ref(name)
+        teacher.source[name] = source[name] if name in source else config.source.get_ref(name)
     return teacher
 
 

@@ -13,7 +13,7 @@ from big_distill.train import train_and_evaluate
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 REQUIRED = """digits_fm mnist_teacher mnist_kd cifar10_teacher cifar10_kd flowers_teacher flowers_fm flowers64_fm
 pets_fm food_fm sun_fm imagenet_fm flowers64_teacher deep_compression_lenet300 deep_compression_lenet5 prune_six_layer
-prune_distill_cifar10 lowrank_mnist qat_int8_mnist"""
+prune_distill_cifar10 lowrank_mnist qat_int8_mnist cifar10_patience"""
 
 
 def marked(path):

@@ -1,0 +1,47 @@
+"""CIFAR-10: a CNN 64-128 into a CNN 16-32 on 2,000 images, for the claims "consistent" and "patient" in minutes.
+
+  python -m big_distill.main --config=configs/cifar10_patience.py --data_dir=...
+  python -m big_distill.main --config=configs/cifar10_patience.py --config.teacher.path=RUN/teacher \
+    --config.view.regime=fixed --config.total_epochs=10 --config.seed=1 --data_dir=...
+  python -m big_distill.main --config=configs/cifar10_patience.py:teacher=none --data_dir=...
+
+The experiment of Beyer et al. 2022 (section 3, Figure 3) at the size of a laptop: a teacher that has seen much, and a
+student that sees few images for long. The teacher learns from 45,000 labelled images; the student matches it on the
+first 2,000 of them, without labels. The last 5,000 of the training split are for validation. `teacher=none` is the
+student on the labels of the 2,000 images alone. No paper has figures for this pair. Run here as `:smoke` alone.
+"""
+
+from big_distill.config_files import parse_arg, smoke, teacher_of, template
+
+
+def get_config(arg=""):
+    arg = parse_arg(arg, teacher="cnn|none", smoke=False)
+    config = template()
+    config.num_classes = 10
+    config.source.name = "cifar10"
+    config.source.train = "train[:2000]"
+    config.source.num_train_examples = 2_000
+    config.source.validation = "train[45000:]"
+    config.source.resident = True
+    config.view.image_size = 32
+    config.view.area_min = 0.3
+    config.student.name = "cnn"
+    config.student.features = (16, 32)
+    config.objective.name = "cross_entropy"
+    config.batch_size = 100
+    config.steps_per_dispatch = 20
+    config.log_every_steps = 20
+    config.optimizer.lr = 3e-3
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.warmup_steps = 50
+    config.total_epochs = 100
+    if arg.teacher == "cnn":
+        teacher = teacher_of(config, train="train[:45000]", num_train_examples=45_000)
+        teacher.student.features = (64, 128)
+        teacher.log_every_steps = 450
+        teacher.total_epochs = 20
+        config.teacher.config = teacher
+        config.view.regime = "function_matching"
+        config.objective.name = "function_matching"
+        config.objective.temperature = 2.0
+    return smoke(config) if arg.smoke else config
