@@ -23,7 +23,7 @@ FLOORS = [
     "export",
     "teacher calibration checkpoints transition",
     "weights workdir",
-    "steps metrics tensorboard_writer pretrained",
+    "steps metrics tensorboard_writer pretrained environment",
     "views scoring optim sharding processes",
     "objectives models data compress artifact",
     "resolve",
