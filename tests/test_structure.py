@@ -14,9 +14,9 @@ MODULES = {
 
 # Top floor first; a module imports from its own floor or below, and there are no circles.
 FLOORS = [
-    "main evaluate prepare pack sensitivity doctor plan",
+    "main evaluate prepare pack sensitivity doctor plan report",
     "plots plan_tables",
-    "train inference packing scanning diagnosis planning cli",
+    "train inference packing scanning diagnosis planning reporting cli",
     "run preemption",
     "evaluation preflight",
     "programs post_training",
@@ -48,6 +48,8 @@ OWNERS = {  # only these may import it
     "onnx": ("export.",),
     "onnxruntime": ("export.",),
     "tensorflow": ("export.",),
+    "jinja2": ("reporting.",),
+    "matplotlib": ("plots", "reporting."),
     "torch": (),
 }
 
