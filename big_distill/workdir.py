@@ -192,7 +192,7 @@ def note_resume(workdir: pathlib.Path, step: int) -> None:
 
 
 def sessions(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What computed a run: `step`, after which it began, and what `environment.environment` says; [] if not recorded."""
+    """What computed a run: `step`, after which it began, and what `environment.environment` says; [] if unknown."""
     path = workdir / ENVIRONMENT_FILE
     return read_json(path, SESSIONS) if path.is_file() else []
 

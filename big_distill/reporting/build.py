@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from big_distill import atomic
 from big_distill.errors import BigDistillError, RunError
@@ -14,10 +17,13 @@ from big_distill.reporting import comparison, document, figures, page, svg
 from big_distill.reporting.comparison import Comparison
 from big_distill.reporting.document import AGREEMENT, KL, LOSS, SPEED, Run
 from big_distill.reporting.figures import Drawing, Line
-from big_distill.reporting.records import Record, read_all, runs_of
+from big_distill.reporting.records import Record, finite, read_all, runs_of
 from big_distill.reporting.sweep import labels, sweep
+from big_distill.workdir import PACK_FILE
 
 _MOST_LABELS = 7
+_MOST_LINES = 10
+_STROKES = {"test": 0, "validation": 1, "training batches": 2}
 
 
 def report(
@@ -46,7 +52,7 @@ def report(
     """
     files = [out, *(out.with_suffix(suffix) for suffix in (".json", ".md"))]
     _check_writable(files, figures_dir)
-    records = read_all(list(workdirs))
+    records = read_all(workdirs)
     runs = []
     for record, name in zip(records, labels(records), strict=True):
         found, notes = None, [note for note in (_no_files(record),) if note]
@@ -57,6 +63,7 @@ def report(
     swept = sweep(records)
     values = document.document(runs, swept)
     drawings = page.Drawings(
+        together=_together(runs),
         curves=[_curves(index, run) for index, run in enumerate(runs, 1)],
         throughput=[_throughput(index, run) for index, run in enumerate(runs, 1)],
         reliability=[_reliability(index, run) for index, run in enumerate(runs, 1)],
@@ -68,11 +75,14 @@ def report(
         say(line)
     texts = (html, json.dumps(values, indent=1, allow_nan=False) + "\n", document.markdown(values))
     for file, text in zip(files, texts, strict=True):
-        atomic.write(file, text.encode())
+        atomic.write(file, text.encode(errors="backslashreplace"))
     if figures_dir:
         figures_dir.mkdir(parents=True, exist_ok=True)
         for drawing in drawings.all():
-            atomic.write(figures_dir / f"{drawing.name}.svg", svg.alone(drawing.text, drawing.title).encode())
+            atomic.write(
+                figures_dir / f"{drawing.name}.svg",
+                svg.alone(drawing.text, drawing.title).encode(errors="backslashreplace"),
+            )
     return values
 
 
@@ -88,7 +98,7 @@ def _check_writable(files: Iterable[pathlib.Path], figures_dir: pathlib.Path | N
 
 
 def _no_files(record: Record) -> str | None:
-    if record.packed is None and record.summary:
+    if record.summary and not (record.workdir / PACK_FILE).exists():
         return "no pack.json: big_distill.pack makes files, and measures their size and latency"
     return None
 
@@ -122,27 +132,50 @@ def _lines(runs: Sequence[Run]) -> list[str]:
     return [*problems, *notes]
 
 
+def _together(runs: Sequence[Run]) -> list[Drawing]:
+    """The students of several runs, where a figure can tell so many apart."""
+    found = []
+    for name, metric, label in (("accuracy", "accuracy", "accuracy, %"), ("kl", "kl", "KL(teacher || student), nats")):
+        lines = []
+        for run in runs:
+            split = next((s for s in ("test", "validation") if len(run.record.series(f"eval/{s}/{metric}")[0])), "test")
+            lines.append(Line(run.name, *run.record.series(f"eval/{split}/{metric}")))
+        lines = [dataclasses.replace(line, colour=i) for i, line in enumerate(line for line in lines if len(line.x))]
+        if 1 < len(lines) <= _MOST_LINES and max(len(line.x) for line in lines) > 1:
+            title = f"all runs: {label} against steps"
+            found.append(figures.curves(f"together_{name}", title, label, lines, percent=metric == "accuracy"))
+    return found
+
+
 def _curves(index: int, run: Run) -> list[Drawing]:
     record = run.record
-    inner = list(runs_of(record))
-    whole = [(who, own, name) for who, own in inner for name in document.drawn_metrics(own)]
+    whole = [
+        (colour, who, own, name)
+        for colour, (who, own) in enumerate(runs_of(record))
+        for name in document.drawn_metrics(own)
+    ]
 
-    def lines(kept: Any) -> list[Line]:
+    def lines(kept: Callable[[str], bool]) -> list[Line]:
         found = []
-        for who, own, name in whole:
-            if kept(name):
-                where = "training batches" if name.startswith("train/") else name.split("/")[1]
-                label = who if name == LOSS else f"{who}, {where}"
-                steps, values = own.series(name)
-                if len(steps):
-                    found.append(Line(label, steps, values))
+        for colour, who, own, name in whole:
+            steps, values = own.series(name)
+            if kept(name) and len(steps):
+                split = "" if name == LOSS else "training batches" if name.startswith("train/") else name.split("/")[1]
+                stroke = 0 if not split else _STROKES.get(split, 0)
+                found.append(Line(f"{who}, {split}" if split else who, steps, values, colour, stroke))
         return found
 
+    steps = [own.series(name)[0] for _, _, own, name in whole]
     teacher = (record.summary or {}).get("teacher") or {}
     wanted = (
         ("accuracy", "accuracy, %", lines(lambda n: n.endswith("/accuracy")), True),
         ("kl", "KL(teacher || student), nats", lines(lambda n: n == KL or n.endswith("/kl")), False),
-        ("agreement", "agreement with the teacher, %", lines(lambda n: n == AGREEMENT or n.endswith("/agreement")), True),
+        (
+            "agreement",
+            "agreement with the teacher, %",
+            lines(lambda n: n == AGREEMENT or n.endswith("/agreement")),
+            True,
+        ),
         ("loss", "loss", lines(lambda n: n == LOSS), False),
     )
     return [
@@ -152,7 +185,8 @@ def _curves(index: int, run: Run) -> list[Drawing]:
             label,
             own,
             percent=is_rate,
-            reference=teacher.get("accuracy") if name == "accuracy" else None,
+            reference=finite(teacher.get("accuracy")) if name == "accuracy" else None,
+            steps=np.concatenate(steps),
         )
         for name, label, own, is_rate in wanted
         if own
@@ -160,7 +194,7 @@ def _curves(index: int, run: Run) -> list[Drawing]:
 
 
 def _throughput(index: int, run: Run) -> list[Drawing]:
-    lines = [Line(who, *own.series(SPEED)) for who, own in runs_of(run.record)]
+    lines = [Line(who, *own.series(SPEED), colour) for colour, (who, own) in enumerate(runs_of(run.record))]
     lines = [line for line in lines if len(line.x)]
     title = f"{run.name}: images a second against steps"
     return [figures.curves(f"run{index}_speed", title, "images/s", lines, percent=False)] if lines else []

@@ -88,6 +88,11 @@ class Example:
     student: tuple[tuple[str, float], ...]
     teacher: tuple[tuple[str, float], ...]
 
+    @property
+    def side(self) -> int:
+        """The width of the image in pixels."""
+        return int.from_bytes(self.png[16:20], "big")
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -206,7 +211,9 @@ def class_scores(
     )
     counts = [np.bincount(label[chosen], minlength=len(names)) for chosen in sets]
     return tuple(
-        ClassScore(name, *map(int, own)) for name, *own in zip(names, *counts, strict=True) if own[0]  # its examples
+        ClassScore(name, *map(int, own))
+        for name, *own in zip(names, *counts, strict=True)
+        if own[0]  # its examples
     )
 
 
@@ -240,7 +247,7 @@ def _jit_answers(student: weights.Network, config: Config, mesh: Any) -> Any:
 
     def answers(variables: weights.Variables, teacher: Teacher | None, batch: Any) -> Any:
         view = to_unit(batch["pixels"])
-        logits = {"student": model.apply(variables, for_network(view, card), train=False)[0]}
+        logits: dict[str, Any] = {"student": model.apply(variables, for_network(view, card), train=False)[0]}
         if teacher is not None:
             logits["teacher"] = steps.teacher_logits(teacher, view)
         return {who: of_logits(own, batch) for who, own in logits.items()}

@@ -20,6 +20,7 @@ Rates are fractions, times are seconds unless a key says `_ms`, what is not know
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -53,12 +54,22 @@ class Run:
 
 def document(runs: Sequence[Run], sweep: Sweep | None) -> dict[str, Any]:
     """All that a page says."""
-    return {
+    values = {
         "big_distill": big_distill.__version__,
         "runs": [_run(run) for run in runs],
         "sweep": sweep and _sweep(sweep),
         "packed": _packed(runs),
     }
+    return _plain(values)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: what is not finite, in a damaged file, is not known."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -104,7 +115,12 @@ def _run(run: Run) -> dict[str, Any]:
 
 def changed(config: Config) -> dict[str, Any]:
     """The fields that have not the schema's defaults, by dotted name."""
-    found = {name: value for kind in ("maths", "numerics", "cosmetic") for name, value, default in leaves(config, kind) if value != default}
+    found = {
+        name: value
+        for kind in ("maths", "numerics", "cosmetic")
+        for name, value, default in leaves(config, kind)
+        if value != default
+    }
     return {"total_epochs": config.total_epochs, **found} if config.total_epochs else found
 
 
@@ -119,7 +135,7 @@ def _curves(record: Record) -> dict[str, Any]:
     found = {}
     for name in drawn_metrics(record):
         steps, values = thinned(*record.series(name))
-        found[name] = {"steps": steps.tolist(), "values": values.tolist()}
+        found[name] = {"steps": steps.astype(int).tolist(), "values": values.tolist()}
     return found
 
 
@@ -139,7 +155,9 @@ def _answers(answers: Answers) -> dict[str, Any]:
         return {"accuracy": None, "ece": None, "bins": None}
     confidence, correct, count = answers.bins
     bins = [
-        {"confidence": c / n, "accuracy": r / n, "count": int(n)} if n else {"confidence": None, "accuracy": None, "count": 0}
+        {"confidence": c / n, "accuracy": r / n, "count": int(n)}
+        if n
+        else {"confidence": None, "accuracy": None, "count": 0}
         for c, r, n in zip(confidence.tolist(), correct.tolist(), count.tolist(), strict=True)
     ]
     return {"accuracy": float(correct.sum() / count.sum()), "ece": answers.ece, "bins": bins}
@@ -180,7 +198,13 @@ def _dataset(config: Config | None) -> str:
 
 def _files(rows: Sequence[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
     files = [
-        {**row, "number": number, "run": run.name, "accuracy": finite(row["accuracy"]), "file": pathlib.PurePath(row["path"]).name}
+        {
+            **row,
+            "number": number,
+            "run": run.name,
+            "accuracy": finite(row["accuracy"]),
+            "file": pathlib.PurePath(row["path"]).name,
+        }
         for number, (run, row) in enumerate(rows, 1)
     ]
     measured = [file for file in files if file["accuracy"] is not None]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from big_distill.reporting import pareto, svg
 from big_distill.reporting.comparison import Answers
@@ -21,9 +21,11 @@ _WIDTH = 360
 _HEIGHT = 225
 _LEGEND_LINE = 13
 _MOST_POINTS = 200
+_MOST_MARKED = 15
 _MARKERS = "osD^vP*"
 _DASHES = ("-", "--", "-.", ":")
-_WIDEST_LABEL = 60
+_WIDEST_LABEL, _NARROW_LABEL = 60, 25
+_MOST_TICKS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +39,13 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve: its label in the legend, its x and y values."""
+    """A curve: its label in the legend, its x and y values, which colour it has and which of `STROKES`."""
 
     label: str
     x: np.ndarray
     y: np.ndarray
+    colour: int = 0
+    stroke: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,28 +58,56 @@ class Dot:
     accuracy: float
 
 
+STROKES = ({"linestyle": "-"}, {"linestyle": "--"}, {"linestyle": "-", "alpha": 0.5, "linewidth": 0.9})
+"""Of curves of one colour."""
+
+
 def curves(
-    name: str, title: str, y_label: str, lines: Sequence[Line], *, percent: bool, reference: float | None = None
+    name: str,
+    title: str,
+    y_label: str,
+    lines: Sequence[Line],
+    *,
+    percent: bool,
+    reference: float | None = None,
+    steps: np.ndarray | None = None,
 ) -> Drawing:
-    """Values against steps on a logarithmic axis; a horizontal line for a teacher's accuracy."""
+    """Values against steps on a logarithmic axis; a horizontal line for a teacher's accuracy.
+
+    Args:
+      name, title: of the figure.
+      y_label: what it shows.
+      lines: the curves.
+      percent: whether the values are fractions, else their axis is logarithmic, too.
+      reference: the teacher's accuracy.
+      steps: that the axis has room for; None: those of the lines.
+    """
 
     def draw(axes: Axes) -> None:
-        for index, line in enumerate(lines):
+        for line in lines:
             x, y = thinned(line.x, line.y)
-            axes.plot(x, 100 * y if percent else y, label=_label(line.label), **_look(index, len(x) < 15))
+            look = {**_look(line.colour, marked=len(x) <= _MOST_MARKED), **STROKES[line.stroke]}
+            axes.plot(x, 100 * y if percent else y, label=_label(line.label), **look)
         if reference is not None:
-            axes.axhline(100 * reference, color=svg.INK, linestyle=(0, (4, 3)), linewidth=1, label="teacher, at its end")
-        _log_x(axes, np.concatenate([line.x for line in lines]))
-        if not percent and all((line.y > 0).all() for line in lines):
+            axes.axhline(
+                100 * reference, color=svg.INK, linestyle=(0, (4, 3)), linewidth=1, label="teacher, at its end"
+            )
+        shown = np.concatenate([line.x for line in lines] if steps is None else [steps])
+        _log_x(axes, shown)
+        axes.set_xlim(max(shown.min(), 1) / 1.1, 1.1 * max(shown.max(), 1))
+        if percent:
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(top=min(top, 100 + 0.03 * (100 - min(bottom, 99))))
+        elif all((line.y > 0).all() for line in lines):
             _log_y(axes, np.concatenate([line.y for line in lines]))
         axes.set_xlabel("steps")
         axes.set_title(y_label)
 
-    return _drawing(name, title, draw, len(lines) + (reference is not None))
+    return _drawing(name, title, draw)
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many points as can be seen, evenly spread over the logarithm of x, the first and the last among them."""
+    """At most as many points as can be seen, evenly spread over the logarithm of x, with the first and the last."""
     if len(x) <= _MOST_POINTS:
         return x, y
     at = np.geomspace(max(x[0], 1), x[-1], _MOST_POINTS)
@@ -101,12 +133,13 @@ def swept(sweep: Sweep, score: str) -> Drawing | None:
         xs = [point.x for points in shown.values() for point in points]
         if sweep.log:
             _log_x(axes, np.array(xs))
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(6))
+        if len(set(xs)) <= _MOST_TICKS:
+            axes.xaxis.set_major_locator(FixedLocator(sorted(set(xs))))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.set_xlabel(sweep.field)
         axes.set_title(f"{score} on the test split, %")
 
-    return _drawing(f"sweep_{score}", f"{score} against {sweep.field}", draw, len(shown), height=1.15 * _HEIGHT)
+    return _drawing(f"sweep_{score}", f"{score} against {sweep.field}", draw, height=1.15 * _HEIGHT)
 
 
 def tradeoff(
@@ -124,8 +157,10 @@ def tradeoff(
 
     def draw(axes: Axes) -> None:
         on_front = sorted((dot.cost, 100 * dot.accuracy) for dot, is_best in zip(dots, best, strict=True) if is_best)
-        x, y = zip(*on_front, strict=True)
-        axes.step(x, y, where="post", color=svg.INK, linewidth=0.9, alpha=0.7, label="Pareto front")
+        on_front.append((max(dot.cost for dot in dots), on_front[-1][1]))  # to the right nothing is better
+        axes.step(
+            *zip(*on_front, strict=True), where="post", color=svg.INK, linewidth=0.9, alpha=0.7, label="Pareto front"
+        )
         for index, label in enumerate(labels):
             own = [(d, b) for d, b in zip(dots, best, strict=True) if d.label == label]
             look = {**_look(index, marked=True), "linestyle": "none"}
@@ -141,22 +176,26 @@ def tradeoff(
                     )
         for dot, is_best in zip(dots, best, strict=True):
             if is_best:
-                at = (dot.cost, 100 * dot.accuracy)
-                axes.annotate(f"{dot.number}", at, xytext=(4, -10), textcoords="offset points", fontsize=8)
+                axes.annotate(
+                    f"{dot.number}",
+                    (dot.cost, 100 * dot.accuracy),
+                    xytext=(4, -10),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
         for label, cost, accuracy in teachers:
             axes.axhline(100 * accuracy, color=svg.INK, linestyle=(0, (4, 3)), linewidth=1)
             if cost is None:
                 axes.lines[-1].set_label(_label(label))
             else:
-                at = ([cost], [100 * accuracy])
-                axes.plot(*at, "*", color=svg.INK, markersize=9, label=_label(label))
+                axes.plot([cost], [100 * accuracy], "*", color=svg.INK, markersize=9, label=_label(label))
         costs = [dot.cost for dot in dots] + [cost for _, cost, _ in teachers if cost]
         _log_x(axes, np.array(costs))
         axes.margins(x=0.08, y=0.12)
         axes.set_xlabel(x_label)
         axes.set_title("accuracy, %")
 
-    return _drawing(name, title, draw, len(labels) + 1 + len(teachers), height=1.1 * _HEIGHT)
+    return _drawing(name, title, draw, height=1.1 * _HEIGHT)
 
 
 def reliability(name: str, title: str, answers: Answers) -> Drawing:
@@ -178,32 +217,24 @@ def reliability(name: str, title: str, answers: Answers) -> Drawing:
         axes.set_xlabel("confidence, %")
         axes.set_title("accuracy, %")
 
-    return _drawing(name, title, draw, 0, width=0.62 * _WIDTH, height=0.95 * _HEIGHT)
+    return _drawing(name, title, draw, width=0.62 * _WIDTH, height=0.95 * _HEIGHT)
 
 
 def _drawing(
-    name: str,
-    title: str,
-    draw: Callable[[Axes], None],
-    num_labels: int,
-    *,
-    width: float = _WIDTH,
-    height: float = _HEIGHT,
+    name: str, title: str, draw: Callable[[Axes], None], width: float = _WIDTH, height: float = _HEIGHT
 ) -> Drawing:
-    """Draws, with a legend below if it has more than one line."""
+    """Draws, and adds a legend below if there is more than one line to tell apart."""
     with svg.style():
-        axes = Figure().add_subplot()
-        draw(axes)
-        handles, labels = axes.get_legend_handles_labels()
-        columns = 2 if labels and max(map(len, labels)) <= _WIDEST_LABEL // 2 - 5 else 1
-        rows = -(-len(labels) // columns) if num_labels > 1 else 0
-        rows += sum(label.count("\n") for label in labels) if rows else 0
-        figure = Figure(figsize=(width / _INCH, (height + _LEGEND_LINE * rows) / _INCH), layout="constrained")
+        figure = Figure(layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
-        if rows:
-            handles, labels = axes.get_legend_handles_labels()
+        handles, labels = axes.get_legend_handles_labels()
+        columns = 2 if labels and max(map(len, labels)) <= _NARROW_LABEL else 1
+        rows = 0
+        if len(labels) > 1:
+            rows = -(-len(labels) // columns) + sum(label.count("\n") for label in labels)
             figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+        figure.set_size_inches(width / _INCH, (height + _LEGEND_LINE * rows) / _INCH)
         return Drawing(name, title, svg.drawn(figure))
 
 
@@ -232,10 +263,11 @@ def _log_y(axes: Axes, values: np.ndarray) -> None:
 
 
 def _ticks(axis: Any, values: np.ndarray) -> None:
-    """Powers of ten; between them 2 and 5 where there are few."""
+    """Powers of ten, and what is round between them where there are few."""
     positive = values[values > 0]
     decades = np.log10(positive.max() / positive.min()) if len(positive) else 0
-    axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.5 else (1.0, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
+    between = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.5 else (1.0, 1.5, *range(2, 10))
+    axis.set_major_locator(LogLocator(subs=between))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axis.set_minor_formatter(NullFormatter())
 

@@ -23,8 +23,14 @@ _OPEN_RUNS = 3  # as many stand open on a page, else all are folded
 
 @dataclasses.dataclass(frozen=True)
 class Drawings:
-    """The figures of a page; `curves`, `throughput` and `reliability` by run, `pareto` by group of files."""
+    """The figures of a page.
 
+    together: the students of several runs.
+    curves, throughput, reliability: by run.
+    pareto: by group of files.
+    """
+
+    together: list[Drawing]
     curves: list[list[Drawing]]
     throughput: list[list[Drawing]]
     reliability: list[list[Drawing]]
@@ -34,7 +40,7 @@ class Drawings:
     def all(self) -> Iterator[Drawing]:
         """Every one."""
         by_run = itertools.chain(self.curves, self.throughput, self.reliability, self.pareto)
-        yield from itertools.chain(self.sweep, *by_run)
+        yield from itertools.chain(self.sweep, self.together, *by_run)
 
 
 def render(values: dict[str, Any], runs: Sequence[Run], drawings: Drawings) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from big_distill import workdir as workdirs
-from big_distill.checkpoints import has_checkpoint
+from big_distill.checkpoints import saved_steps
 from big_distill.config import Config, ModelConfig, fingerprint
-from big_distill.errors import RunError
+from big_distill.errors import RunError, printable
 from big_distill.metrics import METRICS_FILE, read_metrics
 
 _PACKED = [
@@ -30,12 +30,15 @@ _PACKED = [
 ]
 
 
+_MOST_STEPS = 1 << 53  # every integer up to here is a float, too
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
     """A run directory.
 
-    status: 'finished', 'running', 'stopped' (it has a checkpoint), 'not begun', 'empty' (no run at all) or 'damaged'.
-    step: of the last line of its metrics.
+    status: 'finished', 'running', 'stopped' (before its end), 'not begun', 'empty' (no run at all) or 'damaged'.
+    step: of its last checkpoint, or of the last line of its metrics if that is later.
     summary: of a finished run, as in summary.json.
     metrics: the lines of metrics.jsonl.
     packed: the rows of pack.json; None without one.
@@ -74,9 +77,14 @@ class Record:
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a metric, where it was logged and is finite."""
-        found = [(line["step"], value) for line in self.metrics if (value := finite(line.get(name))) is not None]
+        pairs = ((finite(line["step"]), finite(line.get(name))) for line in self.metrics)
+        found = [
+            (step, value)
+            for step, value in pairs
+            if step is not None and 0 <= step <= _MOST_STEPS and value is not None
+        ]
         steps, values = zip(*found, strict=True) if found else ((), ())
-        return np.array(steps, np.int64), np.array(values, np.float64)
+        return np.array(steps, np.float64), np.array(values, np.float64)
 
 
 def read(workdir: pathlib.Path) -> Record:
@@ -89,11 +97,11 @@ def read(workdir: pathlib.Path) -> Record:
         except RunError as error:
             problems.append(str(error))
         except OSError as error:
-            problems.append(f"{workdir / name} cannot be read: {error.strerror}")
+            problems.append(printable(f"{workdir / name} cannot be read: {error.strerror}"))
         return None
 
     if not workdir.is_dir():
-        return Record(workdir, "empty", problems=(f"{workdir} is not a directory",))
+        return Record(workdir, "empty", problems=(printable(f"{workdir} is not a directory"),))
     config = attempt(workdirs.CONFIG_FILE, lambda: workdirs.read_config(workdir))
     summary = attempt(workdirs.SUMMARY_FILE, lambda: workdirs.read_summary(workdir))
     metrics = attempt(METRICS_FILE, lambda: read_metrics(workdir)) or []
@@ -103,22 +111,23 @@ def read(workdir: pathlib.Path) -> Record:
     inner = {
         name: read(workdir / name) for name in (workdirs.TEACHER_DIR, workdirs.INIT_DIR) if (workdir / name).is_dir()
     }
+    step = max([*saved_steps(workdir), *(line["step"] for line in metrics)], default=0)
     if workdirs.holder(workdir):
         status = "running"
     elif damaged:
         status = "damaged"
     elif summary:
         status = "finished"
-    elif has_checkpoint(workdir) or metrics:
+    elif step:
         status = "stopped"
     else:
         status = "not begun" if config or inner else "empty"
     if status == "empty":
-        problems.append(f"{workdir} holds no run: it has no {workdirs.CONFIG_FILE}")
+        problems.append(printable(f"{workdir} holds no run: it has no {workdirs.CONFIG_FILE}"))
     return Record(
         workdir=workdir,
         status=status,
-        step=max((line["step"] for line in metrics), default=0),
+        step=step,
         config=config,
         summary=summary,
         metrics=tuple(metrics),
@@ -130,14 +139,16 @@ def read(workdir: pathlib.Path) -> Record:
     )
 
 
-def read_all(paths: list[pathlib.Path]) -> list[Record]:
+def read_all(paths: Sequence[pathlib.Path]) -> list[Record]:
     """Each directory once.
 
     Raises:
       RunError: none of them holds anything to show.
     """
-    found = {path.resolve(): path for path in reversed(paths)}
-    records = [read(path) for path in reversed(found.values())]
+    once: dict[pathlib.Path, pathlib.Path] = {}
+    for path in paths:
+        once.setdefault(path.resolve(), path)
+    records = [read(path) for path in once.values()]
     if not any(record.readable for record in records):
         raise RunError(f"no run to report on: {'; '.join(line for record in records for line in record.problems)}")
     return records
@@ -145,8 +156,12 @@ def read_all(paths: list[pathlib.Path]) -> list[Record]:
 
 def finite(value: Any) -> float | None:
     """A number that can be drawn, or None."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float holds
+        return None
 
 
 def _drawable(row: dict[str, Any]) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -18,7 +20,7 @@ _ALONE = {INK: "#757575", FAINT: "#9e9e9e"} | dict(
 )
 """On white and on dark alike: those of Okabe and Ito (2008), the yellows darker. Text has a contrast of 4.5 on both."""
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,
@@ -45,7 +47,7 @@ _STYLE = {
 }
 
 
-def style() -> mpl.rc_context:
+def style() -> contextlib.AbstractContextManager[None]:
     """How figures are drawn, while it is entered."""
     return mpl.rc_context(_STYLE)
 

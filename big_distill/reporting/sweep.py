@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from big_distill.config import Config, leaves
+from big_distill.errors import printable
 from big_distill.reporting.records import Record
 
 _DURATION = "total_epochs"
@@ -62,7 +63,7 @@ def fields_of(config: Config) -> dict[str, Hashable]:
 
 
 def epochs_of(config: Config) -> float | None:
-    """How often a run sees its training split, to three digits: as its config says, unless `total_steps` overrode that."""
+    """How often a run sees its training split: as its config says, or to three digits as its steps say."""
     examples = config.source.num_train_examples
     if not examples:
         return None
@@ -72,10 +73,10 @@ def epochs_of(config: Config) -> float | None:
 
 
 def differing(configs: Sequence[Config]) -> list[str]:
-    """The fields in which configs differ, in the schema's order."""
+    """The fields in which configs differ, in the schema's order, seeds last."""
     found = [fields_of(config) for config in configs]
     names = dict.fromkeys(itertools.chain.from_iterable(found))
-    return [name for name in names if len({fields.get(name) for fields in found}) > 1]
+    return sorted((name for name in names if len({fields.get(name) for fields in found}) > 1), key=is_seed)
 
 
 def is_seed(field: str) -> bool:
@@ -97,8 +98,8 @@ def _shown(value: Any) -> str:
 
 
 def labels(records: Sequence[Record]) -> list[str]:
-    """What to call each run: the fields that set it apart if that is short and no other is called so, else its place."""
-    places = _places([record.workdir for record in records])
+    """What to call each run: the fields that set it apart, if that is short and tells all apart, else its place."""
+    places = list(map(printable, _places([record.workdir for record in records])))
     configs = [record.config for record in records if record.config]
     if len(configs) < 2:
         return places
@@ -107,6 +108,7 @@ def labels(records: Sequence[Record]) -> list[str]:
         in_words(names, fields_of(record.config)) if record.config and 0 < len(names) <= _MOST_NAMED else ""
         for record in records
     ]
+    told = list(map(printable, told))
     unique = len(set(told)) == len(told) and all(0 < len(label) <= _LONGEST_LABEL for label in told)
     return told if unique else places
 
