@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from big_distill.reporting.document import AGREEMENT, KL, LOSS, SPEED, Run
 from big_distill.reporting.figures import Drawing, Line
 from big_distill.reporting.records import Record, finite, read_all, runs_of
 from big_distill.reporting.sweep import labels, sweep
-from big_distill.workdir import PACK_FILE
 
 _MOST_LABELS = 7
+_NOT_PACKED = "no pack.json: big_distill.pack makes files, and measures their size and latency"
 _MOST_LINES = 10
 _STROKES = {"test": 0, "validation": 1, "training batches": 2}
 
@@ -50,16 +50,13 @@ def report(
     Raises:
       RunError: none of the directories holds a run, or a file cannot be written.
     """
+    records = read_all(workdirs)
     files = [out, *(out.with_suffix(suffix) for suffix in (".json", ".md"))]
     _check_writable(files, figures_dir)
-    records = read_all(workdirs)
     runs = []
     for record, name in zip(records, labels(records), strict=True):
-        found, notes = None, [note for note in (_no_files(record),) if note]
-        if num_examples:
-            found, more = _compared(record, name, split, data_dir, num_examples)
-            notes += more
-        runs.append(Run(name, record, found, tuple(notes)))
+        compared = _compared(record, name, split, data_dir, num_examples) if num_examples else (None, [])
+        runs.append(Run(name, record, *compared))
     swept = sweep(records)
     values = document.document(runs, swept)
     drawings = page.Drawings(
@@ -71,36 +68,29 @@ def report(
         pareto=[_tradeoffs(index, group) for index, group in enumerate(values["packed"], 1)],
     )
     html = page.render(values, runs, drawings)
-    for line in _lines(runs):
+    for line in _lines(values["runs"]):
         say(line)
     texts = (html, json.dumps(values, indent=1, allow_nan=False) + "\n", document.markdown(values))
     for file, text in zip(files, texts, strict=True):
         atomic.write(file, text.encode(errors="backslashreplace"))
     if figures_dir:
-        figures_dir.mkdir(parents=True, exist_ok=True)
         for drawing in drawings.all():
-            atomic.write(
-                figures_dir / f"{drawing.name}.svg",
-                svg.alone(drawing.text, drawing.title).encode(errors="backslashreplace"),
-            )
+            text = svg.alone(drawing.text, drawing.title)
+            atomic.write(figures_dir / f"{drawing.name}.svg", text.encode(errors="backslashreplace"))
     return values
 
 
-def _check_writable(files: Iterable[pathlib.Path], figures_dir: pathlib.Path | None) -> None:
-    path = figures_dir
+def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | None) -> None:
+    """Before the work, not after."""
+    path = files[0]
     try:
-        if figures_dir:
-            figures_dir.mkdir(parents=True, exist_ok=True)
         for path in files:
             atomic.check_writable(path)
+        if figures_dir:
+            path = figures_dir
+            path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _no_files(record: Record) -> str | None:
-    if record.summary and not (record.workdir / PACK_FILE).exists():
-        return "no pack.json: big_distill.pack makes files, and measures their size and latency"
-    return None
 
 
 def _compared(
@@ -118,18 +108,17 @@ def _compared(
     return found, [*(["trained without a teacher: there is none to compare with"] if alone else []), *found.problems]
 
 
-def _lines(runs: Sequence[Run]) -> list[str]:
+def _lines(runs: Sequence[dict[str, Any]]) -> list[str]:
     """What is wrong or missing, for the terminal: each thing once, with the runs that it is about."""
     about: dict[str, list[str]] = {}
     for run in runs:
-        for line in run.notes:
-            about.setdefault(line, []).append(run.name)
-    problems = [line for run in runs for line in run.record.problems]
-    notes = []
+        for line in run["notes"] + ([_NOT_PACKED] if run["packed"] is False else []):
+            about.setdefault(line, []).append(run["name"])
+    lines = [line for run in runs for line in run["problems"]]
     for line, names in about.items():
         others = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        notes.append(f"{'; '.join(names[:3])}{others}: {line}")
-    return [*problems, *notes]
+        lines.append(f"{'; '.join(names[:3])}{others}: {line}")
+    return lines
 
 
 def _together(runs: Sequence[Run]) -> list[Drawing]:

@@ -3,11 +3,12 @@
 Rates are fractions, times are seconds unless a key says `_ms`, what is not known is null. The keys:
 
 * `big_distill`: the version that wrote it.
-* `runs`: for each `name`, `workdir`, `status`, `step`, `total_steps`, `problems` (lines), `notes` (lines on what is not
-  there to show), `student` and `teacher` (`model`, `accuracy` on the test split, `num_params`; null without a teacher),
-  `agreement`, `kl` (nats), `epochs`, `images_per_second`, `wall_seconds`, `fingerprint`, `changed` (the fields of the
-  config that have not the schema's defaults), `config`, `sessions` (of environment.json), `curves` (by network and
-  metric `steps` and `values`, thinned), `median_images_per_second` (by network), `comparison`.
+* `runs`: for each `name`, `workdir`, `status`, `step`, `total_steps`, `problems` (lines), `notes` (lines on what could
+  not be compared), `packed` (whether it has pack.json; null if it is not finished), `student` and `teacher` (`model`,
+  `accuracy` on the test split, `num_params`; null without a teacher), `agreement`, `kl` (nats), `epochs`,
+  `images_per_second`, `wall_seconds`, `fingerprint`, `changed` (the fields of the config that have not the schema's
+  defaults), `config`, `sessions` (of environment.json), `curves` (by network and metric `steps` and `values`, thinned),
+  `median_images_per_second` (by network), `comparison`.
 * `comparison` of a run: `split`, `num_examples`, `student` and `teacher` (`accuracy`, `ece`, `bins`: by bin of
   confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`, `student` and
   `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
@@ -34,6 +35,7 @@ from big_distill.reporting.comparison import Answers, Comparison, Example
 from big_distill.reporting.figures import thinned
 from big_distill.reporting.records import Record, architecture, finite, runs_of, teachers_name
 from big_distill.reporting.sweep import Sweep, epochs_of
+from big_distill.workdir import PACK_FILE
 
 SPEED = "train/images_per_second"
 LOSS, KL, AGREEMENT = "train/loss", "train/kl", "train/agreement"
@@ -43,13 +45,13 @@ LOSS, KL, AGREEMENT = "train/loss", "train/kl", "train/agreement"
 class Run:
     """A run directory with its name on the page, and what was found by running it.
 
-    notes: a line about each thing that there is not to show.
+    notes: a line about each thing that could not be compared.
     """
 
     name: str
     record: Record
     comparison: Comparison | None
-    notes: tuple[str, ...]
+    notes: Sequence[str]
 
 
 def document(runs: Sequence[Run], sweep: Sweep | None) -> dict[str, Any]:
@@ -86,6 +88,7 @@ def _run(run: Run) -> dict[str, Any]:
         "total_steps": config.total_steps if config else None,
         "problems": list(record.problems),
         "notes": list(run.notes),
+        "packed": (record.workdir / PACK_FILE).exists() if record.summary else None,
         "student": {"model": architecture(config.student) if config else None, **student},
         "teacher": (
             {

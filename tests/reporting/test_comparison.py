@@ -10,6 +10,7 @@ import big_distill
 from big_distill.data.sources import open_source
 from big_distill.errors import DataError
 from big_distill.evaluation import evaluate_run
+from big_distill.reporting import comparison
 from big_distill.reporting.comparison import ClassScore, choose, compare
 from big_distill.workdir import read_config
 
@@ -53,8 +54,32 @@ def test_calibration_is_that_of_evaluation(found, finished, asked):
 
 
 def test_examples_are_what_only_one_has_right(found, asked):
-    images, labels, student, teacher = asked
     assert 0 < len(found.lost) <= 5
+    check_examples(found, asked)
+
+
+def test_images_that_cannot_be_read_do_not_count(finished, asked, monkeypatch):
+    """Nor does any example get another's picture."""
+
+    class Holed:
+        def __init__(self, *args):
+            self.whole = open_eval(*args)
+            self.class_names, self.num_batches = self.whole.class_names, self.whole.num_batches
+
+        def __iter__(self):
+            return ({**b, "mask": b["mask"] & (np.arange(len(b["mask"])) % 3 > 0)} for b in self.whole)
+
+    open_eval = comparison.open_eval
+    monkeypatch.setattr(comparison, "open_eval", Holed)
+    found = compare(finished, read_config(finished), "test", None, 20, "run")
+    assert found.num_examples == found.student.bins[2].sum() == sum(score.num_examples for score in found.by_class)
+    assert 200 < found.num_examples < 300 and len(found.lost) > 5
+    check_examples(found, asked)
+
+
+def check_examples(found, asked):
+    """That each has its picture, and what both networks say of it."""
+    images, labels, student, teacher = asked
     pixels = {np.asarray(image).tobytes(): row for row, image in enumerate(images)}
     for kind, examples in (("lost", found.lost), ("won", found.won)):
         for example in examples:

@@ -172,7 +172,7 @@ def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
         "damaged; teacher: no pack.json",
     ):
         assert told.count(line) == 1, line
-    for line in ("line 1 is damaged", "holds no run", "is not a directory", "it is not finished", "not packed"):
+    for line in ("line 1 is damaged", "holds no run", "is not a directory", "it is not finished", "Not packed, which"):
         assert line in page.text, line
     assert "there is none to compare with" in page.text and "(stopped at step 120 of 120)" in page.text
     assert values["runs"][1]["comparison"]["classes"], "what is not damaged is shown"
