@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import tqdm
 
 from big_distill import atomic
 from big_distill.errors import BigDistillError, RunError
@@ -59,12 +61,16 @@ def report(
         runs.append(Run(name, record, *compared))
     swept = sweep(records)
     values = document.document(runs, swept)
+    drawn = [
+        (_curves(index, run), _throughput(index, run), _reliability(index, run))
+        for index, run in enumerate(tqdm.tqdm(runs, "figures", unit="run", disable=not sys.stderr.isatty()), 1)
+    ]
     drawings = page.Drawings(
         together=_together(runs),
-        curves=[_curves(index, run) for index, run in enumerate(runs, 1)],
-        throughput=[_throughput(index, run) for index, run in enumerate(runs, 1)],
-        reliability=[_reliability(index, run) for index, run in enumerate(runs, 1)],
-        sweep=[drawn for score in ("accuracy", "agreement") if swept and (drawn := figures.swept(swept, score))],
+        curves=[curves for curves, _, _ in drawn],
+        throughput=[speed for _, speed, _ in drawn],
+        reliability=[reliability for _, _, reliability in drawn],
+        sweep=[figure for score in ("accuracy", "agreement") if swept and (figure := figures.swept(swept, score))],
         pareto=[_tradeoffs(index, group) for index, group in enumerate(values["packed"], 1)],
     )
     html = page.render(values, runs, drawings)

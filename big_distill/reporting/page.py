@@ -86,10 +86,10 @@ def _picture(example: Example) -> str:
 
 
 def _extremes(classes: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The classes in which the student lost most against its teacher, and won most: by the share of their examples."""
+    """The classes in which the student lost against its teacher, and won: the least likely by chance first."""
 
     def balance(score: dict[str, Any]) -> float:
-        return (score["won"] - score["lost"]) / score["num_examples"]
+        return (score["won"] - score["lost"]) / max(1, score["won"] + score["lost"]) ** 0.5
 
     ranked = sorted(classes, key=balance)
     return {

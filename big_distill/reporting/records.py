@@ -79,9 +79,7 @@ class Record:
         """Steps and values of a metric, where it was logged and is finite."""
         pairs = ((finite(line["step"]), finite(line.get(name))) for line in self.metrics)
         found = [
-            (step, value)
-            for step, value in pairs
-            if step is not None and 0 <= step <= _MOST_STEPS and value is not None
+            (step, value) for step, value in pairs if step is not None and 0 < step <= _MOST_STEPS and value is not None
         ]
         steps, values = zip(*found, strict=True) if found else ((), ())
         return np.array(steps, np.float64), np.array(values, np.float64)

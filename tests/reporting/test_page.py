@@ -15,6 +15,7 @@ from big_distill import evaluation
 from big_distill.errors import RunError
 from big_distill.reporting import svg
 from big_distill.reporting.build import report
+from big_distill.reporting.page import _extremes
 
 pytestmark = pytest.mark.xdist_group("report")
 
@@ -100,6 +101,15 @@ def test_the_page_is_whole_and_says_what_the_files_say(made, finished):
     assert run["curves"]["teacher"]["train/loss"]["steps"][-1] == 120
 
 
+def test_the_surest_losses_come_first():
+    def score(name, lost, won):
+        return {"name": name, "num_examples": 50, "lost": lost, "won": won}
+
+    found = _extremes([score("a", 1, 0), score("b", 16, 0), score("c", 30, 14), score("d", 3, 3), score("e", 0, 2)])
+    assert [own["name"] for own in found["lost"]] == ["b", "c", "a"]
+    assert [own["name"] for own in found["won"]] == ["e"]
+
+
 def test_figures_stand_alone(made):
     """On white and on dark: no ground of their own, no colour that only a page has; and none is large."""
     files = list((made[0].parent / "figures").iterdir())
@@ -120,7 +130,7 @@ def test_the_same_page_again(made, finished, tmp_path):
 
 def test_names_are_text(run, tmp_path, monkeypatch):
     """Of directories, classes, files, and what a config says: none becomes markup, mathematics or a colour."""
-    hostile = [tmp_path / f"_<script>alert({i})<script>&$x^2$" for i in range(2)]
+    hostile = [tmp_path / f"_<script>alert({i})<script>&$\\x$" for i in range(2)]
     rows = json.loads((run / "pack.json").read_text())
     (run / "pack.json").write_text(json.dumps([{**row, "format": '<i id="runs">', "path": "<b>"} for row in rows]))
     for i, path in enumerate(hostile):
@@ -137,7 +147,9 @@ def test_names_are_text(run, tmp_path, monkeypatch):
     assert {tag for tag, _ in page.elements}.isdisjoint({"script", "u", "i"})
     assert "<script" not in (tmp_path / "report.md").read_text()
     for path in (tmp_path / "figures").iterdir():
-        xml.etree.ElementTree.fromstring(path.read_text())
+        texts = [*xml.etree.ElementTree.fromstring(path.read_text()).itertext()]
+        if path.name.startswith("together"):
+            assert all(any(run.name in text for text in texts) for run in hostile), "in the legend, as it is"
 
 
 def with_names(monkeypatch, names):
@@ -211,6 +223,8 @@ def test_without_labels(run, tmp_path, capsys, monkeypatch):
     ],
 )
 def test_strange_metrics_are_drawn_or_left_out(run, tmp_path, lines):
+    shutil.rmtree(run / "teacher")
+    (run / "pack.json").unlink()
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report([run], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
     check(tmp_path / "report.html")
@@ -220,6 +234,9 @@ def test_strange_metrics_are_drawn_or_left_out(run, tmp_path, lines):
 def test_a_sweep(run, tmp_path):
     """The figure of patience: two regimes, two durations, two seeds of one of them."""
     paths = []
+    shutil.rmtree(run / "teacher")
+    (run / "pack.json").unlink()
+    (run / "metrics.jsonl").unlink()
     for number, (regime, steps, seed, accuracy) in enumerate(
         [("fixed", 30, 0, 0.5), ("fixed", 30, 1, 0.7), ("fixed", 300, 0, 0.8), ("independent", 30, 0, 0.6)]
     ):
