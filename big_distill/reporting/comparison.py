@@ -71,7 +71,7 @@ class ClassScore:
 
     @property
     def within_chance(self) -> bool:
-        """Whether two equally good networks differ as much in one class of twenty: two standard deviations."""
+        """Whether it is as in 19 of 20 classes of two equally good networks: no more than two standard deviations."""
         return abs(self.won - self.lost) <= 2 * (self.won + self.lost) ** 0.5
 
 

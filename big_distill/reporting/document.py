@@ -13,7 +13,8 @@ Rates are fractions, times are seconds unless a key says `_ms`, what is not know
   confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`, `student` and
   `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
   `within_chance`), `examples` (`lost` and `won`: `truth`, and [class, probability] of each network's likeliest three).
-* `sweep`: `field`, and `lines`: `label`, and `points`: `x`, `runs`, `accuracy` and `agreement` as [mean, least, most].
+* `sweep`: `field`, `along` (numbers that go with it in these runs), and `lines`: `label`, and `points`: `x`, `runs`,
+  `accuracy` and `agreement` as [mean, least, most].
 * `packed`: for each data set and split `dataset`, `split`, `files` (the rows of pack.json with `number`, `run`,
   `on_bytes_front`, `on_latency_front`) and `teachers` (`name`, `accuracy`, `bytes`: in float32, 4 a parameter).
 """
@@ -172,7 +173,7 @@ def _example(example: Example) -> dict[str, Any]:
 
 def _sweep(sweep: Sweep) -> dict[str, Any]:
     lines = [{"label": k, "points": [dataclasses.asdict(p) for p in points]} for k, points in sweep.lines.items()]
-    return {"field": sweep.field, "lines": lines}
+    return {"field": sweep.field, "along": sweep.along, "lines": lines}
 
 
 def _packed(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -163,7 +163,7 @@ def finite(value: Any) -> float | None:
 
 
 def _drawable(row: dict[str, Any]) -> bool:
-    return row["bytes"] > 0 and (finite(row["latency_ms"]) or 0) > 0
+    return all((finite(row[key]) or 0) > 0 for key in ("bytes", "latency_ms"))
 
 
 def architecture(model: ModelConfig) -> str:

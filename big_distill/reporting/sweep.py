@@ -38,11 +38,13 @@ class Sweep:
     """Test accuracy and agreement against a field.
 
     field: dotted name; `log`: whether its values span a decade.
+    along: numbers that make no lines because they go with it in these runs, such as a warm-up with the duration.
     lines: by the other fields that differ, in words, such as 'view.regime=consistent'.
     """
 
     field: str
     log: bool
+    along: tuple[str, ...]
     lines: dict[str, tuple[Point, ...]]
 
 
@@ -135,7 +137,8 @@ def sweep(records: Sequence[Record]) -> Sweep | None:
         return None
     durations = [name for name in numeric if name in (_DURATION, "total_steps")]
     field = durations[0] if durations else max(numeric, key=lambda name: len(values[name]))
-    others = [name for name in names if name != field]
+    along = [name for name in numeric if name != field and durations and _follows(name, field, fields)]
+    others = [name for name in names if name != field and name not in along]
     groups: dict[str, dict[float, list[Record]]] = {}
     for own, record in zip(fields, runs, strict=True):
         x: Any = own[field]
@@ -147,7 +150,12 @@ def sweep(records: Sequence[Record]) -> Sweep | None:
     if max(len(points) for points in lines.values()) < 2:
         return None
     xs = [point.x for points in lines.values() for point in points]
-    return Sweep(field, min(xs) > 0 and max(xs) / min(xs) >= 10, lines)
+    return Sweep(field, min(xs) > 0 and max(xs) / min(xs) >= 10, tuple(along), lines)
+
+
+def _follows(name: str, field: str, runs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether runs that agree in a field agree in this one, too."""
+    return len({(own[field], own[name]) for own in runs}) == len({own[field] for own in runs})
 
 
 def _sort_key(label: str) -> list[Any]:

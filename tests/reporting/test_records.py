@@ -27,6 +27,27 @@ def test_a_finished_run(run):
     assert len(found.packed) == 3 and found.sessions[0]["step"] == 0
 
 
+def test_only_what_can_be_drawn_is_drawn(run):
+    values = [
+        (3, "Infinity"),
+        (4, "NaN"),
+        (5, "true"),
+        (0, "1"),
+        (-1, "1"),
+        (10**400, "1"),
+        (7, "1" + "0" * 400),
+        (8, "2"),
+    ]
+    lines = [f'{{"step": {step}, "train/loss": {value}}}\n' for step, value in values]
+    (run / "metrics.jsonl").write_text("".join(lines))
+    steps, losses = read(run).series("train/loss")
+    assert (steps.tolist(), losses.tolist()) == ([8], [2])
+    rows = json.loads((run / "pack.json").read_text())
+    for change in ({"bytes": 0}, {"bytes": 10**400}, {"latency_ms": float("inf")}, {"latency_ms": -1.0}):
+        (run / "pack.json").write_text(json.dumps([rows[0] | change, rows[1]]))
+        assert [row["format"] for row in read(run).packed] == ["safetensors"]
+
+
 def test_every_state_has_its_word(run, finished, tmp_path):
     (run / "summary.json").unlink()
     found = read(run)

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from big_distill.config import Config, ObjectiveConfig, SourceConfig, ViewConfig
+from big_distill.config import Config, ObjectiveConfig, OptimizerConfig, SourceConfig, ViewConfig
 from big_distill.reporting.records import Record
 from big_distill.reporting.sweep import Point, epochs_of, labels, sweep
 
@@ -54,6 +54,20 @@ def test_a_grid_of_temperature_and_alpha():
     assert [point.x for point in found.lines["objective.alpha=0.5"]] == [1, 2, 4, 16]
     close = [run for run in runs if run.config.objective.temperature < 9]
     assert not sweep(close).log, "less than a decade"
+
+
+def test_what_goes_with_the_duration_makes_no_lines():
+    """As in the paper's variants, whose learning rates fall as they get longer; but it is said."""
+    runs = [
+        record(0.5, seed=seed, total_epochs=epochs, total_steps=int(10 * epochs), optimizer=OptimizerConfig(lr=lr))
+        for epochs, lr in ((10.0, 0.01), (100.0, 0.003), (1000.0, 0.001))
+        for seed in (0, 1)
+    ]
+    found = sweep(runs)
+    assert (found.along, list(found.lines)) == (("optimizer.lr",), [""])
+    assert [point.runs for point in found.lines[""]] == [2, 2, 2]
+    crossed = [*runs, record(0.5, optimizer=OptimizerConfig(lr=1.0))]
+    assert sweep(crossed) is None, "one length at two rates: the rate is no longer told by the length"
 
 
 def test_what_makes_no_figure():
