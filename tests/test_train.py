@@ -310,7 +310,8 @@ def test_what_computed_a_run_is_kept(tiny, tmp_path, interrupt_after, monkeypatc
     assert here["versions"]["jax"] == jax.__version__ and here["num_devices"] == 8 and here["platform"] == "cpu"
     workdir.note_session(tmp_path, 4, here)
     assert len(workdir.sessions(tmp_path)) == 1, "the same machine went on"
-    workdir.note_session(tmp_path, 5, {**here, "cpu": "another"})
+    for step in (4, 5):
+        workdir.note_session(tmp_path, step, {**here, "cpu": f"another, from {step}"})
     monkeypatch.setattr(train, "environment", lambda: {**here, "cpu": "a third"})
     train_and_evaluate(config, tmp_path)
     assert [(session["step"], session["cpu"]) for session in workdir.sessions(tmp_path)] == [
