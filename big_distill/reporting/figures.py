@@ -58,7 +58,7 @@ class Dot:
     accuracy: float
 
 
-STROKES = ({"linestyle": "-"}, {"linestyle": "--"}, {"linestyle": "-", "alpha": 0.5, "linewidth": 0.9})
+STROKES = ({"linestyle": "-"}, {"linestyle": "--"}, {"linestyle": "-", "alpha": 0.65, "linewidth": 0.9})
 """Of curves of one colour."""
 
 
