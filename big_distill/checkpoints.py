@@ -182,7 +182,12 @@ def _accuracy(metrics: Mapping[str, float]) -> float:
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
     """Whether a run directory holds a saved step."""
-    return bool(_steps(workdir / CHECKPOINTS_DIR))
+    return bool(saved_steps(workdir))
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """Of the checkpoints of a run directory, rising; whether they are intact is not looked at."""
+    return _steps(workdir / CHECKPOINTS_DIR)
 
 
 def verify(workdir: pathlib.Path) -> dict[int, str | None]:

@@ -426,12 +426,12 @@ def to_dict(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _leaves(config: Any, kind: str, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def leaves(config: Any, kind: str, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted name, value, default) of every leaf of one kind, the teacher's own config included."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _leaves(value, kind, f"{prefix}{field.name}.")
+            yield from leaves(value, kind, f"{prefix}{field.name}.")
         elif field.metadata["kind"] == kind and field.name != "total_epochs":  # total_steps says it
             yield f"{prefix}{field.name}", value, field.default
 
@@ -441,12 +441,12 @@ def fingerprint(config: Config) -> str:
 
     So a new field leaves the fingerprints of old configs as they were.
     """
-    changed = {name: value for name, value, default in _leaves(config, "maths") if value != default}
+    changed = {name: value for name, value, default in leaves(config, "maths") if value != default}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(before: Config, after: Config, kind: str, prefix: str = "config") -> list[str]:
     """`config.field: old -> new` for every field of this kind that differs."""
-    old, new = ({name: value for name, value, _ in _leaves(config, kind)} for config in (before, after))
+    old, new = ({name: value for name, value, _ in leaves(config, kind)} for config in (before, after))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return [f"{prefix}.{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names]

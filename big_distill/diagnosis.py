@@ -20,10 +20,11 @@ _FORMS = {
     workdirs.PREFLIGHT_FILE: {"key": str, "teacher": str, "teachers": [dict]},
     workdirs.CALIBRATION_FILE: {"teacher": str, "ranges": [dict]},
     workdirs.RESUMES_FILE: [int],
+    workdirs.ENVIRONMENT_FILE: workdirs.SESSIONS,
     workdirs.SENSITIVITY_FILE: dict,
     workdirs.PACK_FILE: [{"path": str}],
 }
-_NEEDED = (workdirs.ARCHITECTURE_FILE, METRICS_FILE, *list(_FORMS)[:3])  # by a resume
+_NEEDED = (workdirs.ARCHITECTURE_FILE, METRICS_FILE, *list(_FORMS)[:4])  # by a resume
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,11 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _MAX_MESSAGE = 2000
 
 
+def printable(text: str) -> str:
+    """As one line, with whatever else cannot be printed escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class BigDistillError(Exception):
     """Something the user can mend; its message is one line that says what and how.
 
@@ -17,8 +22,7 @@ class BigDistillError(Exception):
     exit_status = 1
 
     def __init__(self, message: str):
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:_MAX_MESSAGE])
-        super().__init__(line + "..." * (len(message) > _MAX_MESSAGE))
+        super().__init__(printable(message[:_MAX_MESSAGE]) + "..." * (len(message) > _MAX_MESSAGE))
 
 
 class ConfigError(BigDistillError):

@@ -40,7 +40,7 @@ def score(
         add("accuracy", jnp.argmax(student_logits, -1) == label)
         add("top5", _in_top5(student_logits, label))
         add("nll", optax.softmax_cross_entropy_with_integer_labels(student_logits, label))
-        sums["calibration"] = _calibration_bins(student_logits, label, mask)
+        sums["calibration"] = calibration_bins(student_logits, label, mask)
     if teacher_logits is not None:
         teacher_label = jnp.argmax(teacher_logits, -1)
         add("kl", kl_divergence(teacher_logits, student_logits))
@@ -56,7 +56,7 @@ def summarize(batches: Iterable[Sums]) -> dict[str, float]:
 
     Returns:
       `num_examples`, and where they apply `accuracy`, `top5`, `nll` (nats), `ece` (expected calibration error over 15
-      equal bins of confidence; Guo et al. 2017, arXiv 1706.04599, equation 3), `kl` (KL(teacher || student), nats),
+      equal bins of confidence), `kl` (KL(teacher || student), nats),
       `agreement` (equal top-1), `agreement5` (the teacher's top-1 is among the student's top 5) and
       `teacher_accuracy`. Rates are fractions.
     """
@@ -74,8 +74,7 @@ def summarize(batches: Iterable[Sums]) -> dict[str, float]:
     count = float(totals.pop("count"))
     metrics: dict[str, float] = {"num_examples": int(count)}
     if "calibration" in totals:
-        confidence, correct = totals.pop("calibration")
-        metrics["ece"] = float(np.abs(confidence - correct).sum() / count)
+        metrics["ece"] = expected_calibration_error(totals.pop("calibration"))
     return metrics | {name: float(total / count) for name, total in totals.items()}
 
 
@@ -84,10 +83,16 @@ def _in_top5(logits: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.any(top == label[:, None], axis=-1)
 
 
-def _calibration_bins(logits: jax.Array, label: jax.Array, mask: jax.Array) -> jax.Array:
-    """[2, NUM_BINS]: sums of confidence and of correctness, by bin of confidence."""
+def calibration_bins(logits: jax.Array, label: jax.Array, mask: jax.Array) -> jax.Array:
+    """[3, NUM_BINS]: sums of confidence and of correctness, and the number of examples, by bin of confidence."""
     confidence = jnp.max(jax.nn.softmax(logits), -1)
-    correct = jnp.argmax(logits, -1) == label
+    correct = (jnp.argmax(logits, -1) == label).astype(jnp.float32)
     bins = jnp.clip(jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1, 0, NUM_BINS - 1)
-    values = jnp.where(mask, jnp.stack([confidence, correct.astype(jnp.float32)]), 0)
-    return jnp.zeros((2, NUM_BINS)).at[:, bins].add(values)
+    values = jnp.where(mask, jnp.stack([confidence, correct, jnp.ones_like(confidence)]), 0)
+    return jnp.zeros((3, NUM_BINS)).at[:, bins].add(values)
+
+
+def expected_calibration_error(bins: np.ndarray) -> float:
+    """Of `calibration_bins`, added up over batches (Guo et al. 2017, arXiv 1706.04599, equation 3)."""
+    confidence, correct, count = bins
+    return float(np.abs(confidence - correct).sum() / count.sum())

@@ -17,6 +17,7 @@ from big_distill import atomic, optim, processes, sharding, weights
 from big_distill import workdir as workdirs
 from big_distill.checkpoints import Checkpoints, has_checkpoint, set_aside_damaged
 from big_distill.config import Config, fingerprint
+from big_distill.environment import environment
 from big_distill.errors import DISK_ERRORS, NonFiniteError, PeerLost, Preempted, RunError
 from big_distill.evaluation import Stopped
 from big_distill.metrics import MetricsLog, Progress, Stopwatch, last_logged, profiler, read_metrics, say
@@ -126,6 +127,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> _Position:
         weights.write_architecture(run.workdir, run.student)
         workdirs.write_config(run.workdir, run.config)
     start = checkpoints.latest_step()
+    workdirs.note_session(run.workdir, start or 0, environment())
     if start is None:
         if workdirs.resumed_at(run.workdir) or read_metrics(run.workdir):
             say(f"{run.workdir}: was begun before, but no checkpoint is there: begins at step 0")

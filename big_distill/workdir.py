@@ -36,6 +36,7 @@ TEACHER_DIR = "teacher"
 DAMAGED_DIR = "damaged"
 INIT_DIR = "init"
 RESUMES_FILE = "resumes.json"
+ENVIRONMENT_FILE = "environment.json"
 _LOCK_FILE = "run.lock"
 _NETWORK = {"accuracy": (float, None), "num_params": int}
 _SUMMARY = {
@@ -48,6 +49,7 @@ _SUMMARY = {
     "wall_seconds": float,
     "params_sha256": str,
 }
+SESSIONS = [{"step": int, "versions": dict, "platform": str, "device_kind": str, "num_devices": int, "cpu": str}]
 
 
 @contextlib.contextmanager
@@ -187,6 +189,20 @@ def note_resume(workdir: pathlib.Path, step: int) -> None:
     """Adds to `resumed_at`; at once, because a run may be killed before its next checkpoint."""
     if jax.process_index() == 0:
         write_json(workdir / RESUMES_FILE, [*resumed_at(workdir), step])
+
+
+def sessions(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """What computed a run: `step`, after which it began, and what `environment.environment` says; [] if unknown."""
+    path = workdir / ENVIRONMENT_FILE
+    return read_json(path, SESSIONS) if path.is_file() else []
+
+
+def note_session(workdir: pathlib.Path, step: int, environment: dict[str, Any]) -> None:
+    """Adds to `sessions`, unless it goes on as before; those whose steps are computed again now are forgotten."""
+    if jax.process_index() == 0:
+        before = [session for session in sessions(workdir) if session["step"] < step]
+        if not before or before[-1] != {**environment, "step": before[-1]["step"]}:
+            write_json(workdir / ENVIRONMENT_FILE, [*before, {"step": step, **environment}])
 
 
 def read_json(path: pathlib.Path, form: Any) -> Any:

@@ -14,16 +14,16 @@ MODULES = {
 
 # Top floor first; a module imports from its own floor or below, and there are no circles.
 FLOORS = [
-    "main evaluate prepare pack sensitivity doctor plan",
+    "main evaluate prepare pack sensitivity doctor plan report",
     "plots plan_tables",
-    "train inference packing scanning diagnosis planning cli",
+    "train inference packing scanning diagnosis planning reporting cli",
     "run preemption",
     "evaluation preflight",
     "programs post_training",
     "export",
     "teacher calibration checkpoints transition",
     "weights workdir",
-    "steps metrics tensorboard_writer pretrained",
+    "steps metrics tensorboard_writer pretrained environment",
     "views scoring optim sharding processes",
     "objectives models data compress artifact",
     "resolve",
@@ -49,6 +49,8 @@ OWNERS = {  # only these may import it
     "onnx": ("export.",),
     "onnxruntime": ("export.",),
     "tensorflow": ("export.",),
+    "jinja2": ("reporting.",),
+    "matplotlib": ("plots", "reporting."),
     "torch": (),
 }
 

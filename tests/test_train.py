@@ -14,9 +14,10 @@ from PIL import Image
 from processes import timeless
 
 import big_distill
-from big_distill import metrics, weights
+from big_distill import metrics, train, weights, workdir
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
+from big_distill.environment import environment
 from big_distill.errors import ConfigError, DataError, NonFiniteError, Preempted, RunError
 from big_distill.evaluation import evaluate_run
 from big_distill.resolve import resolve
@@ -296,3 +297,24 @@ def test_numerics_may_change_cosmetics_too(tiny, tmp_path, interrupt_after, caps
     other = dataclasses.replace(config, dtype="bfloat16", eval_every_steps=2)
     assert train_and_evaluate(other, tmp_path)["resumed_at"] == [4]
     assert "not bit-exactly (config.dtype: 'float32' -> 'bfloat16')" in capsys.readouterr().out
+
+
+def test_what_computed_a_run_is_kept(tiny, tmp_path, interrupt_after, monkeypatch):
+    """Each machine with the step after which it began; one whose steps are computed again is forgotten."""
+    config = resolved(tiny)
+    interrupt_after(4)
+    with pytest.raises(Preempted):
+        train_and_evaluate(config, tmp_path)
+    here = environment()
+    assert workdir.sessions(tmp_path) == [{"step": 0, **here}]
+    assert here["versions"]["jax"] == jax.__version__ and here["num_devices"] == 8 and here["platform"] == "cpu"
+    workdir.note_session(tmp_path, 4, here)
+    assert len(workdir.sessions(tmp_path)) == 1, "the same machine went on"
+    for step in (4, 5):
+        workdir.note_session(tmp_path, step, {**here, "cpu": f"another, from {step}"})
+    monkeypatch.setattr(train, "environment", lambda: {**here, "cpu": "a third"})
+    train_and_evaluate(config, tmp_path)
+    assert [(session["step"], session["cpu"]) for session in workdir.sessions(tmp_path)] == [
+        (0, here["cpu"]),
+        (4, "a third"),
+    ]

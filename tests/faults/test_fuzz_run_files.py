@@ -35,6 +35,11 @@ def note_resume(folder):
     assert workdir.resumed_at(folder)[-1] == 7
 
 
+def note_session(folder):
+    workdir.note_session(folder, 7, ENVIRONMENT)
+    assert workdir.sessions(folder)[-1]["versions"] == ENVIRONMENT["versions"]
+
+
 def read_architecture(folder):
     built(weights.read_architecture(folder))
 
@@ -83,6 +88,7 @@ RESULT = {
     "fold_kl": 0.0,
     "fold_agreement": 1.0,
 }
+ENVIRONMENT = {"versions": {"jax": "0.10"}, "platform": "cpu", "device_kind": "cpu", "num_devices": 1, "cpu": "EPYC"}
 SUMMARY = {
     **{
         "student": {"accuracy": 0.9, "num_params": 10, "num_nonzero": 9},
@@ -93,6 +99,7 @@ SUMMARY = {
 FILES = {  # name: (what is in it, what reads it)
     "summary.json": (SUMMARY, read_summary),
     "resumes.json": ([3, 9], note_resume),
+    "environment.json": ([{"step": 0, **ENVIRONMENT}, {"step": 3, **ENVIRONMENT, "cpu": "Xeon"}], note_session),
     "architecture.json": (ARCHITECTURE, read_architecture),
     "preflight.json": ({"key": "key", "teacher": "identity", "teachers": [RESULT, RESULT]}, judge),
     "calibration.json": ({"teacher": "identity", "ranges": [{"conv": 2.5}]}, read_ranges),

@@ -1,0 +1,46 @@
+"""With what a session of a run computes: versions and the machine. Kept for people; nothing reads it to compute."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+
+import big_distill
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, and the machine of this process, of which the devices are those of all processes.
+
+    Returns:
+      `versions` (name to version, Python's and ours too), `platform` (of JAX, such as 'tpu'), `device_kind`,
+      `num_devices`, `num_processes`, `cpu` (of the host), `num_cpus` (that this process may use) and `system`.
+    """
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "versions": {"big_distill": big_distill.__version__, **versions, "python": platform.python_version()},
+        "platform": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "num_devices": jax.device_count(),
+        "num_processes": jax.process_count(),
+        "cpu": _cpu(),
+        "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu() -> str:
+    """Its name where Linux tells it, else its kind."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

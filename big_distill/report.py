@@ -1,0 +1,67 @@
+"""Makes one page about runs: what was run, learning curves, sizes, and where a student differs from its teacher.
+
+  python -m big_distill.report --workdirs=runs/digits_fm-c912bd8b8d59 --out=report.html
+  python -m big_distill.report --workdirs=runs/a,runs/b,runs/c --data_dir=DIR --figures=pictures
+  python -m big_distill.report --workdirs="$(echo runs/*/ | tr ' ' ,)" --examples=0
+
+The page is one file that needs no other: no script, no network, light and dark. Beside it are report.json, with every
+number that it says, and report.md, a table.
+
+  what was run      a row a run, with config, fingerprint, versions and machine; a run that is empty, unfinished or
+                    damaged has its line, and what there is of it is shown
+  sweep             several runs that differ in a number: test accuracy and agreement against it, a line for each
+                    combination of the other fields; runs that differ in their seed alone are averaged
+  learning curves   accuracy, KL, agreement and loss against steps, of the student, its teacher and its first stage
+  size and speed    accuracy against bytes and latency of every file that big_distill.pack made
+  differences       class by class, with images on which only one of the two is right; how well each is calibrated
+  throughput        images a second
+
+For the differences each finished run's student and teacher are run over --split. --examples=0 leaves that out, and
+needs no data.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+
+from big_distill import cli
+from big_distill.errors import ConfigError
+
+
+def define_flags() -> None:
+    """Defines the flags: not on import, so that one process can import several commands."""
+    flags.DEFINE_list("workdirs", [], "Run directories, separated by commas.")
+    flags.DEFINE_string("out", "report.html", "The page; .json and .md beside it have its name.")
+    flags.DEFINE_string("split", None, "Split to compare on, in TFDS syntax. Default: each run's test split.")
+    flags.DEFINE_integer("examples", 12, "Images of each kind and run, at most; 0: run nothing.", lower_bound=0)
+    flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the runs had them.")
+    flags.DEFINE_string("figures", None, "Also write each figure into this directory, as SVG.")
+
+
+def main() -> None:
+    """Reads the flags, writes the page, says where it is."""
+    args = flags.FLAGS
+    workdirs = [pathlib.Path(name) for name in args.workdirs if name]
+    if not workdirs:
+        raise ConfigError("--workdirs=DIR,DIR,... is needed: run directories")
+    out = pathlib.Path(args.out)
+    if out.suffix != ".html":
+        raise ConfigError(f"--out={args.out}: expected FILE.html")
+    from big_distill.reporting.build import report  # here, so that --help answers at once
+
+    report(
+        workdirs=workdirs,
+        out=out,
+        split=args.split,
+        data_dir=args.data_dir,
+        num_examples=args.examples,
+        figures_dir=pathlib.Path(args.figures) if args.figures else None,
+    )
+    print(out)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

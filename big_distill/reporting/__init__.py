@@ -1,0 +1,1 @@
+"""The page about runs: what is read, compared, drawn and written."""

@@ -1,0 +1,225 @@
+"""From run directories to files: reads, compares, draws, writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from big_distill import atomic
+from big_distill.errors import BigDistillError, RunError
+from big_distill.metrics import say
+from big_distill.reporting import comparison, document, figures, page, svg
+from big_distill.reporting.comparison import Comparison
+from big_distill.reporting.document import AGREEMENT, KL, LOSS, SPEED, Run
+from big_distill.reporting.figures import Drawing, Line
+from big_distill.reporting.records import Record, finite, read_all, runs_of
+from big_distill.reporting.sweep import labels, sweep
+
+_MOST_LABELS = 7
+_NOT_PACKED = "no pack.json: big_distill.pack makes files, and measures their size and latency"
+_MOST_LINES = 10
+_STROKES = {"test": 0, "validation": 1, "training batches": 2}
+
+
+def report(
+    workdirs: Sequence[pathlib.Path],
+    out: pathlib.Path,
+    split: str | None = None,
+    data_dir: str | None = None,
+    num_examples: int = 12,
+    figures_dir: pathlib.Path | None = None,
+) -> dict[str, Any]:
+    """Writes the page, and .json and .md beside it.
+
+    Args:
+      workdirs: run directories, in any state.
+      out: the page, *.html.
+      split: that students and teachers are compared on, in TFDS syntax; None: each run's test split.
+      data_dir: where TFDS sets are, if not where the runs had them.
+      num_examples: images of each kind and run; 0: nothing is run, so that no data are needed.
+      figures_dir: where each figure is written as a file, too.
+
+    Returns:
+      What the page says (see `document`).
+
+    Raises:
+      RunError: none of the directories holds a run, or a file cannot be written.
+    """
+    records = read_all(workdirs)
+    files = [out, *(out.with_suffix(suffix) for suffix in (".json", ".md"))]
+    _check_writable(files, figures_dir)
+    runs = []
+    for record, name in zip(records, labels(records), strict=True):
+        compared = _compared(record, name, split, data_dir, num_examples) if num_examples else (None, [])
+        runs.append(Run(name, record, *compared))
+    swept = sweep(records)
+    values = document.document(runs, swept)
+    drawn = [
+        (_curves(index, run), _throughput(index, run), _reliability(index, run))
+        for index, run in enumerate(tqdm.tqdm(runs, "figures", unit="run", disable=not sys.stderr.isatty()), 1)
+    ]
+    drawings = page.Drawings(
+        together=_together(runs),
+        curves=[curves for curves, _, _ in drawn],
+        throughput=[speed for _, speed, _ in drawn],
+        reliability=[reliability for _, _, reliability in drawn],
+        sweep=[figure for score in ("accuracy", "agreement") if swept and (figure := figures.swept(swept, score))],
+        pareto=[_tradeoffs(index, group) for index, group in enumerate(values["packed"], 1)],
+    )
+    html = page.render(values, runs, drawings)
+    for line in _lines(values["runs"]):
+        say(line)
+    texts = (html, json.dumps(values, indent=1, allow_nan=False) + "\n", document.markdown(values))
+    for file, text in zip(files, texts, strict=True):
+        atomic.write(file, text.encode(errors="backslashreplace"))
+    if figures_dir:
+        for drawing in drawings.all():
+            text = svg.alone(drawing.text, drawing.title)
+            atomic.write(figures_dir / f"{drawing.name}.svg", text.encode(errors="backslashreplace"))
+    return values
+
+
+def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | None) -> None:
+    """Before the work, not after."""
+    path = files[0]
+    try:
+        for path in files:
+            atomic.check_writable(path)
+        if figures_dir:
+            path = figures_dir
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _compared(
+    record: Record, name: str, split: str | None, data_dir: str | None, num_examples: int
+) -> tuple[Comparison | None, list[str]]:
+    """And lines about what could not be compared."""
+    config = record.config
+    if config is None or record.summary is None:
+        return None, ["not compared with a teacher: it is not finished"] if config else []
+    try:
+        found = comparison.compare(record.workdir, config, split, data_dir, num_examples, name)
+    except BigDistillError as error:
+        return None, [f"not compared with a teacher: {error}"]
+    alone = found.teacher is None and not found.problems
+    return found, [*(["trained without a teacher: there is none to compare with"] if alone else []), *found.problems]
+
+
+def _lines(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What is wrong or missing, for the terminal: each thing once, with the runs that it is about."""
+    about: dict[str, list[str]] = {}
+    for run in runs:
+        for line in run["notes"] + ([_NOT_PACKED] if run["packed"] is False else []):
+            about.setdefault(line, []).append(run["name"])
+    lines = [line for run in runs for line in run["problems"]]
+    for line, names in about.items():
+        others = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"{'; '.join(names[:3])}{others}: {line}")
+    return lines
+
+
+def _together(runs: Sequence[Run]) -> list[Drawing]:
+    """The students of several runs, where a figure can tell so many apart."""
+    found = []
+    for name, metric, label in (("accuracy", "accuracy", "accuracy, %"), ("kl", "kl", "KL(teacher || student), nats")):
+        lines = []
+        for run in runs:
+            split = next((s for s in ("test", "validation") if len(run.record.series(f"eval/{s}/{metric}")[0])), "test")
+            lines.append(Line(run.name, *run.record.series(f"eval/{split}/{metric}")))
+        lines = [dataclasses.replace(line, colour=i) for i, line in enumerate(line for line in lines if len(line.x))]
+        if 1 < len(lines) <= _MOST_LINES and max(len(line.x) for line in lines) > 1:
+            title = f"all runs: {label} against steps"
+            found.append(figures.curves(f"together_{name}", title, label, lines, percent=metric == "accuracy"))
+    return found
+
+
+def _curves(index: int, run: Run) -> list[Drawing]:
+    record = run.record
+    whole = [
+        (colour, who, own, name)
+        for colour, (who, own) in enumerate(runs_of(record))
+        for name in document.drawn_metrics(own)
+    ]
+
+    def lines(kept: Callable[[str], bool]) -> list[Line]:
+        found = []
+        for colour, who, own, name in whole:
+            steps, values = own.series(name)
+            if kept(name) and len(steps):
+                split = "" if name == LOSS else "training batches" if name.startswith("train/") else name.split("/")[1]
+                stroke = 0 if not split else _STROKES.get(split, 0)
+                found.append(Line(f"{who}, {split}" if split else who, steps, values, colour, stroke))
+        return found
+
+    steps = [own.series(name)[0] for _, _, own, name in whole]
+    teacher = (record.summary or {}).get("teacher") or {}
+    wanted = (
+        ("accuracy", "accuracy, %", lines(lambda n: n.endswith("/accuracy")), True),
+        ("kl", "KL(teacher || student), nats", lines(lambda n: n == KL or n.endswith("/kl")), False),
+        (
+            "agreement",
+            "agreement with the teacher, %",
+            lines(lambda n: n == AGREEMENT or n.endswith("/agreement")),
+            True,
+        ),
+        ("loss", "loss", lines(lambda n: n == LOSS), False),
+    )
+    return [
+        figures.curves(
+            f"run{index}_{name}",
+            f"{run.name}: {label} against steps",
+            label,
+            own,
+            percent=is_rate,
+            reference=finite(teacher.get("accuracy")) if name == "accuracy" else None,
+            steps=np.concatenate(steps),
+        )
+        for name, label, own, is_rate in wanted
+        if own
+    ]
+
+
+def _throughput(index: int, run: Run) -> list[Drawing]:
+    lines = [Line(who, *own.series(SPEED), colour) for colour, (who, own) in enumerate(runs_of(run.record))]
+    lines = [line for line in lines if len(line.x)]
+    title = f"{run.name}: images a second against steps"
+    return [figures.curves(f"run{index}_speed", title, "images/s", lines, percent=False)] if lines else []
+
+
+def _reliability(index: int, run: Run) -> list[Drawing]:
+    if run.comparison is None:
+        return []
+    networks = (("student", run.comparison.student), ("teacher", run.comparison.teacher))
+    return [
+        figures.reliability(f"run{index}_reliability_{who}", f"{run.name}: {who}, accuracy against confidence", answers)
+        for who, answers in networks
+        if answers is not None and answers.bins is not None
+    ]
+
+
+def _tradeoffs(index: int, group: dict[str, Any]) -> list[Drawing]:
+    files = [file for file in group["files"] if file["accuracy"] is not None]
+    if not files:
+        return []
+    runs = {file["run"] for file in files}
+    by_run = 1 < len(runs) <= _MOST_LABELS
+
+    def label(file: dict[str, Any]) -> str:
+        return file["run"] if by_run else " ".join(filter(None, (file["format"], file["precision"])))
+
+    found = []
+    for name, cost, axis in (("bytes", "bytes", "bytes"), ("latency", "latency_ms", "ms an image, one at a time")):
+        dots = [figures.Dot(label(file), file["number"], file[cost], file["accuracy"]) for file in files]
+        teachers = [(t["name"], t["bytes"] if cost == "bytes" else None, t["accuracy"]) for t in group["teachers"]]
+        title = f"accuracy against {name} of packed files, {group['dataset']} {group['split']}"
+        found.append(figures.tradeoff(f"packed{index}_{name}", title, axis, dots, teachers))
+    return found

@@ -1,0 +1,298 @@
+"""A student beside its teacher on a split: class by class, how sure they are, and examples on which they differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from PIL import Image
+
+from big_distill import scoring, sharding, steps, weights
+from big_distill import teacher as teachers
+from big_distill.config import Config
+from big_distill.data.pipeline import EvalPipeline
+from big_distill.errors import BigDistillError, ConfigError, RunError
+from big_distill.evaluation import mesh_for, open_eval, student_of
+from big_distill.state import Card, Teacher
+from big_distill.views import for_network, to_unit
+
+TOP = 3
+_LARGEST_PICTURE = 128  # px
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What one network says of N examples.
+
+    classes: int [N, TOP], the likeliest first (fewer columns if there are fewer classes).
+    probabilities: float32 [N, TOP], of these.
+    bins: float64 [3, NUM_BINS], `scoring.calibration_bins` of all; None without labels.
+    """
+
+    classes: np.ndarray
+    probabilities: np.ndarray
+    bins: np.ndarray | None
+
+    @property
+    def ece(self) -> float | None:
+        """Expected calibration error, as `scoring` has it."""
+        return None if self.bins is None else scoring.expected_calibration_error(self.bins)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassScore:
+    """One class of a split.
+
+    num_examples: of this class.
+    student, teacher: how many of them each calls so.
+    lost: how many the teacher calls so and the student does not; `won`: the other way round.
+    """
+
+    name: str
+    num_examples: int
+    student: int
+    teacher: int
+    lost: int
+    won: int
+
+    @property
+    def difference(self) -> float:
+        """The student's accuracy minus its teacher's."""
+        return (self.student - self.teacher) / self.num_examples
+
+    @property
+    def within_chance(self) -> bool:
+        """Whether it is as in 19 of 20 classes of two equally good networks: no more than two standard deviations."""
+        return abs(self.won - self.lost) <= 2 * (self.won + self.lost) ** 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """An image on which one network is right and the other wrong.
+
+    png: what the student sees, reduced to at most 128 px.
+    student, teacher: (class, probability) of the likeliest three.
+    """
+
+    png: bytes
+    truth: str
+    student: tuple[tuple[str, float], ...]
+    teacher: tuple[tuple[str, float], ...]
+
+    @property
+    def side(self) -> int:
+        """The width of the image in pixels."""
+        return int.from_bytes(self.png[16:20], "big")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A student on a split, beside its teacher if it has one.
+
+    num_examples: that could be read.
+    by_class: in the data's order; () without labels or without a teacher.
+    lost, won: examples that only the teacher, and only the student, gets right, from the classes with most of them.
+    problems: a line about each thing that could not be compared.
+    """
+
+    split: str
+    num_examples: int
+    student: Answers
+    teacher: Answers | None
+    by_class: tuple[ClassScore, ...]
+    lost: tuple[Example, ...]
+    won: tuple[Example, ...]
+    problems: tuple[str, ...]
+
+
+def compare(
+    workdir: pathlib.Path, config: Config, split: str | None, data_dir: str | None, num_examples: int, name: str
+) -> Comparison:
+    """Runs a finished run's student and its teacher over a split of the run's data.
+
+    Args:
+      workdir: the run directory.
+      config: its config.
+      split: in TFDS syntax; None: the run's test split, else its validation split.
+      data_dir: where TFDS sets are, if not where the run had them.
+      num_examples: how many images are shown, at most, of each kind.
+      name: of the run, for the progress bar.
+
+    Raises:
+      BigDistillError: there are no data, or no student.
+    """
+    if data_dir:
+        config = dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
+    split = split or config.evaluated_on.test or config.evaluated_on.validation
+    if split is None:
+        raise ConfigError("it has no test split and no validation split: --split says what to compare on")
+    mesh = mesh_for(config)
+    student = student_of(workdir, "final", mesh)
+    card = student.architecture.card
+    data = open_eval(config, split)
+    teacher, problems = None, []
+    try:
+        teacher = teachers.load(config, workdir, mesh, card.class_names)
+    except BigDistillError as error:
+        problems.append(f"its teacher cannot be asked: {error}")
+    answer = _jit_answers(student, config, mesh)
+    columns: dict[str, list[np.ndarray]] = {}
+    bins: dict[str, np.ndarray] = {}
+    for batch in tqdm.tqdm(data, name, data.num_batches, unit="batch", disable=not sys.stderr.isatty(), leave=False):
+        mask = batch["mask"]
+        answers = jax.device_get(answer(student.variables, teacher, sharding.to_devices(mesh, batch)))
+        for who, (classes, probabilities, calibration) in answers.items():
+            columns.setdefault(f"{who} classes", []).append(classes[mask])
+            columns.setdefault(f"{who} probabilities", []).append(probabilities[mask])
+            if calibration is not None:
+                bins[who] = bins.get(who, 0) + np.asarray(calibration, np.float64)
+        columns.setdefault("label", []).append(batch.get("label", np.full(len(mask), -1))[mask])
+    joined = {key: np.concatenate(parts) for key, parts in columns.items()}
+    found = {
+        who: Answers(joined[f"{who} classes"], joined[f"{who} probabilities"], bins.get(who))
+        for who in ("student", "teacher")
+        if f"{who} classes" in joined
+    }
+    label = joined["label"] if bins else None
+    if not len(joined["label"]):
+        raise RunError(f"none of the images of {split} can be read")
+    if label is None:
+        problems.append("its data have no labels: what is right is not known")
+    names = _names(config, card, data)
+    by_class: tuple[ClassScore, ...] = ()
+    chosen: dict[str, list[int]] = {"lost": [], "won": []}
+    if label is not None and teacher is not None:
+        right = {who: answers.classes[:, 0] == label for who, answers in found.items()}
+        by_class = class_scores(names, label, right["student"], right["teacher"])
+        confidence = found["student"].probabilities[:, 0]
+        differ = {"lost": right["teacher"] & ~right["student"], "won": right["student"] & ~right["teacher"]}
+        chosen = {kind: choose(where, label, confidence, num_examples) for kind, where in differ.items()}
+    pictures = _pictures(data, card, [row for rows in chosen.values() for row in rows])
+    examples = {
+        kind: tuple(_example(row, pictures[row], label, found, names) for row in rows) for kind, rows in chosen.items()
+    }
+    return Comparison(
+        split=split,
+        num_examples=len(joined["label"]),
+        student=found["student"],
+        teacher=found.get("teacher"),
+        by_class=by_class,
+        lost=examples["lost"],
+        won=examples["won"],
+        problems=tuple(problems),
+    )
+
+
+def class_scores(
+    names: Sequence[str], label: np.ndarray, student_right: np.ndarray, teacher_right: np.ndarray
+) -> tuple[ClassScore, ...]:
+    """Counts, for each class that has examples.
+
+    Args:
+      names: of the classes.
+      label: int [N].
+      student_right, teacher_right: bool [N].
+    """
+    sets = (
+        np.ones(len(label), bool),
+        student_right,
+        teacher_right,
+        teacher_right & ~student_right,
+        student_right & ~teacher_right,
+    )
+    counts = [np.bincount(label[chosen], minlength=len(names)) for chosen in sets]
+    return tuple(
+        ClassScore(name, *map(int, own))
+        for name, *own in zip(names, *counts, strict=True)
+        if own[0]  # its examples
+    )
+
+
+def choose(where: np.ndarray, label: np.ndarray, confidence: np.ndarray, most: int) -> list[int]:
+    """Rows to show: the classes with most of them in turn, in each the rows of greatest confidence first.
+
+    Args:
+      where: bool [N], the rows to choose from.
+      label: int [N].
+      confidence: float [N].
+      most: how many are chosen.
+    """
+    rows = np.flatnonzero(where)
+    by_class = {c: rows[label[rows] == c] for c in np.unique(label[rows])}
+    ranked = sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0]))
+    turns = itertools.zip_longest(*(own[np.argsort(-confidence[own], kind="stable")] for _, own in ranked))
+    in_turn = (int(row) for turn in turns for row in turn if row is not None)
+    return list(itertools.islice(in_turn, most))
+
+
+def _jit_answers(student: weights.Network, config: Config, mesh: Any) -> Any:
+    """(variables, teacher, batch) -> {who: (classes [B, TOP], probabilities [B, TOP], calibration bins or None)}."""
+    model = sharding.gathering(mesh, student.architecture.build(config.dtype))
+    top = min(TOP, student.architecture.num_classes)
+    card = student.architecture.card
+
+    def of_logits(logits: jax.Array, batch: Any) -> Any:
+        probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), top)
+        calibration = scoring.calibration_bins(logits, batch["label"], batch["mask"]) if "label" in batch else None
+        return classes, probabilities, calibration
+
+    def answers(variables: weights.Variables, teacher: Teacher | None, batch: Any) -> Any:
+        view = to_unit(batch["pixels"])
+        logits: dict[str, Any] = {"student": model.apply(variables, for_network(view, card), train=False)[0]}
+        if teacher is not None:
+            logits["teacher"] = steps.teacher_logits(teacher, view)
+        return {who: of_logits(own, batch) for who, own in logits.items()}
+
+    precise = steps.at_precision(answers, config.matmul_precision)
+    return jax.jit(precise, out_shardings=sharding.replicated(mesh))
+
+
+def _names(config: Config, card: Card, data: EvalPipeline) -> list[str]:
+    """Of the classes: the data's, or the network's, or their numbers."""
+    return list(data.class_names or card.class_names or map(str, range(config.num_classes)))
+
+
+def _pictures(data: EvalPipeline, card: Card, rows: Sequence[int]) -> dict[int, bytes]:
+    """What the student sees, by row among the readable examples, as PNG."""
+    pictures: dict[int, bytes] = {}
+    wanted, start = sorted(set(rows)), 0
+    as_seen = dataclasses.replace(card, mean=(0.0,), std=(1.0,))
+    for batch in data if wanted else ():
+        pixels = batch["pixels"][batch["mask"]]
+        own = [row - start for row in wanted if start <= row < start + len(pixels)]
+        if own:
+            seen = np.asarray(for_network(to_unit(jnp.asarray(pixels[own])), as_seen))
+            values = np.rint(255 * seen).clip(0, 255).astype(np.uint8)
+            pictures |= {start + row: _png(image) for row, image in zip(own, values, strict=True)}
+        start += len(pixels)
+        if len(pictures) == len(wanted):
+            break
+    return pictures
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    image.thumbnail((_LARGEST_PICTURE, _LARGEST_PICTURE))
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _example(
+    row: int, png: bytes, label: np.ndarray | None, found: dict[str, Answers], names: Sequence[str]
+) -> Example:
+    tops = [
+        tuple((names[c], float(p)) for c, p in zip(own.classes[row], own.probabilities[row], strict=True))
+        for own in (found["student"], found["teacher"])
+    ]
+    assert label is not None
+    return Example(png, names[label[row]], tops[0], tops[1])

@@ -1,0 +1,301 @@
+"""What a page says, as plain values: report.json, and the table of report.md.
+
+Rates are fractions, times are seconds unless a key says `_ms`, what is not known is null. The keys:
+
+* `big_distill`: the version that wrote it.
+* `runs`: for each `name`, `workdir`, `status`, `step`, `total_steps`, `problems` (lines), `notes` (lines on what could
+  not be compared), `packed` (whether it has pack.json; null if it is not finished), `student` and `teacher` (`model`,
+  `accuracy` on the test split, `num_params`; null without a teacher), `agreement`, `kl` (nats), `epochs`,
+  `images_per_second`, `wall_seconds`, `fingerprint`, `changed` (the fields of the config that have not the schema's
+  defaults), `config`, `sessions` (of environment.json), `curves` (by network and metric `steps` and `values`, thinned),
+  `median_images_per_second` (by network), `comparison`.
+* `comparison` of a run: `split`, `num_examples`, `student` and `teacher` (`accuracy`, `ece`, `bins`: by bin of
+  confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`, `student` and
+  `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
+  `within_chance`), `examples` (`lost` and `won`: `truth`, and [class, probability] of each network's likeliest three).
+* `sweep`: `field`, `along` (numbers that go with it in these runs), and `lines`: `label`, and `points`: `x`, `runs`,
+  `accuracy` and `agreement` as [mean, least, most].
+* `packed`: for each data set and split `dataset`, `split`, `files` (the rows of pack.json with `number`, `run`,
+  `on_bytes_front`, `on_latency_front`) and `teachers` (`name`, `accuracy`, `bytes`: in float32, 4 a parameter).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import big_distill
+from big_distill.config import Config, leaves, to_dict
+from big_distill.reporting import pareto
+from big_distill.reporting.comparison import Answers, Comparison, Example
+from big_distill.reporting.figures import thinned
+from big_distill.reporting.records import Record, architecture, finite, runs_of, teachers_name
+from big_distill.reporting.sweep import Sweep, epochs_of
+from big_distill.workdir import PACK_FILE
+
+SPEED = "train/images_per_second"
+LOSS, KL, AGREEMENT = "train/loss", "train/kl", "train/agreement"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory with its name on the page, and what was found by running it.
+
+    notes: a line about each thing that could not be compared.
+    """
+
+    name: str
+    record: Record
+    comparison: Comparison | None
+    notes: Sequence[str]
+
+
+def document(runs: Sequence[Run], sweep: Sweep | None) -> dict[str, Any]:
+    """All that a page says."""
+    values = {
+        "big_distill": big_distill.__version__,
+        "runs": [_run(run) for run in runs],
+        "sweep": sweep and _sweep(sweep),
+        "packed": _packed(runs),
+    }
+    return _plain(values)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: what is not finite, in a damaged file, is not known."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _run(run: Run) -> dict[str, Any]:
+    record = run.record
+    config, summary = record.config, record.summary or {}
+    teacher = summary.get("teacher")
+    name = teachers_name(record)
+    student = {"accuracy": record.score("accuracy"), "num_params": summary.get("student", {}).get("num_params")}
+    return {
+        "name": run.name,
+        "workdir": str(record.workdir),
+        "status": record.status,
+        "step": summary.get("steps", record.step),
+        "total_steps": config.total_steps if config else None,
+        "problems": list(record.problems),
+        "notes": list(run.notes),
+        "packed": (record.workdir / PACK_FILE).exists() if record.summary else None,
+        "student": {"model": architecture(config.student) if config else None, **student},
+        "teacher": (
+            {
+                "model": name,
+                "accuracy": finite(teacher["accuracy"]) if teacher else None,
+                "num_params": teacher["num_params"] if teacher else None,
+            }
+            if name or teacher
+            else None
+        ),
+        "agreement": record.score("agreement"),
+        "kl": record.score("kl"),
+        "epochs": epochs_of(config) if config else None,
+        "images_per_second": finite(summary.get("images_per_second")),
+        "wall_seconds": finite(summary.get("wall_seconds")),
+        "fingerprint": record.fingerprint,
+        "changed": changed(config) if config else {},
+        "config": to_dict(config) if config else None,
+        "sessions": list(record.sessions),
+        "curves": {who: _curves(inner) for who, inner in runs_of(record)},
+        "median_images_per_second": {
+            who: float(np.median(speeds)) for who, inner in runs_of(record) if len(speeds := inner.series(SPEED)[1])
+        },
+        "comparison": run.comparison and _comparison(run.comparison),
+    }
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """The fields that have not the schema's defaults, by dotted name."""
+    found = {
+        name: value
+        for kind in ("maths", "numerics", "cosmetic")
+        for name, value, default in leaves(config, kind)
+        if value != default
+    }
+    return {"total_epochs": config.total_epochs, **found} if config.total_epochs else found
+
+
+def drawn_metrics(record: Record) -> list[str]:
+    """Of a run: the losses, rates and speeds that it logged."""
+    names = dict.fromkeys(name for line in record.metrics for name in line)
+    kept = {LOSS, KL, AGREEMENT, SPEED}
+    return [n for n in names if n in kept or (n.startswith("eval/") and n.endswith(("/accuracy", "/kl", "/agreement")))]
+
+
+def _curves(record: Record) -> dict[str, Any]:
+    found = {}
+    for name in drawn_metrics(record):
+        steps, values = thinned(*record.series(name))
+        found[name] = {"steps": steps.astype(int).tolist(), "values": values.tolist()}
+    return found
+
+
+def _comparison(found: Comparison) -> dict[str, Any]:
+    return {
+        "split": found.split,
+        "num_examples": found.num_examples,
+        "student": _answers(found.student),
+        "teacher": found.teacher and _answers(found.teacher),
+        "classes": [{**dataclasses.asdict(score), "within_chance": score.within_chance} for score in found.by_class],
+        "examples": {"lost": [_example(e) for e in found.lost], "won": [_example(e) for e in found.won]},
+    }
+
+
+def _answers(answers: Answers) -> dict[str, Any]:
+    if answers.bins is None:
+        return {"accuracy": None, "ece": None, "bins": None}
+    confidence, correct, count = answers.bins
+    bins = [
+        {"confidence": c / n, "accuracy": r / n, "count": int(n)}
+        if n
+        else {"confidence": None, "accuracy": None, "count": 0}
+        for c, r, n in zip(confidence.tolist(), correct.tolist(), count.tolist(), strict=True)
+    ]
+    return {"accuracy": float(correct.sum() / count.sum()), "ece": answers.ece, "bins": bins}
+
+
+def _example(example: Example) -> dict[str, Any]:
+    return {"truth": example.truth, "student": example.student, "teacher": example.teacher}
+
+
+def _sweep(sweep: Sweep) -> dict[str, Any]:
+    lines = [{"label": k, "points": [dataclasses.asdict(p) for p in points]} for k, points in sweep.lines.items()]
+    return {"field": sweep.field, "along": sweep.along, "lines": lines}
+
+
+def _packed(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What may be compared: files of the same data set and split."""
+    groups: dict[tuple[str, str], list[tuple[Run, dict[str, Any]]]] = {}
+    for run in runs:
+        for row in run.record.packed or ():
+            groups.setdefault((_dataset(run.record.config), row["split"]), []).append((run, row))
+    return [
+        {
+            "dataset": dataset,
+            "split": split,
+            "files": _files(rows),
+            "teachers": _teachers({run.name: run for run, _ in rows}.values(), split),
+        }
+        for (dataset, split), rows in groups.items()
+    ]
+
+
+def _dataset(config: Config | None) -> str:
+    if config is None:
+        return "unknown data"
+    source = config.evaluated_on
+    return pathlib.PurePath(source.path).name if source.name == "folder" and source.path else source.name
+
+
+def _files(rows: Sequence[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
+    files = [
+        {
+            **row,
+            "number": number,
+            "run": run.name,
+            "accuracy": finite(row["accuracy"]),
+            "file": pathlib.PurePath(row["path"]).name,
+        }
+        for number, (run, row) in enumerate(rows, 1)
+    ]
+    measured = [file for file in files if file["accuracy"] is not None]
+    for key, cost in (("on_bytes_front", "bytes"), ("on_latency_front", "latency_ms")):
+        best = pareto.front([file[cost] for file in measured], [file["accuracy"] for file in measured])
+        numbers = {file["number"] for file, is_best in zip(measured, best, strict=True) if is_best}
+        for file in files:
+            file[key] = file["number"] in numbers
+    return files
+
+
+def _teachers(runs: Any, split: str) -> list[dict[str, Any]]:
+    """Those whose accuracy on this split is known: it is their students' test split."""
+    found: dict[tuple[float, int], list[str]] = {}
+    for run in runs:
+        config, teacher = run.record.config, (run.record.summary or {}).get("teacher")
+        if config and teacher and config.evaluated_on.test == split and finite(teacher["accuracy"]) is not None:
+            found.setdefault((teacher["accuracy"], teacher["num_params"]), []).append(run.name)
+    return [
+        {
+            "name": "teacher" if len(found) == 1 else f"teacher of {', '.join(names)}",
+            "accuracy": accuracy,
+            "bytes": 4 * num_params,
+        }
+        for (accuracy, num_params), names in found.items()
+    ]
+
+
+def markdown(values: dict[str, Any]) -> str:
+    """A table, a run a row."""
+    heads = ["run", "teacher", "student", "agreement", "KL, nats", "epochs", "images/s", "time"]
+    lines = [heads, ["---"] * len(heads)]
+    for run in values["runs"]:
+        lines.append(
+            [
+                run["name"] + ("" if run["status"] == "finished" else f" ({state(run)})"),
+                network(run["teacher"]),
+                network(run["student"]),
+                percent(run["agreement"]),
+                "-" if run["kl"] is None else f"{run['kl']:.4f}",
+                "-" if run["epochs"] is None else f"{run['epochs']:g}",
+                count(run["images_per_second"]),
+                duration(run["wall_seconds"]),
+            ]
+        )
+    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """For a Markdown table on a page: no column, tag or link of its own."""
+    for character, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
+        text = text.replace(character, instead)
+    return text
+
+
+def state(run: dict[str, Any]) -> str:
+    """finished, or how far it is."""
+    if run["status"] in ("stopped", "running") or (run["status"] == "damaged" and run["step"]):
+        total = f" of {run['total_steps']:,}" if run["total_steps"] else ""
+        return f"{run['status']} at step {run['step']:,}{total}"
+    return run["status"]
+
+
+def network(values: dict[str, Any] | None) -> str:
+    """99.24 % (79,626 parameters)"""
+    if values is None:
+        return "-"
+    size = "" if values["num_params"] is None else f" ({values['num_params']:,} parameters)"
+    return f"{percent(values['accuracy'])}{size}"
+
+
+def percent(value: float | None) -> str:
+    """Of a fraction; '-' for None."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def count(value: float | None) -> str:
+    """With commas; '-' for None."""
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """20 s, 4 min 10 s, 2 h 5 min."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

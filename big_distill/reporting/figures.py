@@ -1,0 +1,280 @@
+"""The figures of a page. They are drawn for a width of 360 px: a telephone's."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+from big_distill.reporting import pareto, svg
+from big_distill.reporting.comparison import Answers
+from big_distill.reporting.sweep import Sweep
+
+_INCH = 72
+_WIDTH = 360
+_HEIGHT = 225
+_LEGEND_LINE = 13
+_MOST_POINTS = 200
+_MOST_MARKED = 15
+_MARKERS = "osD^vP*"
+_DASHES = ("-", "--", "-.", ":")
+_WIDEST_LABEL, _NARROW_LABEL = 60, 25
+_MOST_TICKS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A figure: `name`, of its file; `title`, for who cannot see it; `text`, of `svg.drawn`."""
+
+    name: str
+    title: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A curve: its label in the legend, its x and y values, which colour it has and which of `STROKES`."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: int = 0
+    stroke: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Dot:
+    """A packed file: `label` in the legend, `number` in the table."""
+
+    label: str
+    number: int
+    cost: float
+    accuracy: float
+
+
+STROKES = ({"linestyle": "-"}, {"linestyle": "--"}, {"linestyle": "-", "alpha": 0.65, "linewidth": 0.9})
+"""Of curves of one colour."""
+
+
+def curves(
+    name: str,
+    title: str,
+    y_label: str,
+    lines: Sequence[Line],
+    *,
+    percent: bool,
+    reference: float | None = None,
+    steps: np.ndarray | None = None,
+) -> Drawing:
+    """Values against steps on a logarithmic axis; a horizontal line for a teacher's accuracy.
+
+    Args:
+      name, title: of the figure.
+      y_label: what it shows.
+      lines: the curves.
+      percent: whether the values are fractions, else their axis is logarithmic, too.
+      reference: the teacher's accuracy.
+      steps: that the axis has room for; None: those of the lines.
+    """
+
+    def draw(axes: Axes) -> None:
+        for line in lines:
+            x, y = thinned(line.x, line.y)
+            look = {**_look(line.colour, marked=len(x) <= _MOST_MARKED), **STROKES[line.stroke]}
+            axes.plot(x, 100 * y if percent else y, label=_label(line.label), **look)
+        if reference is not None:
+            axes.axhline(
+                100 * reference, color=svg.INK, linestyle=(0, (4, 3)), linewidth=1, label="teacher, at its end"
+            )
+        shown = np.concatenate([line.x for line in lines] if steps is None else [steps])
+        _log_x(axes, shown)
+        axes.set_xlim(max(shown.min(), 1) / 1.1, 1.1 * max(shown.max(), 1))
+        if percent:
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(top=min(top, 100 + 0.03 * (100 - min(bottom, 99))))
+        elif all((line.y > 0).all() for line in lines):
+            _log_y(axes, np.concatenate([line.y for line in lines]))
+        axes.set_xlabel("steps")
+        axes.set_title(y_label)
+
+    return _drawing(name, title, draw)
+
+
+def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most as many points as can be seen, evenly spread over the logarithm of x, with the first and the last."""
+    if len(x) <= _MOST_POINTS:
+        return x, y
+    at = np.geomspace(max(x[0], 1), x[-1], _MOST_POINTS)
+    kept = np.unique(np.concatenate([[0], np.searchsorted(x, at).clip(0, len(x) - 1), [len(x) - 1]]))
+    return x[kept], y[kept]
+
+
+def swept(sweep: Sweep, score: str) -> Drawing | None:
+    """Test accuracy or agreement against the field of a sweep; bars from the worst to the best seed."""
+    shown = {label: [p for p in points if getattr(p, score)] for label, points in sweep.lines.items()}
+    if not any(shown.values()):
+        return None
+
+    def draw(axes: Axes) -> None:
+        for index, (label, points) in enumerate(shown.items()):
+            x = [point.x for point in points]
+            mean, least, most = (100 * np.array([getattr(p, score)[i] for p in points]) for i in range(3))
+            look = _look(index, marked=True)
+            axes.plot(x, mean, label=_label(label or "all runs"), **look)
+            if any(point.runs > 1 for point in points):
+                axes.fill_between(x, least, most, color=look["color"], alpha=0.15, linewidth=0)
+                axes.vlines(x, least, most, color=look["color"], linewidth=1)
+        xs = [point.x for points in shown.values() for point in points]
+        if sweep.log:
+            _log_x(axes, np.array(xs))
+        if len(set(xs)) <= _MOST_TICKS:
+            axes.xaxis.set_major_locator(FixedLocator(sorted(set(xs))))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.set_xlabel(sweep.field)
+        axes.set_title(f"{score} on the test split, %")
+
+    return _drawing(f"sweep_{score}", f"{score} against {sweep.field}", draw, height=1.15 * _HEIGHT)
+
+
+def tradeoff(
+    name: str, title: str, x_label: str, dots: Sequence[Dot], teachers: Sequence[tuple[str, float | None, float]]
+) -> Drawing:
+    """Accuracy against a cost on a logarithmic axis, the Pareto front as steps.
+
+    Args:
+      name, title, x_label: of the figure.
+      dots: the files.
+      teachers: (label, cost or None, accuracy): points, or lines where their cost is not known.
+    """
+    best = pareto.front([dot.cost for dot in dots], [dot.accuracy for dot in dots])
+    labels = list(dict.fromkeys(dot.label for dot in dots))
+
+    def draw(axes: Axes) -> None:
+        on_front = sorted((dot.cost, 100 * dot.accuracy) for dot, is_best in zip(dots, best, strict=True) if is_best)
+        on_front.append((max(dot.cost for dot in dots), on_front[-1][1]))  # to the right nothing is better
+        axes.step(
+            *zip(*on_front, strict=True), where="post", color=svg.INK, linewidth=0.9, alpha=0.7, label="Pareto front"
+        )
+        for index, label in enumerate(labels):
+            own = [(d, b) for d, b in zip(dots, best, strict=True) if d.label == label]
+            look = {**_look(index, marked=True), "linestyle": "none"}
+            for front in (True, False):
+                chosen = [d for d, b in own if b == front]
+                if chosen:
+                    axes.plot(
+                        [d.cost for d in chosen],
+                        [100 * d.accuracy for d in chosen],
+                        label=_label(label) if front or not any(b for _, b in own) else None,
+                        fillstyle="full" if front else "none",
+                        **look,
+                    )
+        for dot, is_best in zip(dots, best, strict=True):
+            if is_best:
+                axes.annotate(
+                    f"{dot.number}",
+                    (dot.cost, 100 * dot.accuracy),
+                    xytext=(4, -10),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
+        for label, cost, accuracy in teachers:
+            axes.axhline(100 * accuracy, color=svg.INK, linestyle=(0, (4, 3)), linewidth=1)
+            if cost is None:
+                axes.lines[-1].set_label(_label(label))
+            else:
+                axes.plot([cost], [100 * accuracy], "*", color=svg.INK, markersize=9, label=_label(label))
+        costs = [dot.cost for dot in dots] + [cost for _, cost, _ in teachers if cost]
+        _log_x(axes, np.array(costs))
+        axes.margins(x=0.08, y=0.12)
+        axes.set_xlabel(x_label)
+        axes.set_title("accuracy, %")
+
+    return _drawing(name, title, draw, height=1.1 * _HEIGHT)
+
+
+def reliability(name: str, title: str, answers: Answers) -> Drawing:
+    """Accuracy against confidence, by bin; on the diagonal a network is as often right as it says."""
+    assert answers.bins is not None
+    confidence, correct, count = answers.bins
+    there = count > 0
+
+    def draw(axes: Axes) -> None:
+        x, y = 100 * confidence[there] / count[there], 100 * correct[there] / count[there]
+        width = 100 / len(count)
+        middle = (np.flatnonzero(there) + 0.5) * width
+        axes.bar(middle, y, 0.9 * width, color=svg.SERIES[0], alpha=0.3, linewidth=0)
+        axes.plot([0, 100], [0, 100], color=svg.INK, linestyle=(0, (4, 3)), linewidth=1)
+        sizes = 6 + 60 * count[there] / count.sum()
+        axes.scatter(x, y, sizes, color=svg.SERIES[0], linewidths=0)
+        axes.set_xlim(0, 102)
+        axes.set_ylim(0, 102)
+        axes.set_xlabel("confidence, %")
+        axes.set_title("accuracy, %")
+
+    return _drawing(name, title, draw, width=0.62 * _WIDTH, height=0.95 * _HEIGHT)
+
+
+def _drawing(
+    name: str, title: str, draw: Callable[[Axes], None], width: float = _WIDTH, height: float = _HEIGHT
+) -> Drawing:
+    """Draws, and adds a legend below if there is more than one line to tell apart."""
+    with svg.style():
+        figure = Figure(layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        handles, labels = axes.get_legend_handles_labels()
+        columns = 2 if labels and max(map(len, labels)) <= _NARROW_LABEL else 1
+        rows = 0
+        if len(labels) > 1:
+            rows = -(-len(labels) // columns) + sum(label.count("\n") for label in labels)
+            figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+        figure.set_size_inches(width / _INCH, (height + _LEGEND_LINE * rows) / _INCH)
+        return Drawing(name, title, svg.drawn(figure))
+
+
+def _look(index: int, marked: bool) -> dict[str, Any]:
+    """Of the i-th line: no two of the first 28 look alike."""
+    colours = len(svg.SERIES)
+    look = {"color": svg.SERIES[index % colours], "linestyle": _DASHES[index // colours % len(_DASHES)]}
+    return {**look, "marker": _MARKERS[(index + index // colours) % len(_MARKERS)]} if marked else look
+
+
+def _label(text: str) -> str:
+    """For a legend: in lines, and not with the underscore first that would hide it."""
+    lines = textwrap.wrap(text, _WIDEST_LABEL) or [text]
+    shown = "\n".join(lines[:2]) + ("…" if len(lines) > 2 else "")
+    return f"\u200b{shown}" if shown.startswith("_") else shown
+
+
+def _log_x(axes: Axes, values: np.ndarray) -> None:
+    axes.set_xscale("log")
+    _ticks(axes.xaxis, values)
+
+
+def _log_y(axes: Axes, values: np.ndarray) -> None:
+    axes.set_yscale("log")
+    _ticks(axes.yaxis, values)
+
+
+def _ticks(axis: Any, values: np.ndarray) -> None:
+    """Powers of ten, and what is round between them where there are few."""
+    positive = values[values > 0]
+    decades = np.log10(positive.max() / positive.min()) if len(positive) else 0
+    between = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.5 else (1.0, 1.5, *range(2, 10))
+    axis.set_major_locator(LogLocator(subs=between))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def short(value: float) -> str:
+    """1,000 as 1k, 2,000,000 as 2M."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:g}{letter}"
+    return f"{value:g}"

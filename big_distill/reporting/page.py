@@ -1,0 +1,98 @@
+"""The page: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from big_distill.reporting import document, svg
+from big_distill.reporting.comparison import Example
+from big_distill.reporting.document import Run
+from big_distill.reporting.figures import Drawing, short
+
+_SHOWN_CLASSES = 6
+_OPEN_RUNS = 3  # as many stand open on a page, else all are folded
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawings:
+    """The figures of a page.
+
+    together: the students of several runs.
+    curves, throughput, reliability: by run.
+    pareto: by group of files.
+    """
+
+    together: list[Drawing]
+    curves: list[list[Drawing]]
+    throughput: list[list[Drawing]]
+    reliability: list[list[Drawing]]
+    sweep: list[Drawing]
+    pareto: list[list[Drawing]]
+
+    def all(self) -> Iterator[Drawing]:
+        """Every one."""
+        by_run = itertools.chain(self.curves, self.throughput, self.reliability, self.pareto)
+        yield from itertools.chain(self.sweep, self.together, *by_run)
+
+
+def render(values: dict[str, Any], runs: Sequence[Run], drawings: Drawings) -> str:
+    """The page.
+
+    Args:
+      values: all that it says, of `document.document`.
+      runs: whose example images it shows.
+      drawings: its figures.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("big_distill.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": document.percent,
+        "count": document.count,
+        "duration": document.duration,
+        "network": document.network,
+        "state": document.state,
+        "figure": _figure,
+        "picture": _picture,
+        "as_json": lambda value: json.dumps(value, ensure_ascii=False),
+        "as_indented_json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        "points": lambda value: f"{100 * value:+.2f}",
+        "short": short,
+    }
+    examples = [run.comparison and {"lost": run.comparison.lost, "won": run.comparison.won} for run in runs]
+    return environment.get_template("page.html").render(
+        **values, drawings=drawings, examples=examples, folded=len(runs) > _OPEN_RUNS, extremes=_extremes
+    )
+
+
+def _figure(drawing: Drawing) -> Markup:
+    return Markup(svg.inline(drawing.text, drawing.name, drawing.title))
+
+
+def _picture(example: Example) -> str:
+    return f"data:image/png;base64,{base64.b64encode(example.png).decode()}"
+
+
+def _extremes(classes: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The classes in which the student lost against its teacher, and won: the least likely by chance first."""
+
+    def balance(score: dict[str, Any]) -> float:
+        return (score["won"] - score["lost"]) / max(1, score["won"] + score["lost"]) ** 0.5
+
+    ranked = sorted(classes, key=balance)
+    return {
+        "lost": [score for score in ranked[:_SHOWN_CLASSES] if balance(score) < 0],
+        "won": [score for score in ranked[::-1][:_SHOWN_CLASSES] if balance(score) > 0],
+    }

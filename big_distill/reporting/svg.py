@@ -1,0 +1,98 @@
+"""Matplotlib's figures as SVG whose colours are the page's, or stand alone on any ground."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+INK, FAINT = "#010101", "#020202"
+"""Drawn with: text and lines, grids. Replaced in the file."""
+SERIES = tuple(f"#0{i}0a0a" for i in range(1, 8))
+"""Drawn with: one colour a line."""
+
+_ALONE = {INK: "#757575", FAINT: "#9e9e9e"} | dict(
+    zip(SERIES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b87f00", "#3c9fd6", "#808080"), strict=True)
+)
+"""On white and on dark alike: those of Okabe and Ito (2008), the yellows darker. Text has a contrast of 4.5 on both."""
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.alpha": 0.35,
+    "grid.linewidth": 0.6,
+    "axes.linewidth": 0.8,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+def style() -> contextlib.AbstractContextManager[None]:
+    """How figures are drawn, while it is entered."""
+    return mpl.rc_context(_STYLE)
+
+
+def drawn(figure: Figure) -> str:
+    """The file, with the colours that were drawn with; the same for the same figure."""
+    file = io.StringIO()
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": "big_distill"}):
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", rf"font: \1 {_FONT}", text)
+    used = set(re.findall(r"#([\w.-]+)[\")]", text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+    return re.sub(r"\n\s*", "\n", text)
+
+
+def inline(text: str, name: str, title: str) -> str:
+    """As a part of an HTML page, which sets the colours --ink, --faint and --series-1 to 7.
+
+    Args:
+      text: of `drawn`.
+      name: what its ids begin with: no other figure of the page has it.
+      title: for who cannot see it; escaped here.
+    """
+    text = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", text)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, flags=re.DOTALL)
+    variables = {INK: "var(--ink)", FAINT: "var(--faint)"}
+    variables |= {colour: f"var(--series-{i})" for i, colour in enumerate(SERIES, 1)}
+    text = _labelled(text, title)
+    return _coloured(text, variables)
+
+
+def alone(text: str, title: str) -> str:
+    """As a file of its own."""
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{_coloured(_labelled(text, title), _ALONE)}'
+
+
+def _labelled(text: str, title: str) -> str:
+    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def _coloured(text: str, colours: dict[str, str]) -> str:
+    return re.sub("|".join(colours), lambda found: colours[found[0]], text)

@@ -1,0 +1,186 @@
+"""What several runs differ in: their names, and the figure of one quantity against another."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import pathlib
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from big_distill.config import Config, leaves
+from big_distill.errors import printable
+from big_distill.reporting.records import Record
+
+_DURATION = "total_epochs"
+_LONGEST_LABEL = 64
+_MOST_NAMED = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Runs that differ in their seed alone.
+
+    x: the value of the field.
+    runs: how many.
+    accuracy, agreement: (mean, smallest, largest), None where it was not measured.
+    """
+
+    x: float
+    runs: int
+    accuracy: tuple[float, float, float] | None
+    agreement: tuple[float, float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Test accuracy and agreement against a field.
+
+    field: dotted name; `log`: whether its values span a decade.
+    along: numbers that make no lines because they go with it in these runs, such as a warm-up with the duration.
+    lines: by the other fields that differ, in words, such as 'view.regime=consistent'.
+    """
+
+    field: str
+    log: bool
+    along: tuple[str, ...]
+    lines: dict[str, tuple[Point, ...]]
+
+
+def fields_of(config: Config) -> dict[str, Hashable]:
+    """All that may set the results of two runs apart, by dotted name: maths and numerics, the duration in epochs.
+
+    What another field implies is left out: mixup, which the regime sets if nothing else does, and the teacher's dtype.
+    """
+    found = {name: value for kind in ("maths", "numerics") for name, value, _ in leaves(config, kind)}
+    if epochs := epochs_of(config):
+        found = {_DURATION: epochs, **found}
+        del found["total_steps"]
+    if config.view.mixup == float(config.view.regime == "function_matching"):
+        del found["view.mixup"]
+    if config.teacher.dtype == config.dtype:
+        del found["teacher.dtype"]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
+def epochs_of(config: Config) -> float | None:
+    """How often a run sees its training split: as its config says, or to three digits as its steps say."""
+    examples = config.source.num_train_examples
+    if not examples:
+        return None
+    epochs = config.total_steps * config.batch_size / examples
+    told = config.total_epochs
+    return told if abs(epochs - told) * examples <= config.batch_size else float(f"{epochs:.3g}")
+
+
+def differing(configs: Sequence[Config]) -> list[str]:
+    """The fields in which configs differ, in the schema's order, seeds last."""
+    found = [fields_of(config) for config in configs]
+    names = dict.fromkeys(itertools.chain.from_iterable(found))
+    return sorted((name for name in names if len({fields.get(name) for fields in found}) > 1), key=is_seed)
+
+
+def is_seed(field: str) -> bool:
+    """Whether a field changes a run by chance alone."""
+    return field.rpartition(".")[2] == "seed"
+
+
+def in_words(names: Sequence[str], fields: Mapping[str, Any]) -> str:
+    """'view.regime=fixed, optimizer.lr=0.003'"""
+    return ", ".join(f"{name}={_shown(fields.get(name))}" for name in names)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "-".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
+
+
+def labels(records: Sequence[Record]) -> list[str]:
+    """What to call each run: the fields that set it apart, if that is short and tells all apart, else its place."""
+    places = list(map(printable, _places([record.workdir for record in records])))
+    configs = [record.config for record in records if record.config]
+    if len(configs) < 2:
+        return places
+    names = differing(configs)
+    told = [
+        in_words(names, fields_of(record.config)) if record.config and 0 < len(names) <= _MOST_NAMED else ""
+        for record in records
+    ]
+    told = list(map(printable, told))
+    unique = len(set(told)) == len(told) and all(0 < len(label) <= _LONGEST_LABEL for label in told)
+    return told if unique else places
+
+
+def _places(paths: Sequence[pathlib.Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(own[-depth:]) for own in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return list(map(str, paths))
+
+
+def sweep(records: Sequence[Record]) -> Sweep | None:
+    """The figure that the finished runs make: None if they differ in no number, or no two points would be joined."""
+    runs = [record for record in records if record.config and record.summary]
+    configs = [record.config for record in runs if record.config]
+    names = [name for name in differing(configs) if not is_seed(name)]
+    fields = [fields_of(config) for config in configs]
+    values = {name: {own.get(name) for own in fields} for name in names}
+    numeric = [name for name in names if all(_is_number(value) for value in values[name])]
+    if not numeric:
+        return None
+    durations = [name for name in numeric if name in (_DURATION, "total_steps")]
+    field = durations[0] if durations else max(numeric, key=lambda name: len(values[name]))
+    along = [name for name in numeric if name != field and durations and _follows(name, field, fields)]
+    others = [name for name in names if name != field and name not in along]
+    groups: dict[str, dict[float, list[Record]]] = {}
+    for own, record in zip(fields, runs, strict=True):
+        x: Any = own[field]
+        groups.setdefault(in_words(others, own), {}).setdefault(float(x), []).append(record)
+    lines = {
+        label: tuple(_point(x, same) for x, same in sorted(by_x.items()))
+        for label, by_x in sorted(groups.items(), key=lambda item: _sort_key(item[0]))
+    }
+    if max(len(points) for points in lines.values()) < 2:
+        return None
+    xs = [point.x for points in lines.values() for point in points]
+    return Sweep(field, min(xs) > 0 and max(xs) / min(xs) >= 10, tuple(along), lines)
+
+
+def _follows(name: str, field: str, runs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether runs that agree in a field agree in this one, too."""
+    return len({(own[field], own[name]) for own in runs}) == len({own[field] for own in runs})
+
+
+def _sort_key(label: str) -> list[Any]:
+    """So that 'temperature=16' comes after 'temperature=2'."""
+    keys: list[Any] = []
+    for part in label.split(", "):
+        name, _, value = part.partition("=")
+        try:
+            keys.append((name, float(value), ""))
+        except ValueError:
+            keys.append((name, math.inf, value))
+    return keys
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _point(x: float, records: Sequence[Record]) -> Point:
+    return Point(x, len(records), *(_spread([record.score(name) for record in records]) for name in _SCORES))
+
+
+_SCORES = ("accuracy", "agreement")
+
+
+def _spread(values: Sequence[float | None]) -> tuple[float, float, float] | None:
+    known = [value for value in values if value is not None]
+    return (sum(known) / len(known), min(known), max(known)) if known else None

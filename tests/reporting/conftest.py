@@ -1,0 +1,33 @@
+"""A run with a teacher of its own and packed files, for all that reads it."""
+
+import shutil
+
+import jax
+import pytest
+
+from big_distill import packing
+from big_distill.config_files import load_config
+from big_distill.resolve import resolve
+from big_distill.train import train_and_evaluate
+
+
+@pytest.fixture(scope="session")
+def finished(request, tmp_path_factory):
+    """Its directory: nobody changes it."""
+    config = load_config(request.config.rootpath / "configs" / "digits_fm.py")
+    config.student.features, config.teacher.config.student.features = (4, 8), (8, 16)
+    for stage in (config, config.teacher.config):
+        stage.batch_size, stage.optimizer.warmup_steps, stage.optimizer.lr = 40, 2, 1e-2
+        stage.total_steps, stage.log_every_steps, stage.eval_every_steps = 120, 10, 40
+    workdir = tmp_path_factory.mktemp("report") / "run"
+    train_and_evaluate(resolve(config, jax.device_count(), "cpu"), workdir)
+    packing.pack(workdir, ["container", "safetensors"], "final", "test")
+    packing.pack(workdir, ["container"], "final", "test", precision="bfloat16")
+    return workdir
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it, without its checkpoints, to be changed."""
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "events.*"))
+    return tmp_path / "run"

@@ -1,0 +1,120 @@
+"""A student beside its teacher: what is counted is what the two networks say, one image at a time."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import big_distill
+from big_distill.data.sources import open_source
+from big_distill.errors import DataError
+from big_distill.evaluation import evaluate_run
+from big_distill.reporting import comparison
+from big_distill.reporting.comparison import ClassScore, choose, compare
+from big_distill.workdir import read_config
+
+pytestmark = pytest.mark.xdist_group("report")
+
+
+@pytest.fixture(scope="module")
+def found(finished):
+    return compare(finished, read_config(finished), None, None, 5, "run")
+
+
+@pytest.fixture(scope="module")
+def asked(finished):
+    """Images and labels of the test split, and both networks' probabilities, as anyone would ask for them."""
+    source = open_source(read_config(finished).source, "test", num_classes=10, image_size=8, channels=1)
+    images, labels = zip(*source.read(np.arange(source.num_examples)), strict=True)
+    student, teacher = (big_distill.load(path).predict(list(images)) for path in (finished, finished / "teacher"))
+    return images, np.array(labels), student, teacher
+
+
+def test_every_class_is_counted(found, asked):
+    _, labels, student, teacher = asked
+    assert (found.split, found.num_examples, len(found.by_class)) == ("test", len(labels), 10)
+    for label, score in enumerate(found.by_class):
+        own = labels == label
+        right, teachers = (probabilities[own].argmax(-1) == label for probabilities in (student, teacher))
+        assert (score.name, score.num_examples) == (str(label), own.sum())
+        assert (score.student, score.teacher) == (right.sum(), teachers.sum())
+        assert (score.lost, score.won) == (sum(~right & teachers), sum(right & ~teachers))
+        assert score.difference == pytest.approx(right.mean() - teachers.mean())
+    assert sum(score.lost for score in found.by_class) > 0, "or there is nothing to test"
+
+
+def test_calibration_is_that_of_evaluation(found, finished, asked):
+    _, labels, student, _ = asked
+    for workdir, answers in ((finished, found.student), (finished / "teacher", found.teacher)):
+        assert answers.ece == pytest.approx(evaluate_run(workdir, "test")["ece"], abs=1e-6)
+    confidence, correct, count = found.student.bins
+    assert count.sum() == len(labels) and correct.sum() == (student.argmax(-1) == labels).sum()
+    assert confidence.sum() == pytest.approx(student.max(-1).sum(), rel=1e-4)
+
+
+def test_examples_are_what_only_one_has_right(found, asked):
+    assert 0 < len(found.lost) <= 5
+    check_examples(found, asked)
+
+
+def test_images_that_cannot_be_read_do_not_count(finished, asked, monkeypatch):
+    """Nor does any example get another's picture."""
+
+    class Holed:
+        def __init__(self, *args):
+            self.whole = open_eval(*args)
+            self.class_names, self.num_batches = self.whole.class_names, self.whole.num_batches
+
+        def __iter__(self):
+            return ({**b, "mask": b["mask"] & (np.arange(len(b["mask"])) % 3 > 0)} for b in self.whole)
+
+    open_eval = comparison.open_eval
+    monkeypatch.setattr(comparison, "open_eval", Holed)
+    found = compare(finished, read_config(finished), "test", None, 20, "run")
+    assert found.num_examples == found.student.bins[2].sum() == sum(score.num_examples for score in found.by_class)
+    assert 200 < found.num_examples < 300 and len(found.lost) > 5
+    check_examples(found, asked)
+
+
+def check_examples(found, asked):
+    """That each has its picture, and what both networks say of it."""
+    images, labels, student, teacher = asked
+    pixels = {np.asarray(image).tobytes(): row for row, image in enumerate(images)}
+    for kind, examples in (("lost", found.lost), ("won", found.won)):
+        for example in examples:
+            row = pixels[np.asarray(Image.open(io.BytesIO(example.png))).tobytes()]
+            assert example.truth == str(labels[row])
+            for top, probabilities in ((example.student, student[row]), (example.teacher, teacher[row])):
+                assert [int(name) for name, _ in top] == np.argsort(-probabilities, kind="stable")[:3].tolist()
+                assert [value for _, value in top] == pytest.approx(np.sort(probabilities)[::-1][:3], abs=1e-4)
+            right = [top[0][0] == example.truth for top in (example.student, example.teacher)]
+            assert right == [kind == "won", kind == "lost"]
+
+
+def test_the_worst_classes_take_turns():
+    label = np.array([7, 7, 7, 3, 3, 5, 5, 7])
+    where = np.array([True, True, True, True, True, True, False, False])
+    confidence = np.array([0.1, 0.9, 0.5, 0.6, 0.7, 0.2, 0.99, 0.99])
+    assert choose(where, label, confidence, 5) == [1, 4, 5, 2, 3]
+    assert choose(where, label, confidence, 99) == [1, 4, 5, 2, 3, 0]
+    assert choose(~where & where, label, confidence, 5) == []
+
+
+def test_small_counts_are_chance():
+    def score(lost, won):
+        return ClassScore("rose", 50, 40, 41, lost, won)
+
+    assert score(3, 0).within_chance and score(4, 0).within_chance and not score(5, 0).within_chance
+    assert score(0, 0).within_chance and score(30, 20).within_chance and not score(10, 40).within_chance
+
+
+def test_without_data_or_teacher(run):
+    config = read_config(run)
+    with pytest.raises(DataError, match=r"digits: .*its splits are train, validation, test"):
+        compare(run, config, "fifth", None, 5, "run")
+    (run / "teacher" / "student.npz").unlink()
+    found = compare(run, config, "validation", None, 5, "run")
+    assert found.teacher is None and found.by_class == () and found.num_examples == 200 and found.student.ece > 0
+    (line,) = found.problems
+    assert line.startswith("its teacher cannot be asked: ") and "is not a finished run" in line

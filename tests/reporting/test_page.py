@@ -1,0 +1,329 @@
+"""The page: one file, well formed, that needs no other and runs nothing that a run directory says."""
+
+import dataclasses
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import pytest
+
+from big_distill import evaluation
+from big_distill.errors import RunError
+from big_distill.reporting import svg
+from big_distill.reporting.build import report
+from big_distill.reporting.page import _extremes
+
+pytestmark = pytest.mark.xdist_group("report")
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(html.parser.HTMLParser):
+    """Its elements; fails where one is not closed, or another one is."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"{tag} has an attribute twice: {attrs}"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def check(path):
+    """What holds of every page."""
+    text = path.read_text()
+    page = Page(text)
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for tag, attrs in page.elements:
+        assert tag not in ("script", "iframe", "object", "base") and not any(name.startswith("on") for name in attrs)
+        for name in ("src", "href", "xlink:href", "action"):
+            target = attrs.get(name, "#runs")
+            assert target.startswith(("data:image/png;base64,", "data:,", "#")), target
+            assert not target.startswith("#") or target[1:] in ids, target
+    for target in re.findall(r"url\(([^)]*)\)", text):
+        assert target.startswith("#") and target[1:] in ids, target
+    assert "@import" not in text and not re.search(r"#0\d0a0a|#010101|#020202", text), "a colour that is not the page's"
+    assert all(attrs.get("aria-label") for tag, attrs in page.elements if tag == "svg")
+    return page
+
+
+@pytest.fixture(scope="module")
+def made(finished, tmp_path_factory):
+    """The page of one finished run, and what it says."""
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    return out, report([finished], out, num_examples=3, figures_dir=out.parent / "figures")
+
+
+def test_the_page_is_whole_and_says_what_the_files_say(made, finished):
+    out, values = made
+    page = check(out)
+    assert json.loads(out.with_suffix(".json").read_text()) == values
+    (run,) = values["runs"]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (run["student"]["accuracy"], run["kl"]) == (summary["student"]["accuracy"], summary["kl"])
+    assert run["comparison"]["student"]["accuracy"] == pytest.approx(summary["student"]["accuracy"])
+    assert run["comparison"]["teacher"]["accuracy"] == pytest.approx(summary["teacher"]["accuracy"])
+    for shown in (
+        f"{100 * summary['student']['accuracy']:.2f} %", "cnn, features 4-8", "cnn, features 8-16", run["fingerprint"],
+        "jax", *(file["file"] for file in values["packed"][0]["files"]),
+    ):  # fmt: skip
+        assert shown in page.text, shown
+    (teacher,) = values["packed"][0]["teachers"]
+    assert teacher["bytes"] == 4 * summary["teacher"]["num_params"] and f"{teacher['bytes']:,} bytes" in page.text
+    pictures = sum(tag == "img" for tag, _ in page.elements)
+    assert pictures == sum(len(kind) for kind in run["comparison"]["examples"].values()) > 0
+    table = out.with_suffix(".md").read_text().splitlines()
+    assert len(table) == 3 and len({line.count("|") for line in table}) == 1
+    assert run["curves"]["teacher"]["train/loss"]["steps"][-1] == 120
+
+
+def test_the_surest_losses_come_first():
+    def score(name, lost, won):
+        return {"name": name, "num_examples": 50, "lost": lost, "won": won}
+
+    found = _extremes([score("a", 1, 0), score("b", 16, 0), score("c", 30, 13), score("d", 3, 3), score("e", 0, 2)])
+    assert [own["name"] for own in found["lost"]] == ["b", "c", "a"]
+    assert [own["name"] for own in found["won"]] == ["e"]
+
+
+def test_figures_stand_alone(made):
+    """On white and on dark: no ground of their own, no colour that only a page has; and none is large."""
+    files = list((made[0].parent / "figures").iterdir())
+    assert len(files) == 4 + 1 + 2 + 2
+    for path in files:
+        text = path.read_text()
+        root = xml.etree.ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("role") == "img"
+        assert "var(" not in text and len(text) < 60_000
+        used = set(re.findall(r"#[0-9a-f]{6}\b", text))
+        assert used <= set(svg._ALONE.values()), used
+
+
+def test_the_same_page_again(made, finished, tmp_path):
+    again = report([finished, finished / ".." / finished.name], tmp_path / "report.html", num_examples=3)
+    assert again == made[1] and (tmp_path / "report.html").read_bytes() == made[0].read_bytes()
+
+
+def test_names_are_text(run, tmp_path, monkeypatch):
+    """Of directories, classes, files, and what a config says: none becomes markup, mathematics or a colour."""
+    hostile = [tmp_path / f"_<script>alert({i})<script>&$\\x$" for i in range(2)]
+    rows = json.loads((run / "pack.json").read_text())
+    (run / "pack.json").write_text(json.dumps([{**row, "format": '<i id="runs">', "path": "<b>"} for row in rows]))
+    for i, path in enumerate(hostile):
+        shutil.copytree(run, path)
+        config = json.loads((path / "config.json").read_text())
+        config["config"]["init_from"] = f"<b onclick=x>{'long' * 20}{i}"
+        (path / "config.json").write_text(json.dumps(config))
+    with_names(monkeypatch, tuple(f"</td><u>{digit}" for digit in range(10)))
+    values = report(hostile, tmp_path / "report.html", num_examples=2, figures_dir=tmp_path / "figures")
+    page = check(tmp_path / "report.html")
+    assert [run["name"] for run in values["runs"]] == [path.name for path in hostile]
+    for text in (hostile[1].name, "<b onclick=x>", "</td><u>3"):
+        assert text in page.text
+    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "u", "i"})
+    assert "<script" not in (tmp_path / "report.md").read_text()
+    for path in (tmp_path / "figures").iterdir():
+        texts = [*xml.etree.ElementTree.fromstring(path.read_text()).itertext()]
+        if path.name.startswith("together"):
+            assert all(any(run.name in text for text in texts) for run in hostile), "in the legend, as it is"
+
+
+def with_names(monkeypatch, names):
+    """Every split of data from here on has classes of these names, or without any no labels."""
+    open_split = evaluation.open_split
+
+    def renamed(*args):
+        return dataclasses.replace(open_split(*args), class_names=names, num_classes=len(names) or None)
+
+    monkeypatch.setattr(evaluation, "open_split", renamed)
+
+
+def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
+    """One line each, on the terminal and on the page."""
+    stopped, damaged, empty = tmp_path / "stopped", tmp_path / "damaged", tmp_path / "empty"
+    alone = run / "teacher"
+    shutil.copytree(run, stopped)
+    (stopped / "summary.json").unlink()
+    shutil.copytree(run, damaged)
+    (damaged / "metrics.jsonl").write_text("{\n{\n")
+    (damaged / "pack.json").unlink()
+    empty.mkdir()
+    values = report([stopped, damaged, empty, tmp_path / "none", alone], tmp_path / "report.html", num_examples=2)
+    page, told = check(tmp_path / "report.html"), capsys.readouterr().out
+    assert [run["status"] for run in values["runs"]] == ["stopped", "damaged", "empty", "empty", "finished"]
+    for line in (
+        f"{damaged / 'metrics.jsonl'}, line 1 is damaged",
+        f"{empty} holds no run: it has no config.json",
+        f"{tmp_path / 'none'} is not a directory",
+        "stopped: not compared with a teacher: it is not finished",
+        "teacher: trained without a teacher: there is none to compare with",
+        "damaged; teacher: no pack.json",
+    ):
+        assert told.count(line) == 1, line
+    for line in ("line 1 is damaged", "holds no run", "is not a directory", "it is not finished", "Not packed, which"):
+        assert line in page.text, line
+    assert "there is none to compare with" in page.text and "(stopped at step 120 of 120)" in page.text
+    assert values["runs"][1]["comparison"]["classes"], "what is not damaged is shown"
+    table = (tmp_path / "report.md").read_text()
+    assert "stopped at step 120 of 120" in table and "none (empty)" in table
+
+
+def test_without_data_at_hand(run, tmp_path, capsys):
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["source"] |= {"name": "folder", "path": "/nowhere"}
+    (run / "config.json").write_text(json.dumps(config))
+    report([run], tmp_path / "report.html")
+    page, told = check(tmp_path / "report.html"), capsys.readouterr().out
+    assert told.startswith("run: not compared with a teacher: /nowhere cannot be read") and told.count("\n") == 1
+    assert "/nowhere cannot be read" in page.text
+    report([run], tmp_path / "report.html", num_examples=0)
+    assert not capsys.readouterr().out and "not looked at" in check(tmp_path / "report.html").text
+
+
+def test_without_labels(run, tmp_path, capsys, monkeypatch):
+    with_names(monkeypatch, ())
+    report([run], tmp_path / "report.html")
+    line = "its data have no labels: what is right is not known"
+    assert line in capsys.readouterr().out and line in check(tmp_path / "report.html").text
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        [{"step": 0, "train/loss": 1.0, "train/images_per_second": 5.0}],
+        [{"step": 7, "train/loss": 0.0, "eval/test/accuracy": 0.5}],
+        [{"step": -3, "train/loss": 1.0}, {"step": 10**30, "train/loss": 1e300}, {"step": 10**400, "train/loss": 1}],
+        [{"step": 1, "train/loss": float("nan")}, {"step": 2, "train/loss": "x"}, {"step": 3, "train/kl": -1e-9}],
+        [
+            {"step": step, "train/loss": 1e-30 * (step * 7919 % 997 + 1), "train/agreement": 1.0}
+            for step in range(1, 5000)
+        ],
+    ],
+)
+def test_strange_metrics_are_drawn_or_left_out(run, tmp_path, lines):
+    shutil.rmtree(run / "teacher")
+    (run / "pack.json").unlink()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report([run], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
+    check(tmp_path / "report.html")
+    assert all(path.stat().st_size < 60_000 for path in (tmp_path / "figures").iterdir())
+
+
+def test_a_sweep(run, tmp_path):
+    """The figure of patience: two regimes, two durations, two seeds of one of them."""
+    paths = []
+    shutil.rmtree(run / "teacher")
+    (run / "pack.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    for number, (regime, steps, seed, accuracy) in enumerate(
+        [("fixed", 30, 0, 0.5), ("fixed", 30, 1, 0.7), ("fixed", 300, 0, 0.8), ("independent", 30, 0, 0.6)]
+    ):
+        paths.append(tmp_path / str(number))
+        shutil.copytree(run, paths[-1])
+        config = json.loads((run / "config.json").read_text())
+        config["config"] |= {"seed": seed, "total_steps": steps, "total_epochs": steps / 30}
+        config["config"]["view"] |= {"regime": regime, "mixup": 0.0}
+        (paths[-1] / "config.json").write_text(json.dumps(config))
+        summary = json.loads((run / "summary.json").read_text())
+        summary["student"]["accuracy"] = accuracy
+        (paths[-1] / "summary.json").write_text(json.dumps(summary))
+    values = report(paths, tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
+    assert values["sweep"]["field"] == "total_epochs"
+    lines = {line["label"]: line["points"] for line in values["sweep"]["lines"]}
+    assert lines["view.regime=fixed"][0]["accuracy"] == pytest.approx([0.6, 0.5, 0.7])
+    assert [point["runs"] for point in lines["view.regime=fixed"]] == [2, 1]
+    page = check(tmp_path / "report.html")
+    assert "50.00 % to 70.00 %" in page.text and "view.regime=independent" in page.text
+    assert {"sweep_accuracy.svg", "sweep_agreement.svg"} <= {path.name for path in (tmp_path / "figures").iterdir()}
+
+
+def test_what_cannot_be_written(run, tmp_path):
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for out in (tmp_path / "none" / "report.html", run / "config.json" / "report.html"):
+        with pytest.raises(RunError, match=r"report.html cannot be written: (No such|Not a)"):
+            report([run], out)
+    with pytest.raises(RunError, match=r"config.json cannot be written: File exists"):
+        report([run], tmp_path / "report.html", figures_dir=run / "config.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_command_and_its_mistakes(finished, tmp_path):
+    command = [sys.executable, "-m", "big_distill.report"]
+    out = tmp_path / "page.html"
+    done = subprocess.run(
+        [*command, f"--workdirs={finished}", f"--out={out}", "--examples=0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    check(out)
+    for flags, status, message in (
+        ([], 2, "--workdirs=DIR,DIR,... is needed"),
+        ([f"--workdirs={finished}", "--out=page.pdf"], 2, "--out=page.pdf: expected FILE.html"),
+        ([f"--workdirs={tmp_path / 'none'}", f"--out={out}"], 4, "no run to report on: "),
+    ):
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+        assert done.returncode == status and message in done.stderr and done.stderr.count("\n") == 1
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MEASURE = """<!DOCTYPE html><body><iframe id="phone" style="width:360px;height:800px;border:0"></iframe>
+<p id="found"></p>
+<script>
+const phone = document.getElementById("phone");
+phone.onload = () => {
+  const page = phone.contentDocument.documentElement;
+  for (const details of phone.contentDocument.querySelectorAll("details")) details.open = true;
+  const wide = [...phone.contentDocument.querySelectorAll("figure, svg, p, h1, h2")].filter(
+    (element) => element.getBoundingClientRect().right > 361);
+  const figures = page.querySelectorAll("svg").length;
+  document.getElementById("found").textContent =
+    `width ${page.scrollWidth} of ${page.clientWidth}, ${wide.length} of ${figures} too wide`;
+};
+phone.srcdoc = %s;
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
+def test_in_a_browser(made, tmp_path):
+    """No error on its console; at the width of a telephone, with all that is folded open, nothing sticks out."""
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(MEASURE % json.dumps(made[0].read_text()).replace("</", "<\\/"))
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000",
+        "--hide-scrollbars",
+        "--dump-dom",
+    ]  # fmt: skip
+    for page in (made[0], wrapper):
+        done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr
+    (found,) = re.findall(r'<p id="found">(.*?)</p>', done.stdout)
+    assert found == "width 360 of 360, 0 of 9 too wide"

@@ -1,0 +1,101 @@
+"""Run directories in any state: whatever is there is read, whatever is not is one line."""
+
+import json
+import shutil
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import json_mutations
+
+from big_distill.errors import RunError
+from big_distill.reporting import page
+from big_distill.reporting.document import Run, document, markdown
+from big_distill.reporting.records import read, read_all, runs_of, teachers_name
+
+pytestmark = pytest.mark.xdist_group("report")
+
+
+def test_a_finished_run(run):
+    found = read(run)
+    assert (found.status, found.step, found.problems) == ("finished", 120, ())
+    assert found.score("accuracy") == found.summary["student"]["accuracy"]
+    steps, values = found.series("train/loss")
+    assert steps.tolist() == list(range(10, 121, 10)) and (values > 0).all()
+    assert [(who, own.step) for who, own in runs_of(found)] == [("student", 120), ("teacher", 120)]
+    assert teachers_name(found) == "cnn, features 8-16" and teachers_name(found.teacher) is None
+    assert len(found.packed) == 3 and found.sessions[0]["step"] == 0
+
+
+def test_only_what_can_be_drawn_is_drawn(run):
+    values = [
+        (3, "Infinity"),
+        (4, "NaN"),
+        (5, "true"),
+        (0, "1"),
+        (-1, "1"),
+        (10**400, "1"),
+        (7, "1" + "0" * 400),
+        (8, "2"),
+    ]
+    lines = [f'{{"step": {step}, "train/loss": {value}}}\n' for step, value in values]
+    (run / "metrics.jsonl").write_text("".join(lines))
+    steps, losses = read(run).series("train/loss")
+    assert (steps.tolist(), losses.tolist()) == ([8], [2])
+    rows = json.loads((run / "pack.json").read_text())
+    for change in ({"bytes": 0}, {"bytes": 10**400}, {"latency_ms": float("inf")}, {"latency_ms": -1.0}):
+        (run / "pack.json").write_text(json.dumps([rows[0] | change, rows[1]]))
+        assert [row["format"] for row in read(run).packed] == ["safetensors"]
+
+
+def test_every_state_has_its_word(run, finished, tmp_path):
+    (run / "summary.json").unlink()
+    found = read(run)
+    assert (found.status, found.step) == ("stopped", 120) and found.readable
+    (run / "metrics.jsonl").unlink()
+    assert read(run).status == "not begun"
+    shutil.copytree(finished / "checkpoints" / "80", run / "checkpoints" / "80")
+    assert (read(run).status, read(run).step) == ("stopped", 80)
+    for path in (tmp_path, tmp_path / "none", run / "config.json"):
+        empty = read(path)
+        assert empty.status == "empty" and not empty.readable and len(empty.problems) == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "metrics.jsonl", "pack.json", "environment.json"])
+def test_a_damaged_file_costs_what_was_in_it(run, name):
+    (run / name).write_bytes(b'{"half": \n\n')
+    found = read(run)
+    assert found.status == "damaged" and found.readable
+    (line,) = found.problems
+    assert str(run / name) in line and "\n" not in line
+    (run / "teacher" / name).write_bytes(b'{"half": \n\n')
+    assert len(read(run).problems) == 2, "its teacher's is told, too"
+
+
+def test_each_directory_once(run, tmp_path):
+    (tmp_path / "link").symlink_to(run)
+    paths = [run, tmp_path / "none", run / "..", tmp_path / "link", run]
+    assert [record.workdir for record in read_all(paths)] == [run, tmp_path / "none", run / ".."]
+    with pytest.raises(RunError, match=r"no run to report on: .*none is not a directory; .* holds no run"):
+        read_all([tmp_path / "none", tmp_path])
+
+
+FILES = ("config.json", "summary.json", "pack.json", "environment.json")
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_fuzzed_files_make_a_page(finished, tmp_path_factory, data):
+    """With numbers that are not finite, names of one letter, lists where values should be."""
+    workdir = tmp_path_factory.mktemp("fuzzed")
+    for name in (*FILES, "student.npz", "metrics.jsonl"):
+        shutil.copy(finished / name, workdir / name)
+    name = data.draw(st.sampled_from(FILES))
+    value = data.draw(json_mutations(json.loads((finished / name).read_text())))
+    (workdir / name).write_text(json.dumps(value))
+    found = read(workdir)
+    assert all(line.isprintable() for line in found.problems)
+    values = document([Run("run", found, None, ())], None)
+    json.dumps(values, allow_nan=False)
+    assert len(markdown(values).splitlines()) == 3
+    assert "</html>" in page.render(values, [], page.Drawings([], [[]], [[]], [[]], [], [[]] * len(values["packed"])))

@@ -1,0 +1,101 @@
+"""Names of runs, and the figure that they make."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from big_distill.config import Config, ObjectiveConfig, OptimizerConfig, SourceConfig, ViewConfig
+from big_distill.reporting.records import Record
+from big_distill.reporting.sweep import Point, epochs_of, labels, sweep
+
+CONFIG = Config(
+    num_classes=10, batch_size=100, total_steps=100, total_epochs=10.0, dtype="float32",
+    source=SourceConfig(name="digits", num_train_examples=1000),
+    view=ViewConfig(image_size=8, mixup=0.0),
+)  # fmt: skip
+
+
+def record(accuracy, agreement=0.5, name="run", **changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    summary = {"student": {"accuracy": accuracy, "num_params": 1}, "agreement": agreement}
+    return Record(pathlib.Path("runs") / name, "finished", config=config, summary=summary)
+
+
+def patient(regime, epochs, seed, accuracy):
+    view = dataclasses.replace(CONFIG.view, regime=regime, mixup=float(regime == "function_matching"))
+    changes = {"total_epochs": float(epochs), "total_steps": 10 * epochs, "seed": seed, "view": view}
+    return record(accuracy, name=f"{regime}-{epochs}-{seed}", **changes)
+
+
+def test_patience():
+    """Regimes against durations, seeds averaged; mixup follows from the regime, and is no field of its own."""
+    runs = [patient("fixed", 100, 0, 0.8), patient("fixed", 10, 0, 0.5), patient("fixed", 10, 1, 0.7)]
+    runs += [patient("function_matching", epochs, 0, 0.9) for epochs in (10, 100)]
+    found = sweep(runs)
+    assert (found.field, found.log) == ("total_epochs", True)
+    assert list(found.lines) == ["view.regime=fixed", "view.regime=function_matching"]
+    first, second = found.lines["view.regime=fixed"]
+    assert first == Point(10.0, 2, pytest.approx((0.6, 0.5, 0.7)), (0.5, 0.5, 0.5))
+    assert second == Point(100.0, 1, (0.8, 0.8, 0.8), (0.5, 0.5, 0.5))
+    assert labels(runs)[2] == "total_epochs=10, view.regime=fixed, seed=1"
+
+
+def test_a_grid_of_temperature_and_alpha():
+    """The field of most values is the axis, the other makes the lines, in the order of numbers."""
+    runs = [
+        record(0.1 * t, objective=ObjectiveConfig(name="hinton", temperature=float(t), alpha=a))
+        for a in (0.9, 0.5, 0.25)
+        for t in (16, 1, 4, 2)
+    ]
+    found = sweep(runs)
+    assert (found.field, found.log) == ("objective.temperature", True)
+    assert list(found.lines) == ["objective.alpha=0.25", "objective.alpha=0.5", "objective.alpha=0.9"]
+    assert [point.x for point in found.lines["objective.alpha=0.5"]] == [1, 2, 4, 16]
+    close = [run for run in runs if run.config.objective.temperature < 9]
+    assert not sweep(close).log, "less than a decade"
+
+
+def test_what_goes_with_the_duration_makes_no_lines():
+    """As in the paper's variants, whose learning rates fall as they get longer; but it is said."""
+    runs = [
+        record(0.5, seed=seed, total_epochs=epochs, total_steps=int(10 * epochs), optimizer=OptimizerConfig(lr=lr))
+        for epochs, lr in ((10.0, 0.01), (100.0, 0.003), (1000.0, 0.001))
+        for seed in (0, 1)
+    ]
+    found = sweep(runs)
+    assert (found.along, list(found.lines)) == (("optimizer.lr",), [""])
+    assert [point.runs for point in found.lines[""]] == [2, 2, 2]
+    crossed = [*runs, record(0.5, optimizer=OptimizerConfig(lr=1.0))]
+    assert sweep(crossed) is None, "one length at two rates: the rate is no longer told by the length"
+
+
+def test_what_makes_no_figure():
+    assert sweep([record(0.5, seed=seed) for seed in range(3)]) is None, "seeds are no field"
+    names = [record(0.5, objective=ObjectiveConfig(name=name)) for name in ("hinton", "cross_entropy")]
+    assert sweep(names) is None, "no number differs"
+    both = [record(0.5), record(0.6, total_epochs=20.0, total_steps=200, objective=ObjectiveConfig(name="hinton"))]
+    assert sweep(both) is None, "no line would have two points"
+    unfinished = dataclasses.replace(record(0.5, total_epochs=20.0, total_steps=200), summary=None)
+    assert sweep([record(0.5), unfinished]) is None
+
+
+def test_epochs_are_those_that_were_run():
+    assert epochs_of(CONFIG) == 10
+    assert epochs_of(dataclasses.replace(CONFIG, total_steps=99)) == 10, "as it was rounded"
+    assert epochs_of(dataclasses.replace(CONFIG, total_steps=50)) == 5, "total_steps won"
+
+
+def test_names():
+    """Where the fields do not tell runs apart, or are many, the shortest ends of their paths do."""
+    same = [record(0.5, name="a/run"), record(0.5, name="b/run")]
+    assert labels(same) == ["a/run", "b/run"]
+    assert labels(same[:1]) == ["run"]
+    assert labels([*same, Record(pathlib.Path("none"), "empty")]) == [
+        "a/run",
+        "b/run",
+        str(pathlib.Path.cwd().name) + "/none",
+    ]
+    assert labels([record(0.5, name="x\ny")]) == ["x\\ny"]
+    far = record(0.5, batch_size=1, seed=1, accumulate_steps=3, total_steps=7, init_from="x", name="c")
+    assert labels([same[0], far])[1] == "c"
