@@ -54,22 +54,17 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def decode(data: bytes, channels: int, height: int, width: int, part: Part, intact: bool) -> np.ndarray | None:
+def decode(data: bytes, channels: int, height: int, width: int, part: Part) -> np.ndarray | None:
     """A JPEG that is upright and, for 3 channels, in colour or grey, for 1 grey; None if it has a fault.
 
     Args:
       height, width: of the whole image.
-      part: what is returned of it. The reduced inverse DCT costs less and antialiases.
-      intact: the file is known to have no fault. Then, if the extra `jpeg` is installed, nothing below the box is read
-        and nothing beside it transformed. Otherwise all is read, so that a fault is found wherever the box is.
+      part: what is returned of it. The reduced inverse DCT costs less and antialiases. All of the file is read, so that
+        a fault is found wherever the box is.
 
     Returns:
       uint8 [H, W, channels]: of the whole H = ceil(height / part.reduction), or else what `blocks_within` says.
     """
-    if intact and part.box and part.reduction == 1 and (decode_box := part_decoder()):
-        pixels = decode_box(data, channels, *part.box)
-        if pixels is not None and pixels.shape == (part.box.height, part.box.width, channels):
-            return pixels
     height, width = -(-height // part.reduction), -(-width // part.reduction)
     room = _scratch.room(height * width * channels) if part.box else None
     colours = "RGB" if channels == 3 else "GRAY"
@@ -79,7 +74,28 @@ def decode(data: bytes, channels: int, height: int, width: int, part: Part, inta
         return None
     if pixels.shape != (height, width, channels):
         return None
-    return cut(pixels, part) if part.box else pixels
+    return cut(pixels, part)
+
+
+def can_be_alone(part: Part) -> bool:
+    """Whether `decode_alone` may be asked for it."""
+    # Of a box 1 px wide nvImageCodec 0.9 and libjpeg-turbo's whole decode upsample the chroma differently.
+    return part.box is not None and part.box.width > 1 and part.reduction == 1 and part_decoder() is not None
+
+
+def decode_alone(data: bytes, channels: int, part: Part) -> np.ndarray | None:
+    """What `decode` returns of an intact JPEG, but nothing below the box is read and nothing beside it transformed.
+
+    Args:
+      part: one that `can_be_alone`.
+
+    Returns:
+      None if the decoder of the extra `jpeg` refuses: there is a fault, or something that is none to `decode`.
+    """
+    decode_box = part_decoder()
+    assert decode_box and part.box
+    pixels = decode_box(data, channels, *part.box)
+    return pixels if pixels is not None and pixels.shape == (part.box.height, part.box.width, channels) else None
 
 
 def cut(pixels: np.ndarray, part: Part) -> np.ndarray:

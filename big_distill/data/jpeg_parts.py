@@ -1,6 +1,7 @@
 """A part of a JPEG by NVIDIA's nvImageCodec, on the CPU: the one package with this call of libjpeg-turbo.
 
-The extra `jpeg` installs it. It needs no GPU, and of its decoders only libjpeg-turbo is asked.
+The extra `jpeg` installs it. It needs no GPU. All its decoders for CPUs may be asked, as it lets no one choose among
+them, and for JPEGs libjpeg-turbo is asked first; of other files it would read many kinds, which are refused here.
 """
 
 from __future__ import annotations
@@ -49,7 +50,12 @@ _decoder = _Decoder()
 
 
 def decode_box(data: bytes, channels: int, top: int, left: int, height: int, width: int) -> np.ndarray | None:
-    """uint8 [height, width, channels] of a colour (3) or grey (1) JPEG; None if it has a fault there or above."""
+    """uint8 [height, width, channels] of a colour (3) or grey (1) JPEG; None if it has a fault there or above.
+
+    So it is for data that are no JPEG.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
     region = nvimgcodec.Region(top, left, top + height, left + width)
     try:
         part = nvimgcodec.CodeStream(data).get_sub_code_stream(region=region)

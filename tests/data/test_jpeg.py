@@ -11,19 +11,25 @@ from PIL import Image
 
 from big_distill.data import jpeg
 from big_distill.data.jpeg import Box, Part
+from big_distill.data.transforms import BadImage, decode_part
 
 
 @pytest.fixture(params=["by the extra", "without the extra"])
 def parts(request, monkeypatch):
-    """How often a part alone was decoded: a list that grows. Without the extra all of an image is, and then cut."""
-    calls = []
+    """The parts that were decoded alone, a list that grows; None without the extra: all is decoded, and then cut."""
     if request.param == "without the extra":
         monkeypatch.setattr(jpeg, "part_decoder", lambda: None)
-        return calls
+        return None
     pytest.importorskip("nvidia.nvimgcodec")
-    decode_box = jpeg.part_decoder()
-    monkeypatch.setattr(jpeg, "part_decoder", lambda: lambda *args: calls.append(args) or decode_box(*args))
-    return calls
+    done, decode_box = [], jpeg.part_decoder()
+
+    def decode(*args):
+        part = decode_box(*args)
+        done.extend([] if part is None else [part])
+        return part
+
+    monkeypatch.setattr(jpeg, "part_decoder", lambda: decode)
+    return done
 
 
 def picture(height, width, seed=0):
@@ -34,10 +40,15 @@ def picture(height, width, seed=0):
     return Image.fromarray(smooth // 2 + random.integers(0, 128, (height, width, 3), np.uint8))
 
 
-def encoded(image, **options):
+def encoded(image, format_="JPEG", **options):
     file = io.BytesIO()
-    image.save(file, "JPEG", **{"quality": 85, **options})
+    image.save(file, format_, **{"quality": 85, **options})
     return file.getvalue()
+
+
+def decode(data, channels, part, known_size=None):
+    """As a reader does, when the file first comes or, of a known size, later."""
+    return decode_part(data, channels, lambda height, width: part, known_size).pixels
 
 
 def boxes(height, width, count=40):
@@ -68,21 +79,36 @@ ENCODINGS = {
 def test_a_part_is_the_crop_of_the_whole(encoding, channels, parts):
     image = picture(93, 141)
     data = encoded(image.convert("L") if encoding == "grey" else image, **ENCODINGS[encoding])
-    whole = jpeg.decode(data, channels, 93, 141, Part(), intact=False)
+    whole = jpeg.decode(data, channels, 93, 141, Part())
     pillows = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[..., :channels]
     np.testing.assert_array_equal(whole, pillows)
-    for intact in (False, True):
+    for known_size in (None, (93, 141)):
+        assert not parts  # not before the file is known to be intact
         for box in boxes(93, 141):
-            part = jpeg.decode(data, channels, 93, 141, Part(box), intact)
+            part = decode(data, channels, Part(box), known_size)
             expected = whole[box.top : box.top + box.height, box.left : box.left + box.width]
             np.testing.assert_array_equal(part, expected, err_msg=str(box))
-    assert not parts or len(parts) == 43  # not before the file is known to be intact
+    assert parts is None or len(parts) == sum(box.width > 1 for box in boxes(93, 141)) > 35
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("width", [141, 146])
+def test_boxes_of_few_pixels_are_the_crops_of_the_whole(width):
+    """Where an upsampled chroma has no neighbour the two decoders need not agree."""
+    data = encoded(picture(93, width), subsampling=2)
+    whole = decode(data, 3, Part())
+    for box_width in (1, 2, 3):
+        for left in (0, 1, 15, 16, 17, width - 1 - box_width, width - box_width):
+            for box in (Box(3, left, 20, box_width), Box(16, left, 1, box_width)):
+                part = decode(data, 3, Part(box), (93, width))
+                expected = whole[box.top : box.top + box.height, left : left + box_width]
+                np.testing.assert_array_equal(part, expected, err_msg=str(box))
 
 
 def test_large_images_keep_no_memory(monkeypatch):
     monkeypatch.setattr(jpeg, "_SCRATCH_BYTES", 93 * 141 * 3 - 1)
     monkeypatch.setattr(jpeg, "_scratch", jpeg._Scratch())
-    small, large = (jpeg.decode(encoded(picture(h, 141)), 3, h, 141, Part(Box(9, 8, 20, 30)), False) for h in (92, 93))
+    small, large = (jpeg.decode(encoded(picture(h, 141)), 3, h, 141, Part(Box(9, 8, 20, 30))) for h in (92, 93))
     assert small.shape == large.shape == (20, 30, 3)
     assert len(jpeg._scratch.room(0)) == 92 * 141 * 3
 
@@ -91,8 +117,8 @@ def test_large_images_keep_no_memory(monkeypatch):
 @pytest.mark.parametrize("reduction", jpeg.REDUCTIONS)
 def test_a_part_of_a_reduced_image_is_its_blocks_within_the_box(reduction):
     data, box = encoded(picture(93, 141)), Box(11, 21, 70, 90)
-    whole = jpeg.decode(data, 3, 93, 141, Part(reduction=reduction), intact=True)
-    part = jpeg.decode(data, 3, 93, 141, Part(box, reduction), intact=True)
+    whole = decode(data, 3, Part(reduction=reduction), (93, 141))
+    part = decode(data, 3, Part(box, reduction), (93, 141))
     rows, columns = (
         [i for i in range(n) if start <= i * reduction and (i + 1) * reduction <= start + length]
         for n, start, length in ((93, 11, 70), (141, 21, 90))
@@ -103,35 +129,42 @@ def test_a_part_of_a_reduced_image_is_its_blocks_within_the_box(reduction):
 def test_a_fault_is_found_wherever_the_box_is(parts):
     data = encoded(picture(160, 120))
     damaged, above, below = data[: len(data) * 2 // 3], Box(10, 10, 20, 30), Box(130, 10, 20, 30)
-    expected = jpeg.decode(data, 3, 160, 120, Part(above), intact=False)
-    for box in (above, below):
-        assert jpeg.decode(damaged, 3, 160, 120, Part(box), intact=False) is None
+    expected = decode(data, 3, Part(above))
+    for box, known_size in ((above, None), (below, None), (below, (160, 120))):
+        with pytest.raises(BadImage, match="truncated"):
+            decode(damaged, 3, Part(box), known_size)
     assert not parts
-    assert jpeg.decode(damaged, 3, 160, 120, Part(below), intact=True) is None
-    if parts:  # and of a file said to be intact nothing below the box is read
-        np.testing.assert_array_equal(jpeg.decode(damaged, 3, 160, 120, Part(above), intact=True), expected)
+    if parts is not None:  # and of a file said to be intact nothing below the box is read
+        np.testing.assert_array_equal(decode(damaged, 3, Part(above), (160, 120)), expected)
+        assert len(parts) == 1
 
 
-@pytest.mark.usefixtures("parts")
-@pytest.mark.parametrize("data", [b"", b"no JPEG", encoded(picture(20, 30)), encoded(picture(40, 50))[:200]])
-def test_data_that_are_not_what_they_were_are_none(data):
-    assert jpeg.decode(data, 3, 40, 50, Part(Box(25, 30, 10, 15)), intact=True) is None
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no JPEG", encoded(picture(20, 30)), encoded(picture(40, 50))[:200], encoded(picture(40, 50), "PNG")],
+    ids=["nothing", "text", "smaller", "truncated", "PNG"],
+)
+def test_data_that_are_not_what_they_were_are_none(data, parts):
+    part = Part(Box(25, 30, 10, 15))
+    assert jpeg.decode(data, 3, 40, 50, part) is None
+    assert jpeg.can_be_alone(part) == (parts is not None)
+    assert parts is None or jpeg.decode_alone(data, 3, part) is None
 
 
-@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("intact", [False, True])
-def test_threads_do_not_mix_their_images(intact):
+def test_threads_do_not_mix_their_images(intact, parts):
     images = [(encoded(picture(h, w, i)), h, w) for i, (h, w) in enumerate([(80, 60), (50, 90), (120, 121), (33, 47)])]
     box = Box(9, 8, 23, 31)
 
-    def decode(i):
+    def part_of(i):
         data, height, width = images[i % 4]
-        return jpeg.decode(data, 3, height, width, Part(box), intact)
+        return decode(data, 3, Part(box), (height, width) if intact else None)
 
-    alone = [decode(i) for i in range(4)]
+    alone = [part_of(i) for i in range(4)]
     with futures.ThreadPoolExecutor(4) as pool:
-        for i, part in enumerate(pool.map(decode, range(200))):
+        for i, part in enumerate(pool.map(part_of, range(200))):
             np.testing.assert_array_equal(part, alone[i % 4])
+    assert parts is None or len(parts) == 204 * intact
 
 
 def test_the_extra_is_quiet():
