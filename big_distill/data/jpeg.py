@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
+from absl import logging
 
 REDUCTIONS = (8, 4, 2, 1)
 """Sides of the blocks that a JPEG, whose blocks are 8 x 8, can be decoded to a pixel each."""
@@ -130,9 +131,30 @@ def union(boxes: list[Box]) -> Box:
 
 @functools.cache
 def part_decoder() -> Callable[..., np.ndarray | None] | None:
-    """`jpeg_parts.decode_box`, or None without the extra `jpeg`."""
+    """`jpeg_parts.decode_box`; None without the extra `jpeg` or, after a warning, if that does not work here.
+
+    Importing it silences the standard error of the whole process: better called before there are threads.
+    """
     try:
         from big_distill.data import jpeg_parts
-    except ImportError:
+
+        same = _decodes_to_the_same(jpeg_parts.decode_box)
+    except ModuleNotFoundError as error:
+        if error.name not in ("nvidia", "nvidia.nvimgcodec"):
+            logging.warning("JPEGs are decoded whole: the extra `jpeg` lacks the module %s", error.name)
+        return None
+    except Exception as error:  # a broken installation, or a version with other names
+        logging.warning("JPEGs are decoded whole: the extra `jpeg` does not work: %s: %s", type(error).__name__, error)
+        return None
+    if not same:
+        logging.warning("JPEGs are decoded whole: nvImageCodec and simplejpeg, as installed, give different pixels")
         return None
     return jpeg_parts.decode_box
+
+
+def _decodes_to_the_same(decode_box: Callable[..., np.ndarray | None]) -> bool:
+    """Whether it does of one image whose colours change from pixel to pixel: other versions may upsample otherwise."""
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    data, box = simplejpeg.encode_jpeg(image, colorsubsampling="420"), Box(7, 19, 30, 27)
+    ours, theirs = decode(data, 3, 48, 64, Part(box)), decode_box(data, 3, *box)
+    return ours is not None and theirs is not None and np.array_equal(ours, theirs)

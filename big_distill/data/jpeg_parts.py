@@ -16,8 +16,12 @@ import numpy as np
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Drops what is written to the standard error, from C too."""
-    kept = os.dup(2)
+    """Drops what is written to the standard error, from C too; does nothing if that is closed."""
+    try:
+        kept = os.dup(2)
+    except OSError:
+        yield
+        return
     try:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
@@ -27,8 +31,9 @@ def _silent() -> Iterator[None]:
         os.close(kept)
 
 
+os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # or it prints two lines for every part that it cannot decode
 with _silent():  # it misses the libraries of a GPU aloud
-    from nvidia import nvimgcodec
+    import nvidia.nvimgcodec as nvimgcodec  # `from nvidia` would miss it by another error than a module's
 
 _COLOURS = {3: nvimgcodec.ColorSpec.SRGB, 1: nvimgcodec.ColorSpec.GRAY}
 _PARAMS = {c: nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=spec) for c, spec in _COLOURS.items()}

@@ -1,6 +1,7 @@
 """Parts of JPEGs, with the extra `jpeg` and without."""
 
 import io
+import logging
 import subprocess
 import sys
 from concurrent import futures
@@ -168,11 +169,80 @@ def test_threads_do_not_mix_their_images(intact, parts):
 
 
 def test_the_extra_is_quiet():
-    """NVIDIA's package reports missing GPU libraries to the standard error, which is ours again afterwards."""
+    """NVIDIA's package reports missing GPU libraries and faults to the standard error, ours again afterwards."""
     pytest.importorskip("nvidia.nvimgcodec")
-    code = "import sys; from big_distill.data import jpeg_parts; print('still here', file=sys.stderr)"
+    code = (
+        "import sys; from big_distill.data import jpeg_parts; print('still here', file=sys.stderr); "
+        "print(jpeg_parts.decode_box(b'\\xff\\xd8\\xff and no more', 3, 0, 0, 9, 9))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "still here\n")
+    assert (done.stdout, done.stderr) == ("None\n", "still here\n")
+
+
+def test_the_extra_works_when_the_standard_error_is_closed():
+    pytest.importorskip("nvidia.nvimgcodec")
+    code = "from big_distill.data import jpeg; print(jpeg.part_decoder())"
+    command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.startswith("<function decode_box")
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """Lets the extra be looked for again, now and afterwards."""
+    monkeypatch.delitem(sys.modules, "big_distill.data.jpeg_parts", raising=False)
+    monkeypatch.delattr("big_distill.data.jpeg_parts", raising=False)
+    jpeg.part_decoder.cache_clear()
+    yield monkeypatch
+    jpeg.part_decoder.cache_clear()
+
+
+def test_another_version_with_other_pixels_is_not_used(anew, caplog):
+    pytest.importorskip("nvidia.nvimgcodec")
+    assert jpeg.part_decoder() is not None and not caplog.messages
+    from big_distill.data import jpeg_parts
+
+    decode_box = jpeg_parts.decode_box
+    for other in (lambda *args: decode_box(*args) ^ 1, lambda *args: None):
+        jpeg.part_decoder.cache_clear()
+        caplog.clear()
+        anew.setattr(jpeg_parts, "decode_box", other)
+        with caplog.at_level(logging.WARNING):
+            assert jpeg.part_decoder() is None and jpeg.part_decoder() is None
+        (message,) = caplog.messages
+        assert "different pixels" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "warning"),
+    [
+        (ModuleNotFoundError("no such", name="nvidia"), None),
+        (ModuleNotFoundError("no such", name="nvidia.nvimgcodec"), None),
+        (ModuleNotFoundError("no such", name="numpy.gone"), "lacks the module numpy.gone"),
+        (ImportError("libcudart.so: cannot open"), "does not work: ImportError: libcudart.so"),
+    ],
+)
+def test_a_broken_installation_is_told_of_once_and_a_missing_one_is_not(error, warning, anew, caplog):
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "big_distill.data.jpeg_parts":
+                raise error
+
+    anew.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with caplog.at_level(logging.WARNING):
+        assert jpeg.part_decoder() is None and jpeg.part_decoder() is None
+    assert len(caplog.messages) == (warning is not None)
+    assert warning is None or warning in caplog.text
+
+
+def test_nothing_is_said_where_other_packages_of_nvidia_are(anew, caplog, tmp_path):
+    (tmp_path / "nvidia").mkdir()
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvidia"]:
+        anew.delitem(sys.modules, name)
+    anew.setattr(sys, "path", [str(tmp_path), *(path for path in sys.path if "site-packages" not in path)])
+    with caplog.at_level(logging.WARNING):
+        assert jpeg.part_decoder() is None
+    assert not caplog.messages
 
 
 def test_the_smallest_box_of_all():
