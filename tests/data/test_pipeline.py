@@ -2,6 +2,7 @@ import dataclasses
 import io
 import itertools
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -261,6 +262,23 @@ def test_a_part_that_is_refused_is_asked_for_once(monkeypatch):
     for others in later:
         for pixels, other in zip(first, others, strict=True):
             np.testing.assert_array_equal(pixels, other)
+
+
+@pytest.mark.parametrize(
+    ("regime", "crop", "cache_bytes", "wanted"),
+    [
+        ("consistent", "inception", 0, True),
+        ("fixed", "inception", 0, False),
+        ("consistent", "central", 0, False),
+        ("consistent", "inception", 1 << 30, False),
+    ],
+)
+def test_the_decoder_of_parts_is_ready_before_there_are_threads(regime, crop, cache_bytes, wanted, monkeypatch):
+    threads = []
+    monkeypatch.setattr(jpeg, "part_decoder", lambda: threads.append(threading.current_thread()))
+    pipeline = TrainPipeline(make_config(regime, crop, cache_bytes=cache_bytes), photographs())
+    pipeline.chunks(0)
+    assert threads[:1] == [threading.main_thread()] * wanted
 
 
 @pytest.mark.parametrize("regime", ["consistent", "function_matching", "independent"])
