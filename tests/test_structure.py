@@ -105,6 +105,20 @@ def test_the_promises_of_the_readme_name_tests_that_exist():
     assert files and all(list(tests.rglob(name)) for name in files)
 
 
+def test_the_readme_says_where_every_module_is():
+    """By name in the row of its directory, or by a row of the whole package."""
+    section = (PACKAGE.parent / "README.md").read_text().partition("## Where everything is")[2]
+    named = set()
+    for row in re.findall(r"^\| (`big_distill/[^|]*) \|", section, re.MULTILINE):
+        first, *others = re.findall(r"`([^`]+)`", row)
+        directory = first.rpartition("/")[0]
+        named |= {first, *(f"{directory}/{other}" for other in others)}
+    paths = [path.relative_to(PACKAGE.parent) for path in MODULES.values() if path.name != "__init__.py"]
+    missing = [str(path) for path in paths if not {str(path), f"{path.parent}/"} & named]
+    assert not missing
+    assert not [name for name in named if not (PACKAGE.parent / name).exists()]
+
+
 @pytest.mark.parametrize("package", OWNERS)
 def test_one_room_owns_each_dependency(package):
     for module, path in MODULES.items():

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
+from absl import logging
 
 REDUCTIONS = (8, 4, 2, 1)
 """Sides of the blocks that a JPEG, whose blocks are 8 x 8, can be decoded to a pixel each."""
@@ -54,22 +55,17 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def decode(data: bytes, channels: int, height: int, width: int, part: Part, intact: bool) -> np.ndarray | None:
+def decode(data: bytes, channels: int, height: int, width: int, part: Part) -> np.ndarray | None:
     """A JPEG that is upright and, for 3 channels, in colour or grey, for 1 grey; None if it has a fault.
 
     Args:
       height, width: of the whole image.
-      part: what is returned of it. The reduced inverse DCT costs less and antialiases.
-      intact: the file is known to have no fault. Then, if the extra `jpeg` is installed, nothing below the box is read
-        and nothing beside it transformed. Otherwise all is read, so that a fault is found wherever the box is.
+      part: what is returned of it. The reduced inverse DCT costs less and antialiases. All of the file is read, so that
+        a fault is found wherever the box is.
 
     Returns:
       uint8 [H, W, channels]: of the whole H = ceil(height / part.reduction), or else what `blocks_within` says.
     """
-    if intact and part.box and part.reduction == 1 and (decode_box := part_decoder()):
-        pixels = decode_box(data, channels, *part.box)
-        if pixels is not None and pixels.shape == (part.box.height, part.box.width, channels):
-            return pixels
     height, width = -(-height // part.reduction), -(-width // part.reduction)
     room = _scratch.room(height * width * channels) if part.box else None
     colours = "RGB" if channels == 3 else "GRAY"
@@ -79,7 +75,28 @@ def decode(data: bytes, channels: int, height: int, width: int, part: Part, inta
         return None
     if pixels.shape != (height, width, channels):
         return None
-    return cut(pixels, part) if part.box else pixels
+    return cut(pixels, part)
+
+
+def can_be_alone(part: Part) -> bool:
+    """Whether `decode_alone` may be asked for it."""
+    # Of a box 1 px wide nvImageCodec 0.9 and libjpeg-turbo's whole decode upsample the chroma differently.
+    return part.box is not None and part.box.width > 1 and part.reduction == 1 and part_decoder() is not None
+
+
+def decode_alone(data: bytes, channels: int, part: Part) -> np.ndarray | None:
+    """What `decode` returns of an intact JPEG, but nothing below the box is read and nothing beside it transformed.
+
+    Args:
+      part: one that `can_be_alone`.
+
+    Returns:
+      None if the decoder of the extra `jpeg` refuses: there is a fault, or something that is none to `decode`.
+    """
+    decode_box = part_decoder()
+    assert decode_box and part.box
+    pixels = decode_box(data, channels, *part.box)
+    return pixels if pixels is not None and pixels.shape == (part.box.height, part.box.width, channels) else None
 
 
 def cut(pixels: np.ndarray, part: Part) -> np.ndarray:
@@ -114,9 +131,30 @@ def union(boxes: list[Box]) -> Box:
 
 @functools.cache
 def part_decoder() -> Callable[..., np.ndarray | None] | None:
-    """`jpeg_parts.decode_box`, or None without the extra `jpeg`."""
+    """`jpeg_parts.decode_box`; None without the extra `jpeg` or, after a warning, if that does not work here.
+
+    Importing it silences the standard error of the whole process: better called before there are threads.
+    """
     try:
         from big_distill.data import jpeg_parts
-    except ImportError:
+
+        same = _decodes_to_the_same(jpeg_parts.decode_box)
+    except ModuleNotFoundError as error:
+        if error.name not in ("nvidia", "nvidia.nvimgcodec"):
+            logging.warning("JPEGs are decoded whole: the extra `jpeg` lacks the module %s", error.name)
+        return None
+    except Exception as error:  # a broken installation, or a version with other names
+        logging.warning("JPEGs are decoded whole: the extra `jpeg` does not work: %s: %s", type(error).__name__, error)
+        return None
+    if not same:
+        logging.warning("JPEGs are decoded whole: nvImageCodec and simplejpeg, as installed, give different pixels")
         return None
     return jpeg_parts.decode_box
+
+
+def _decodes_to_the_same(decode_box: Callable[..., np.ndarray | None]) -> bool:
+    """Whether it does of one image whose colours change from pixel to pixel: other versions may upsample otherwise."""
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    data, box = simplejpeg.encode_jpeg(image, colorsubsampling="420"), Box(7, 19, 30, 27)
+    ours, theirs = decode(data, 3, 48, 64, Part(box)), decode_box(data, 3, *box)
+    return ours is not None and theirs is not None and np.array_equal(ours, theirs)

@@ -1,6 +1,7 @@
 """A part of a JPEG by NVIDIA's nvImageCodec, on the CPU: the one package with this call of libjpeg-turbo.
 
-The extra `jpeg` installs it. It needs no GPU, and of its decoders only libjpeg-turbo is asked.
+The extra `jpeg` installs it. It needs no GPU. All its decoders for CPUs may be asked, as it lets no one choose among
+them, and for JPEGs libjpeg-turbo is asked first; of other files it would read many kinds, which are refused here.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import numpy as np
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Drops what is written to the standard error, from C too."""
-    kept = os.dup(2)
+    """Drops what is written to the standard error, from C too; does nothing if that is closed."""
+    try:
+        kept = os.dup(2)
+    except OSError:
+        yield
+        return
     try:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
@@ -26,8 +31,9 @@ def _silent() -> Iterator[None]:
         os.close(kept)
 
 
+os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # or it prints two lines for every part that it cannot decode
 with _silent():  # it misses the libraries of a GPU aloud
-    from nvidia import nvimgcodec
+    import nvidia.nvimgcodec as nvimgcodec  # `from nvidia` would miss it by another error than a module's
 
 _COLOURS = {3: nvimgcodec.ColorSpec.SRGB, 1: nvimgcodec.ColorSpec.GRAY}
 _PARAMS = {c: nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=spec) for c, spec in _COLOURS.items()}
@@ -49,7 +55,12 @@ _decoder = _Decoder()
 
 
 def decode_box(data: bytes, channels: int, top: int, left: int, height: int, width: int) -> np.ndarray | None:
-    """uint8 [height, width, channels] of a colour (3) or grey (1) JPEG; None if it has a fault there or above."""
+    """uint8 [height, width, channels] of a colour (3) or grey (1) JPEG; None if it has a fault there or above.
+
+    So it is for data that are no JPEG.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
     region = nvimgcodec.Region(top, left, top + height, left + width)
     try:
         part = nvimgcodec.CodeStream(data).get_sub_code_stream(region=region)

@@ -43,6 +43,7 @@ class Reader:
         self._max_bad_fraction = max_bad_fraction
         self._bad: dict[int, str] = {}
         self._sizes = np.zeros((source.num_examples, 2), np.int32)
+        self._refused: set[int] = set()  # by the decoder of parts: it is not asked again, every epoch in vain
         self._lock = threading.Lock()
 
     @property
@@ -60,11 +61,13 @@ class Reader:
         """(image, label) of each id; None for an image that cannot be read."""
         for row, (id_, (data, label)) in enumerate(zip(ids.tolist(), self.source.read(ids), strict=True), first_row):
             image, (height, width) = None, self._sizes[id_].tolist()
-            intact = (height, width) if height else None
+            known_size = (height, width) if height and id_ not in self._refused else None
             try:
-                image = decode_part(data, self.channels, functools.partial(part_fn, row), intact)
+                image = decode_part(data, self.channels, functools.partial(part_fn, row), known_size)
                 if image.intact:
                     self._sizes[id_] = image.height, image.width
+                elif known_size is not None:
+                    self._refused.add(id_)
             except BadImage as error:
                 self._count(id_, error)
             yield image, label

@@ -36,7 +36,8 @@ class Decoded(NamedTuple):
     pixels: uint8 [H, W, C]. At a reduction each is about the mean of a block, of those blocks that lie within the part.
     height, width: of the whole image, in its own pixels.
     top, left: of the part, in blocks of `reduction` pixels.
-    intact: it is a plain JPEG whose file was read to its end without a fault, now or before.
+    intact: it is a plain JPEG whose file was read to its end without a fault, now or before, and no decoder of parts
+      refused it now.
     """
 
     pixels: np.ndarray
@@ -69,7 +70,7 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
 
 
 def decode_part(
-    data: bytes | np.ndarray, channels: int, part_fn: PartFn, intact: tuple[int, int] | None = None
+    data: bytes | np.ndarray, channels: int, part_fn: PartFn, known_size: tuple[int, int] | None = None
 ) -> Decoded:
     """As `decode`, but only what `part_fn` wants of the image, in the same pixels; at a reduction in about the same.
 
@@ -78,13 +79,16 @@ def decode_part(
     Args:
       data, channels: as in `decode`.
       part_fn: is told the size of the image as it is shown.
-      intact: (height, width) of data that were found so before. Otherwise all of a file is read, so that whether an
-        image is damaged does not depend on the part.
+      known_size: (height, width) of data that were found `intact` before. Otherwise all of a file is read, so that
+        whether an image is damaged does not depend on the part.
     """
     if isinstance(data, np.ndarray):
         return _cut_whole(_from_array(data, channels), part_fn)
-    image = intact and _plain_jpeg(data, channels, intact, part_fn, intact=True)
-    return image or _read(data, channels, part_fn)
+    if known_size is not None:
+        image = _plain_jpeg(data, channels, known_size, part_fn, intact=True)
+        if image is not None:
+            return image
+    return _read(data, channels, part_fn)
 
 
 def _read(data: bytes, channels: int, part_fn: PartFn) -> Decoded:
@@ -95,7 +99,7 @@ def _read(data: bytes, channels: int, part_fn: PartFn) -> Decoded:
                 raise BadImage(f"{image.width} x {image.height} px is more than PIL.Image.MAX_IMAGE_PIXELS={limit}")
             if _is_plain_jpeg(image, channels):
                 decoded = _plain_jpeg(data, channels, (image.height, image.width), part_fn, intact=False)
-                if decoded:
+                if decoded is not None:
                     return decoded
             ImageOps.exif_transpose(image, in_place=True)
             return _cut_whole(_to_channels(image, channels), part_fn)
@@ -116,8 +120,11 @@ def _is_plain_jpeg(image: Image.Image, channels: int) -> bool:
 
 def _plain_jpeg(data: bytes, channels: int, size: tuple[int, int], part_fn: PartFn, intact: bool) -> Decoded | None:
     part = part_fn(*size)
-    pixels = jpeg.decode(data, channels, *size, part, intact)
-    return None if pixels is None else _placed(pixels, size, part, intact=True)
+    alone = intact and jpeg.can_be_alone(part)
+    if alone and (pixels := jpeg.decode_alone(data, channels, part)) is not None:
+        return _placed(pixels, size, part, intact=True)
+    pixels = jpeg.decode(data, channels, *size, part)
+    return None if pixels is None else _placed(pixels, size, part, intact=not alone)
 
 
 def _placed(pixels: np.ndarray, size: tuple[int, int], part: Part, intact: bool) -> Decoded:

@@ -1,6 +1,7 @@
 """Parts of JPEGs, with the extra `jpeg` and without."""
 
 import io
+import logging
 import subprocess
 import sys
 from concurrent import futures
@@ -11,19 +12,25 @@ from PIL import Image
 
 from big_distill.data import jpeg
 from big_distill.data.jpeg import Box, Part
+from big_distill.data.transforms import BadImage, decode_part
 
 
 @pytest.fixture(params=["by the extra", "without the extra"])
 def parts(request, monkeypatch):
-    """How often a part alone was decoded: a list that grows. Without the extra all of an image is, and then cut."""
-    calls = []
+    """The parts that were decoded alone, a list that grows; None without the extra: all is decoded, and then cut."""
     if request.param == "without the extra":
         monkeypatch.setattr(jpeg, "part_decoder", lambda: None)
-        return calls
+        return None
     pytest.importorskip("nvidia.nvimgcodec")
-    decode_box = jpeg.part_decoder()
-    monkeypatch.setattr(jpeg, "part_decoder", lambda: lambda *args: calls.append(args) or decode_box(*args))
-    return calls
+    done, decode_box = [], jpeg.part_decoder()
+
+    def decode(*args):
+        part = decode_box(*args)
+        done.extend([] if part is None else [part])
+        return part
+
+    monkeypatch.setattr(jpeg, "part_decoder", lambda: decode)
+    return done
 
 
 def picture(height, width, seed=0):
@@ -34,10 +41,15 @@ def picture(height, width, seed=0):
     return Image.fromarray(smooth // 2 + random.integers(0, 128, (height, width, 3), np.uint8))
 
 
-def encoded(image, **options):
+def encoded(image, format_="JPEG", **options):
     file = io.BytesIO()
-    image.save(file, "JPEG", **{"quality": 85, **options})
+    image.save(file, format_, **{"quality": 85, **options})
     return file.getvalue()
+
+
+def decode(data, channels, part, known_size=None):
+    """As a reader does, when the file first comes or, of a known size, later."""
+    return decode_part(data, channels, lambda height, width: part, known_size).pixels
 
 
 def boxes(height, width, count=40):
@@ -68,21 +80,36 @@ ENCODINGS = {
 def test_a_part_is_the_crop_of_the_whole(encoding, channels, parts):
     image = picture(93, 141)
     data = encoded(image.convert("L") if encoding == "grey" else image, **ENCODINGS[encoding])
-    whole = jpeg.decode(data, channels, 93, 141, Part(), intact=False)
+    whole = jpeg.decode(data, channels, 93, 141, Part())
     pillows = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[..., :channels]
     np.testing.assert_array_equal(whole, pillows)
-    for intact in (False, True):
+    for known_size in (None, (93, 141)):
+        assert not parts  # not before the file is known to be intact
         for box in boxes(93, 141):
-            part = jpeg.decode(data, channels, 93, 141, Part(box), intact)
+            part = decode(data, channels, Part(box), known_size)
             expected = whole[box.top : box.top + box.height, box.left : box.left + box.width]
             np.testing.assert_array_equal(part, expected, err_msg=str(box))
-    assert not parts or len(parts) == 43  # not before the file is known to be intact
+    assert parts is None or len(parts) == sum(box.width > 1 for box in boxes(93, 141)) > 35
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("width", [141, 146])
+def test_boxes_of_few_pixels_are_the_crops_of_the_whole(width):
+    """Where an upsampled chroma has no neighbour the two decoders need not agree."""
+    data = encoded(picture(93, width), subsampling=2)
+    whole = decode(data, 3, Part())
+    for box_width in (1, 2, 3):
+        for left in (0, 1, 15, 16, 17, width - 1 - box_width, width - box_width):
+            for box in (Box(3, left, 20, box_width), Box(16, left, 1, box_width)):
+                part = decode(data, 3, Part(box), (93, width))
+                expected = whole[box.top : box.top + box.height, left : left + box_width]
+                np.testing.assert_array_equal(part, expected, err_msg=str(box))
 
 
 def test_large_images_keep_no_memory(monkeypatch):
     monkeypatch.setattr(jpeg, "_SCRATCH_BYTES", 93 * 141 * 3 - 1)
     monkeypatch.setattr(jpeg, "_scratch", jpeg._Scratch())
-    small, large = (jpeg.decode(encoded(picture(h, 141)), 3, h, 141, Part(Box(9, 8, 20, 30)), False) for h in (92, 93))
+    small, large = (jpeg.decode(encoded(picture(h, 141)), 3, h, 141, Part(Box(9, 8, 20, 30))) for h in (92, 93))
     assert small.shape == large.shape == (20, 30, 3)
     assert len(jpeg._scratch.room(0)) == 92 * 141 * 3
 
@@ -91,8 +118,8 @@ def test_large_images_keep_no_memory(monkeypatch):
 @pytest.mark.parametrize("reduction", jpeg.REDUCTIONS)
 def test_a_part_of_a_reduced_image_is_its_blocks_within_the_box(reduction):
     data, box = encoded(picture(93, 141)), Box(11, 21, 70, 90)
-    whole = jpeg.decode(data, 3, 93, 141, Part(reduction=reduction), intact=True)
-    part = jpeg.decode(data, 3, 93, 141, Part(box, reduction), intact=True)
+    whole = decode(data, 3, Part(reduction=reduction), (93, 141))
+    part = decode(data, 3, Part(box, reduction), (93, 141))
     rows, columns = (
         [i for i in range(n) if start <= i * reduction and (i + 1) * reduction <= start + length]
         for n, start, length in ((93, 11, 70), (141, 21, 90))
@@ -103,43 +130,119 @@ def test_a_part_of_a_reduced_image_is_its_blocks_within_the_box(reduction):
 def test_a_fault_is_found_wherever_the_box_is(parts):
     data = encoded(picture(160, 120))
     damaged, above, below = data[: len(data) * 2 // 3], Box(10, 10, 20, 30), Box(130, 10, 20, 30)
-    expected = jpeg.decode(data, 3, 160, 120, Part(above), intact=False)
-    for box in (above, below):
-        assert jpeg.decode(damaged, 3, 160, 120, Part(box), intact=False) is None
+    expected = decode(data, 3, Part(above))
+    for box, known_size in ((above, None), (below, None), (below, (160, 120))):
+        with pytest.raises(BadImage, match="truncated"):
+            decode(damaged, 3, Part(box), known_size)
     assert not parts
-    assert jpeg.decode(damaged, 3, 160, 120, Part(below), intact=True) is None
-    if parts:  # and of a file said to be intact nothing below the box is read
-        np.testing.assert_array_equal(jpeg.decode(damaged, 3, 160, 120, Part(above), intact=True), expected)
+    if parts is not None:  # and of a file said to be intact nothing below the box is read
+        np.testing.assert_array_equal(decode(damaged, 3, Part(above), (160, 120)), expected)
+        assert len(parts) == 1
 
 
-@pytest.mark.usefixtures("parts")
-@pytest.mark.parametrize("data", [b"", b"no JPEG", encoded(picture(20, 30)), encoded(picture(40, 50))[:200]])
-def test_data_that_are_not_what_they_were_are_none(data):
-    assert jpeg.decode(data, 3, 40, 50, Part(Box(25, 30, 10, 15)), intact=True) is None
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no JPEG", encoded(picture(20, 30)), encoded(picture(40, 50))[:200], encoded(picture(40, 50), "PNG")],
+    ids=["nothing", "text", "smaller", "truncated", "PNG"],
+)
+def test_data_that_are_not_what_they_were_are_none(data, parts):
+    part = Part(Box(25, 30, 10, 15))
+    assert jpeg.decode(data, 3, 40, 50, part) is None
+    assert jpeg.can_be_alone(part) == (parts is not None)
+    assert parts is None or jpeg.decode_alone(data, 3, part) is None
 
 
-@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("intact", [False, True])
-def test_threads_do_not_mix_their_images(intact):
+def test_threads_do_not_mix_their_images(intact, parts):
     images = [(encoded(picture(h, w, i)), h, w) for i, (h, w) in enumerate([(80, 60), (50, 90), (120, 121), (33, 47)])]
     box = Box(9, 8, 23, 31)
 
-    def decode(i):
+    def part_of(i):
         data, height, width = images[i % 4]
-        return jpeg.decode(data, 3, height, width, Part(box), intact)
+        return decode(data, 3, Part(box), (height, width) if intact else None)
 
-    alone = [decode(i) for i in range(4)]
+    alone = [part_of(i) for i in range(4)]
     with futures.ThreadPoolExecutor(4) as pool:
-        for i, part in enumerate(pool.map(decode, range(200))):
+        for i, part in enumerate(pool.map(part_of, range(200))):
             np.testing.assert_array_equal(part, alone[i % 4])
+    assert parts is None or len(parts) == 204 * intact
 
 
 def test_the_extra_is_quiet():
-    """NVIDIA's package reports missing GPU libraries to the standard error, which is ours again afterwards."""
+    """NVIDIA's package reports missing GPU libraries and faults to the standard error, ours again afterwards."""
     pytest.importorskip("nvidia.nvimgcodec")
-    code = "import sys; from big_distill.data import jpeg_parts; print('still here', file=sys.stderr)"
+    code = (
+        "import sys; from big_distill.data import jpeg_parts; print('still here', file=sys.stderr); "
+        "print(jpeg_parts.decode_box(b'\\xff\\xd8\\xff and no more', 3, 0, 0, 9, 9))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "still here\n")
+    assert (done.stdout, done.stderr) == ("None\n", "still here\n")
+
+
+def test_the_extra_works_when_the_standard_error_is_closed():
+    pytest.importorskip("nvidia.nvimgcodec")
+    code = "from big_distill.data import jpeg; print(jpeg.part_decoder())"
+    command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.startswith("<function decode_box")
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """Lets the extra be looked for again, now and afterwards."""
+    monkeypatch.delitem(sys.modules, "big_distill.data.jpeg_parts", raising=False)
+    monkeypatch.delattr("big_distill.data.jpeg_parts", raising=False)
+    jpeg.part_decoder.cache_clear()
+    yield monkeypatch
+    jpeg.part_decoder.cache_clear()
+
+
+def test_another_version_with_other_pixels_is_not_used(anew, caplog):
+    pytest.importorskip("nvidia.nvimgcodec")
+    assert jpeg.part_decoder() is not None and not caplog.messages
+    from big_distill.data import jpeg_parts
+
+    decode_box = jpeg_parts.decode_box
+    for other in (lambda *args: decode_box(*args) ^ 1, lambda *args: None):
+        jpeg.part_decoder.cache_clear()
+        caplog.clear()
+        anew.setattr(jpeg_parts, "decode_box", other)
+        with caplog.at_level(logging.WARNING):
+            assert jpeg.part_decoder() is None and jpeg.part_decoder() is None
+        (message,) = caplog.messages
+        assert "different pixels" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "warning"),
+    [
+        (ModuleNotFoundError("no such", name="nvidia"), None),
+        (ModuleNotFoundError("no such", name="nvidia.nvimgcodec"), None),
+        (ModuleNotFoundError("no such", name="numpy.gone"), "lacks the module numpy.gone"),
+        (ImportError("libcudart.so: cannot open"), "does not work: ImportError: libcudart.so"),
+    ],
+)
+def test_a_broken_installation_is_told_of_once_and_a_missing_one_is_not(error, warning, anew, caplog):
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "big_distill.data.jpeg_parts":
+                raise error
+
+    anew.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with caplog.at_level(logging.WARNING):
+        assert jpeg.part_decoder() is None and jpeg.part_decoder() is None
+    assert len(caplog.messages) == (warning is not None)
+    assert warning is None or warning in caplog.text
+
+
+def test_nothing_is_said_where_other_packages_of_nvidia_are(anew, caplog, tmp_path):
+    (tmp_path / "nvidia").mkdir()
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvidia"]:
+        anew.delitem(sys.modules, name)
+    anew.setattr(sys, "path", [str(tmp_path), *(path for path in sys.path if "site-packages" not in path)])
+    with caplog.at_level(logging.WARNING):
+        assert jpeg.part_decoder() is None
+    assert not caplog.messages
 
 
 def test_the_smallest_box_of_all():

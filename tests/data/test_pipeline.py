@@ -2,13 +2,14 @@ import dataclasses
 import io
 import itertools
 import logging
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from big_distill.config import Config, ObjectiveConfig, SourceConfig, ViewConfig
-from big_distill.data import Source, array_source, jpeg, transforms
+from big_distill.data import Source, array_source, jpeg, reading, transforms
 from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source
 from big_distill.data.reading import Reader
 from big_distill.errors import DataError
@@ -201,29 +202,39 @@ def photographs(bad=()):
 
 @pytest.fixture(params=["by the extra", "without the extra"])
 def parts(request, monkeypatch):
-    """The calls that decode a part of a JPEG alone; None if the extra `jpeg` is taken away."""
+    """The parts of JPEGs that were decoded alone; None if the extra `jpeg` is taken away."""
     if request.param == "without the extra":
         monkeypatch.setattr(jpeg, "part_decoder", lambda: None)
         return None
     pytest.importorskip("nvidia.nvimgcodec")
-    calls, decode_box = [], jpeg.part_decoder()
-    monkeypatch.setattr(jpeg, "part_decoder", lambda: lambda *args: calls.append(args) or decode_box(*args))
-    return calls
+    done, decode_box = [], jpeg.part_decoder()
+
+    def decode(*args):
+        part = decode_box(*args)
+        done.extend([] if part is None else [part])
+        return part
+
+    monkeypatch.setattr(jpeg, "part_decoder", lambda: decode)
+    return done
 
 
 @pytest.mark.parametrize("crop", ["inception", "central"])
 @pytest.mark.parametrize("regime", REGIMES)
-def test_parts_of_jpegs_show_what_the_whole_does(regime, crop, parts):
+def test_parts_of_jpegs_show_what_the_whole_does(regime, crop, parts, monkeypatch):
+    monkeypatch.setattr(reading, "_SAMPLE", 1)  # image 0: the others are read for the first time for a batch
     source = photographs(bad={3, 20, 22})
     expected = batches(make_config(regime, crop, total_steps=12), source)
-    config = make_config(regime, crop, total_steps=12, cache_bytes=0)
+    config = make_config(regime, crop, total_steps=12, cache_bytes=0, num_threads=1)
     pipeline = TrainPipeline(config, source)
-    assert_same(list(batches_of(pipeline)), expected)
+    shown = np.concatenate([pipeline.stream.ids(step) for step in range(12)]).tolist()
+    jpegs = [i for i in ({3: 4, 20: 21, 22: 23}.get(i, i) for i in shown) if i % 5 != 4]
+    by_parts = crop == "inception" and regime != "fixed"
+    for known in ({0}, set(jpegs)):  # a process that has just begun, and one that has read them all
+        assert_same(list(batches_of(pipeline)), expected)
+        if parts is not None:
+            assert len(parts) == (len(jpegs) - len(set(jpegs) - known)) * by_parts
+            parts.clear()
     assert len(pipeline.bad) == 3
-    if parts is not None:
-        shown = np.concatenate([pipeline.stream.ids(step) for step in range(12)])
-        jpegs = sum({3: 4, 20: 21, 22: 23}.get(i, i) % 5 != 4 for i in shown.tolist())
-        assert len(parts) == jpegs * (crop == "inception" and regime != "fixed")
     assert_same(batches(config, source, 5), expected[5:])
 
 
@@ -239,6 +250,35 @@ def test_all_of_an_image_is_read_when_it_first_comes(parts):
         plain = i != 3 and i % 5 != 4
         assert reader.sizes(ids)[i].tolist() == ([image.height, image.width] if plain else [0, 0])
     assert parts is None or len(parts) == NUM - NUM // 5 - 1
+
+
+def test_a_part_that_is_refused_is_asked_for_once(monkeypatch):
+    refused = []
+    monkeypatch.setattr(jpeg, "part_decoder", lambda: lambda *args: refused.append(args))
+    reader = Reader(photographs(), channels=3, max_bad_fraction=0.5)
+    ids, part_fn = np.arange(NUM), lambda row, height, width: jpeg.Part(jpeg.Box(1, 2, 5, 6))
+    first, *later = ([image.pixels for image, _ in reader.decoded(ids, part_fn)] for _ in range(4))
+    assert len(refused) == NUM - NUM // 5
+    for others in later:
+        for pixels, other in zip(first, others, strict=True):
+            np.testing.assert_array_equal(pixels, other)
+
+
+@pytest.mark.parametrize(
+    ("regime", "crop", "cache_bytes", "wanted"),
+    [
+        ("consistent", "inception", 0, True),
+        ("fixed", "inception", 0, False),
+        ("consistent", "central", 0, False),
+        ("consistent", "inception", 1 << 30, False),
+    ],
+)
+def test_the_decoder_of_parts_is_ready_before_there_are_threads(regime, crop, cache_bytes, wanted, monkeypatch):
+    threads = []
+    monkeypatch.setattr(jpeg, "part_decoder", lambda: threads.append(threading.current_thread()))
+    pipeline = TrainPipeline(make_config(regime, crop, cache_bytes=cache_bytes), photographs())
+    pipeline.chunks(0)
+    assert threads[:1] == [threading.main_thread()] * wanted
 
 
 @pytest.mark.parametrize("regime", ["consistent", "function_matching", "independent"])

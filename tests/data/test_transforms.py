@@ -307,18 +307,18 @@ def kinds_of_image():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", kinds_of_image())
 def test_a_part_of_any_image_is_the_crop_of_the_whole(kind, channels):
-    data, asked, intact = kinds_of_image()[kind], [], None
+    data, asked, known_size = kinds_of_image()[kind], [], None
     whole = decode(data, channels)
     assert whole.shape[:2] == (60, 90)
     for box in (Box(0, 0, 60, 90), Box(17, 32, 33, 41), Box(59, 89, 1, 1), Box(5, 3, 55, 20)):
-        got = decode_part(data, channels, lambda *size, box=box: asked.append(size) or Part(box), intact)
+        got = decode_part(data, channels, lambda *size, box=box: asked.append(size) or Part(box), known_size)
         assert got[1:6] == (60, 90, 1, box.top, box.left)
         bottom, right = box.top + box.height, box.left + box.width
         np.testing.assert_array_equal(got.pixels, whole[box.top : bottom, box.left : right])
         whole_is_kept = isinstance(got.pixels.base, np.ndarray) and got.pixels.base.size > got.pixels.size
         assert not whole_is_kept
-        intact = (60, 90) if got.intact else None
-    assert asked[-1] == (60, 90) and (intact is not None) == (kind == "JPEG" and channels == 3)
+        known_size = (60, 90) if got.intact else None
+    assert asked[-1] == (60, 90) and (known_size is not None) == (kind == "JPEG" and channels == 3)
 
 
 @pytest.mark.usefixtures("way")
