@@ -37,6 +37,10 @@ DAMAGED_DIR = "damaged"
 INIT_DIR = "init"
 RESUMES_FILE = "resumes.json"
 ENVIRONMENT_FILE = "environment.json"
+JSON_FILES = (
+    CONFIG_FILE, SUMMARY_FILE, PREFLIGHT_FILE, CALIBRATION_FILE, SENSITIVITY_FILE, PACK_FILE, ARCHITECTURE_FILE,
+    RESUMES_FILE, ENVIRONMENT_FILE,
+)  # fmt: skip
 _LOCK_FILE = "run.lock"
 _NETWORK = {"accuracy": (float, None), "num_params": int}
 _SUMMARY = {

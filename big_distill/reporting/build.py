@@ -13,7 +13,8 @@ import numpy as np
 import tqdm
 
 from big_distill import atomic
-from big_distill.errors import BigDistillError, RunError
+from big_distill import workdir as workdirs
+from big_distill.errors import BigDistillError, ConfigError, RunError
 from big_distill.metrics import say
 from big_distill.reporting import comparison, document, figures, page, svg
 from big_distill.reporting.comparison import Comparison
@@ -54,6 +55,7 @@ def report(
     """
     records = read_all(workdirs)
     files = [out, *(out.with_suffix(suffix) for suffix in (".json", ".md"))]
+    _check_ours(files)
     _check_writable(files, figures_dir)
     runs = []
     for record, name in zip(records, labels(records), strict=True):
@@ -86,15 +88,30 @@ def report(
     return values
 
 
+def _check_ours(files: Sequence[pathlib.Path]) -> None:
+    """That what is written beside the page takes no other file's place.
+
+    Raises:
+      ConfigError: it would.
+    """
+    page, values, table = files
+    in_run = (page.parent / workdirs.CONFIG_FILE).exists() and values.name in workdirs.JSON_FILES
+    for path, is_ours in ((values, document.is_document), (table, document.is_markdown)):
+        if (path is values and in_run) or (path.is_file() and not is_ours(path.read_bytes())):
+            raise ConfigError(f"--out={page}: {path} beside it is not of a report and would be lost")
+
+
 def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | None) -> None:
     """Before the work, not after."""
     path = files[0]
     try:
         for path in files:
-            atomic.check_writable(path)
+            atomic.check_replaceable(path)
         if figures_dir:
             path = figures_dir
             path.mkdir(parents=True, exist_ok=True)
+            for path in (figures_dir / "figure.svg", *figures_dir.glob("*.svg")):
+                atomic.check_replaceable(path)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}") from error
 

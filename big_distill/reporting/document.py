@@ -2,7 +2,7 @@
 
 Rates are fractions, times are seconds unless a key says `_ms`, what is not known is null. The keys:
 
-* `big_distill`: the version that wrote it.
+* `big_distill_report`: 1, the version of these keys; `big_distill`: the version that wrote it.
 * `runs`: for each `name`, `workdir`, `status`, `step`, `total_steps`, `problems` (lines), `notes` (lines on what could
   not be compared), `packed` (whether it has pack.json; null if it is not finished), `student` and `teacher` (`model`,
   `accuracy` on the test split, `num_params`; null without a teacher), `agreement`, `kl` (nats), `epochs`,
@@ -22,6 +22,7 @@ Rates are fractions, times are seconds unless a key says `_ms`, what is not know
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ from big_distill.reporting.records import Record, architecture, finite, runs_of,
 from big_distill.reporting.sweep import Sweep, epochs_of
 from big_distill.workdir import PACK_FILE
 
+_MARK = "big_distill_report"
+_HEADS = ("run", "teacher", "student", "agreement", "KL, nats", "epochs", "images/s", "time")
 SPEED = "train/images_per_second"
 LOSS, KL, AGREEMENT = "train/loss", "train/kl", "train/agreement"
 
@@ -58,6 +61,7 @@ class Run:
 def document(runs: Sequence[Run], sweep: Sweep | None) -> dict[str, Any]:
     """All that a page says."""
     values = {
+        _MARK: 1,
         "big_distill": big_distill.__version__,
         "runs": [_run(run) for run in runs],
         "sweep": sweep and _sweep(sweep),
@@ -239,8 +243,7 @@ def _teachers(runs: Any, split: str) -> list[dict[str, Any]]:
 
 def markdown(values: dict[str, Any]) -> str:
     """A table, a run a row."""
-    heads = ["run", "teacher", "student", "agreement", "KL, nats", "epochs", "images/s", "time"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [list(_HEADS), ["---"] * len(_HEADS)]
     for run in values["runs"]:
         lines.append(
             [
@@ -255,6 +258,19 @@ def markdown(values: dict[str, Any]) -> str:
             ]
         )
     return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
+def is_document(data: bytes) -> bool:
+    """Whether a file is report.json."""
+    try:
+        return _MARK in json.loads(data)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def is_markdown(data: bytes) -> bool:
+    """Whether a file is report.md."""
+    return data.startswith(f"| {' | '.join(_HEADS)} |".encode())
 
 
 def _cell(text: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import xml.etree.ElementTree
 import pytest
 
 from big_distill import evaluation
-from big_distill.errors import RunError
+from big_distill.errors import ConfigError, RunError
 from big_distill.reporting import svg
 from big_distill.reporting.build import report
 from big_distill.reporting.page import _extremes
@@ -270,6 +271,30 @@ def test_what_cannot_be_written(run, tmp_path):
     with pytest.raises(RunError, match=r"config.json cannot be written: File exists"):
         report([run], tmp_path / "report.html", figures_dir=run / "config.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+    figures = tmp_path / "figures"
+    (figures / "run1_loss.svg").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"run1_loss.svg cannot be written: it exists and is not a file"):
+        report([run], tmp_path / "report.html", figures_dir=figures)
+    os.mkfifo(tmp_path / "pipe.html")
+    with pytest.raises(RunError, match=r"pipe.html cannot be written: it exists and is not a file"):
+        report([run], tmp_path / "pipe.html")
+
+
+def test_no_other_file_is_lost(run, tmp_path):
+    """Neither a run's nor one of the user's; but an earlier report's."""
+    (tmp_path / "notes.md").write_text("mine")
+    (run / "summary.json").rename(tmp_path / "kept.json")
+    for out, lost in (
+        (run / "pack.html", "pack.json"),
+        (run / "summary.html", "summary.json"),
+        (tmp_path / "notes.html", "notes.md"),
+        (tmp_path / "kept.html", "kept.json"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{lost} beside it is not of a report and would be lost"):
+            report([run], out, num_examples=0)
+        assert not out.exists()
+    for _ in range(2):
+        report([run], run / "report.html", num_examples=0)
 
 
 def test_the_command_and_its_mistakes(finished, tmp_path):
