@@ -179,8 +179,13 @@ def _completed(config: Config, prefix: str) -> Config:
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The summary of a finished run, else None: also of one that lost its weights, which a resume makes again."""
+    return written_summary(workdir) if (workdir / WEIGHTS_FILE).is_file() else None
+
+
+def written_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The summary, whether or not the weights that it is about are there; None without one."""
     path = workdir / SUMMARY_FILE
-    return read_json(path, _SUMMARY) if path.is_file() and (workdir / WEIGHTS_FILE).is_file() else None
+    return read_json(path, _SUMMARY) if path.is_file() else None
 
 
 def resumed_at(workdir: pathlib.Path) -> list[int]:

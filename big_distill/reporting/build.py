@@ -14,7 +14,7 @@ import tqdm
 
 from big_distill import atomic
 from big_distill import workdir as workdirs
-from big_distill.errors import BigDistillError, ConfigError, RunError
+from big_distill.errors import BigDistillError, ConfigError, DataError, RunError
 from big_distill.metrics import say
 from big_distill.reporting import comparison, document, figures, page, svg
 from big_distill.reporting.comparison import Comparison
@@ -52,15 +52,25 @@ def report(
 
     Raises:
       RunError: none of the directories holds a run, or a file cannot be written.
+      ConfigError: a file that is no report's would be lost, or there is no such split in any run's data.
     """
     records = read_all(workdirs)
     files = [out, *(out.with_suffix(suffix) for suffix in (".json", ".md"))]
     _check_ours(files)
     _check_writable(files, figures_dir)
-    runs = []
+    runs, refused = [], []
     for record, name in zip(records, labels(records), strict=True):
-        compared = _compared(record, name, split, data_dir, num_examples) if num_examples else (None, [])
-        runs.append(Run(name, record, *compared))
+        found, notes = None, []
+        if num_examples:
+            try:
+                found, notes = _compared(record, name, split, data_dir, num_examples)
+            except BigDistillError as error:
+                refused += [error] if isinstance(error, ConfigError | DataError) else []
+                notes = [f"not compared with a teacher: {error}"]
+        runs.append(Run(name, record, found, notes))
+    if refused and (split or data_dir) and not any(run.comparison for run in runs):
+        flags = " ".join(f"--{name}={value}" for name, value in (("split", split), ("data_dir", data_dir)) if value)
+        raise ConfigError(f"{flags}: of no run can it be read: {refused[0]}")
     swept = sweep(records)
     values = document.document(runs, swept)
     drawn = [
@@ -119,14 +129,15 @@ def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | N
 def _compared(
     record: Record, name: str, split: str | None, data_dir: str | None, num_examples: int
 ) -> tuple[Comparison | None, list[str]]:
-    """And lines about what could not be compared."""
+    """And lines about what could not be compared.
+
+    Raises:
+      BigDistillError: there are no data, or no student.
+    """
     config = record.config
     if config is None or record.summary is None:
         return None, ["not compared with a teacher: it is not finished"] if config else []
-    try:
-        found = comparison.compare(record.workdir, config, split, data_dir, num_examples, name)
-    except BigDistillError as error:
-        return None, [f"not compared with a teacher: {error}"]
+    found = comparison.compare(record.workdir, config, split, data_dir, num_examples, name)
     alone = found.teacher is None and not found.problems
     return found, [*(["trained without a teacher: there is none to compare with"] if alone else []), *found.problems]
 
@@ -178,7 +189,7 @@ def _curves(index: int, run: Run) -> list[Drawing]:
         return found
 
     steps = [own.series(name)[0] for _, _, own, name in whole]
-    teacher = (record.summary or {}).get("teacher") or {}
+    teacher = record.teacher_scores or {}
     wanted = (
         ("accuracy", "accuracy, %", lines(lambda n: n.endswith("/accuracy")), True),
         ("kl", "KL(teacher || student), nats", lines(lambda n: n == KL or n.endswith("/kl")), False),

@@ -24,6 +24,7 @@ from big_distill.errors import BigDistillError, ConfigError, RunError
 from big_distill.evaluation import mesh_for, open_eval, student_of
 from big_distill.state import Card, Teacher
 from big_distill.views import for_network, to_unit
+from big_distill.workdir import SUMMARY_FILE, WEIGHTS_FILE, read_summary
 
 TOP = 3
 _LARGEST_PICTURE = 128  # px
@@ -133,10 +134,13 @@ def compare(
     if data_dir:
         config = dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
     split = split or config.evaluated_on.test or config.evaluated_on.validation
-    if split is None:
+    if not split:
         raise ConfigError("it has no test split and no validation split: --split says what to compare on")
     mesh = mesh_for(config)
     student = student_of(workdir, "final", mesh)
+    summary = read_summary(workdir)
+    if summary and weights.sha256(student.variables["params"]) != summary["params_sha256"]:
+        raise RunError(f"{workdir / WEIGHTS_FILE} does not hold the weights that {SUMMARY_FILE} has the hash of")
     card = student.architecture.card
     data = open_eval(config, split)
     teacher, problems = None, []
@@ -165,6 +169,14 @@ def compare(
     label = joined["label"] if bins else None
     if not len(joined["label"]):
         raise RunError(f"none of the images of {split} can be read")
+    for who, answers in list(found.items()):
+        if unknown := int((~np.isfinite(answers.probabilities)).any(axis=-1).sum()):
+            line = f"its {who}'s answers are not finite on {unknown:,} of {len(joined['label']):,} images of {split}"
+            if who == "student":
+                raise RunError(line)
+            problems.append(line)
+            del found["teacher"]
+            teacher = None
     if label is None:
         problems.append("its data have no labels: what is right is not known")
     names = _names(config, card, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import pathlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -117,7 +118,7 @@ def labels(records: Sequence[Record]) -> list[str]:
 
 def _places(paths: Sequence[pathlib.Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [pathlib.Path(os.path.realpath(path)).parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         ends = ["/".join(own[-depth:]) for own in parts]
         if len(set(ends)) == len(ends):
