@@ -205,7 +205,7 @@ def _plausible_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     wrong = [name for name, value in rates.items() if not _is_rate(value)]
     for name, value in amounts.items():
         least = -_KL_ROUNDING if name == "kl" else 0
-        if value is not None and not math.isnan(value) and not least <= value <= _MOST_STEPS:
+        if value is not None and not _is_nan(value) and not least <= value <= _MOST_STEPS:
             wrong.append(name)
     if wrong:
         path, values = workdir / workdirs.SUMMARY_FILE, rates | amounts
@@ -215,7 +215,12 @@ def _plausible_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _is_rate(value: Any) -> bool:
-    return value is None or math.isnan(value) or 0 <= value <= 1
+    return value is None or _is_nan(value) or 0 <= value <= 1
+
+
+def _is_nan(value: float) -> bool:
+    """Of an integer that no float holds, too."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _contradictions(workdir: pathlib.Path, config: Config | None, summary: Any, packed: Any) -> list[str]:

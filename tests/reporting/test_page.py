@@ -10,9 +10,10 @@ import subprocess
 import sys
 import xml.etree.ElementTree
 
+import numpy as np
 import pytest
 
-from big_distill import evaluation
+from big_distill import evaluation, weights
 from big_distill.errors import ConfigError, RunError
 from big_distill.reporting import svg
 from big_distill.reporting.build import report
@@ -193,10 +194,96 @@ def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
     assert "stopped at step 120 of 120" in table and "none (empty)" in table
 
 
+def without(run, key):
+    summary = json.loads((run / "summary.json").read_text())
+    del summary[key]
+    (run / "summary.json").write_text(json.dumps(summary))
+
+
+def test_files_that_do_not_belong_together(run, finished, tmp_path):
+    """Each has its line; weights that are not those of the summary are not compared."""
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"config_fingerprint": "0" * 12}))
+    shutil.copy(run / "student.npz", run / "kept.npz")
+    arrays = dict(np.load(run / "student.npz"))
+    first = next(name for name, array in arrays.items() if array.dtype == np.float32 and array.size > 1)
+    np.savez(run / "student.npz", **(arrays | {first: arrays[first] + 1}))
+    values = report([run], tmp_path / "report.html", num_examples=2)["runs"][0]
+    assert re.search(
+        r"summary.json is not of this config: it has fingerprint 0{12}, the config \w{12}", *values["problems"]
+    )
+    assert values["comparison"] is None and values["status"] == "finished"
+    assert re.search("does not hold the weights that summary.json has the hash of", *values["notes"])
+    (run / "student.npz").unlink()
+    values = report([run], tmp_path / "report.html", num_examples=2)["runs"][0]
+    assert values["student"]["accuracy"] == summary["student"]["accuracy"]
+    assert any("its weights are missing" in line for line in values["problems"])
+
+
+def test_answers_that_are_no_numbers(run, tmp_path):
+    arrays = dict(np.load(run / "student.npz"))
+    ruined = {k: np.full_like(v, np.nan) if v.dtype == np.float32 else v for k, v in arrays.items()}
+    np.savez(run / "student.npz", **ruined)
+    sha = weights.sha256(weights.load(run).variables["params"])
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"params_sha256": sha}))
+    values = report([run], tmp_path / "report.html", num_examples=2)["runs"][0]
+    assert values["comparison"] is None
+    assert re.search("its student's answers are not finite on 397 of 397 images of test", *values["notes"])
+    assert "nan" not in check(tmp_path / "report.html").text.lower().split()
+
+
+def test_a_teacher_inside_an_unfinished_run(run, tmp_path):
+    teacher = json.loads((run / "teacher" / "summary.json").read_text())["student"]
+    (run / "summary.json").unlink()
+    shutil.move(run / "pack.json", run / "teacher" / "pack.json")
+    values = report([run], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
+    own = values["runs"][0]
+    assert (own["teacher"]["accuracy"], own["teacher"]["num_params"]) == (teacher["accuracy"], teacher["num_params"])
+    assert {file["run"] for file in values["packed"][0]["files"]} == {"run, teacher"}
+    assert own["student"]["accuracy"] is None and own["student"]["last"]["step"] == 120
+    shown = f"{100 * own['student']['last']['accuracy']:.2f} % at step 120"
+    assert shown in check(tmp_path / "report.html").text and shown in (tmp_path / "report.md").read_text()
+    assert "teacher, at its end" in (tmp_path / "figures" / "run1_accuracy.svg").read_text()
+
+
+@pytest.mark.parametrize("flags", [{"split": "fifth"}, {"data_dir": "/nowhere"}])
+def test_a_flag_that_suits_no_run(run, tmp_path, flags):
+    if "data_dir" in flags:
+        config = json.loads((run / "config.json").read_text())
+        config["config"]["source"] |= {"name": "mnist"}
+        (run / "config.json").write_text(json.dumps(config))
+    ((name, value),) = flags.items()
+    with pytest.raises(ConfigError, match=f"--{name}={value}: of no run can it be read: "):
+        report([run], tmp_path / "report.html", **flags)
+    assert not list(tmp_path.glob("report.*"))
+
+
+def test_without_a_split(run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["source"] |= {"test": "", "validation": ""}
+    (run / "config.json").write_text(json.dumps(config))
+    (line,) = report([run], tmp_path / "report.html")["runs"][0]["notes"]
+    assert "no test split and no validation split: --split says" in line
+
+
+def test_data_sets_of_one_name(run, tmp_path):
+    paths = []
+    for parent in ("a", "b"):
+        paths.append(tmp_path / parent / "run")
+        shutil.copytree(run, paths[-1])
+        config = json.loads((run / "config.json").read_text())
+        config["config"]["source"] |= {"name": "folder", "path": f"/data/{parent}/photos"}
+        (paths[-1] / "config.json").write_text(json.dumps(config))
+    values = report(paths, tmp_path / "report.html", num_examples=0)
+    assert [group["dataset"] for group in values["packed"]] == ["/data/a/photos", "/data/b/photos"]
+
+
 def test_without_data_at_hand(run, tmp_path, capsys):
     config = json.loads((run / "config.json").read_text())
     config["config"]["source"] |= {"name": "folder", "path": "/nowhere"}
     (run / "config.json").write_text(json.dumps(config))
+    without(run, "config_fingerprint")
     report([run], tmp_path / "report.html")
     page, told = check(tmp_path / "report.html"), capsys.readouterr().out
     assert told.startswith("run: not compared with a teacher: /nowhere cannot be read") and told.count("\n") == 1
