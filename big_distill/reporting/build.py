@@ -21,16 +21,18 @@ from big_distill.reporting.comparison import Comparison
 from big_distill.reporting.document import AGREEMENT, KL, LOSS, SPEED, Run
 from big_distill.reporting.figures import Drawing, Line
 from big_distill.reporting.records import Record, finite, read_all, runs_of
-from big_distill.reporting.sweep import labels, sweep
+from big_distill.reporting.sweep import in_order, labels, sweep
 
 _MOST_LABELS = 7
 _NOT_PACKED = "no pack.json: big_distill.pack makes files, and measures their size and latency"
 _MOST_LINES = 10
+_MOST_DRAWN = 16
+"""Runs of which each has its own learning curves: a figure takes a quarter of a second, and nobody opens hundreds."""
 _STROKES = {"test": 0, "validation": 1, "training batches": 2}
 
 
 def report(
-    workdirs: Sequence[pathlib.Path],
+    directories: Sequence[pathlib.Path],
     out: pathlib.Path,
     split: str | None = None,
     data_dir: str | None = None,
@@ -40,7 +42,7 @@ def report(
     """Writes the page, and .json and .md beside it.
 
     Args:
-      workdirs: run directories, in any state.
+      directories: of runs, in any state.
       out: the page, *.html.
       split: that students and teachers are compared on, in TFDS syntax; None: each run's test split.
       data_dir: where TFDS sets are, if not where the runs had them.
@@ -54,7 +56,7 @@ def report(
       RunError: none of the directories holds a run, or a file cannot be written.
       ConfigError: a file that is no report's would be lost, or there is no such split in any run's data.
     """
-    records = read_all(workdirs)
+    records = in_order(read_all(directories))
     files = [out, *(out.with_suffix(suffix) for suffix in (".json", ".md"))]
     _check_ours(files)
     _check_writable(files, figures_dir)
@@ -73,8 +75,13 @@ def report(
         raise ConfigError(f"{flags}: of no run can it be read: {refused[0]}")
     swept = sweep(records)
     values = document.document(runs, swept)
+    each = len(runs) <= _MOST_DRAWN
     drawn = [
-        (_curves(index, run), _throughput(index, run), _reliability(index, run))
+        (
+            _curves(index, run) if each else [],
+            _throughput(index, run) if each else [],
+            _reliability(index, run),
+        )
         for index, run in enumerate(tqdm.tqdm(runs, "figures", unit="run", disable=not sys.stderr.isatty()), 1)
     ]
     drawings = page.Drawings(
@@ -84,8 +91,11 @@ def report(
         reliability=[reliability for _, _, reliability in drawn],
         sweep=[figure for score in ("accuracy", "agreement") if swept and (figure := figures.swept(swept, score))],
         pareto=[_tradeoffs(index, group) for index, group in enumerate(values["packed"], 1)],
+        each=each,
     )
     html = page.render(values, runs, drawings)
+    if not each:
+        say(f"{len(runs)} runs: curves of each are drawn for up to {_MOST_DRAWN}; report them apart, or see {files[1]}")
     for line in _lines(values["runs"]):
         say(line)
     texts = (html, json.dumps(values, indent=1, allow_nan=False) + "\n", document.markdown(values))

@@ -44,6 +44,11 @@ class Answers:
     bins: np.ndarray | None
 
     @property
+    def confidence(self) -> float:
+        """Mean probability of the likeliest class."""
+        return float(self.probabilities[:, 0].mean())
+
+    @property
     def ece(self) -> float | None:
         """Expected calibration error, as `scoring` has it."""
         return None if self.bins is None else scoring.expected_calibration_error(self.bins)
@@ -78,14 +83,15 @@ class ClassScore:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An image on which one network is right and the other wrong.
+    """An image on which the networks differ: one is right and the other wrong, or without labels any two answers.
 
+    truth: None without labels.
     png: what the student sees, reduced to at most 128 px.
     student, teacher: (class, probability) of the likeliest three.
     """
 
     png: bytes
-    truth: str
+    truth: str | None
     student: tuple[tuple[str, float], ...]
     teacher: tuple[tuple[str, float], ...]
 
@@ -102,6 +108,7 @@ class Comparison:
     num_examples: that could be read.
     by_class: in the data's order; () without labels or without a teacher.
     lost, won: examples that only the teacher, and only the student, gets right, from the classes with most of them.
+    differ: without labels, examples on which they disagree.
     problems: a line about each thing that could not be compared.
     """
 
@@ -112,7 +119,15 @@ class Comparison:
     by_class: tuple[ClassScore, ...]
     lost: tuple[Example, ...]
     won: tuple[Example, ...]
+    differ: tuple[Example, ...]
     problems: tuple[str, ...]
+
+    @property
+    def agreement(self) -> float | None:
+        """How often both say the same; None without a teacher."""
+        if self.teacher is None:
+            return None
+        return float((self.student.classes[:, 0] == self.teacher.classes[:, 0]).mean())
 
 
 def compare(
@@ -147,7 +162,11 @@ def compare(
     try:
         teacher = teachers.load(config, workdir, mesh, card.class_names)
     except BigDistillError as error:
-        problems.append(f"its teacher cannot be asked: {error}")
+        paths = [pathlib.Path(path.strip()) for path in (config.teacher.path or "/").split(",")]
+        started = (
+            "" if all(path.is_absolute() for path in paths) else f" (config.teacher.path is from {pathlib.Path.cwd()})"
+        )
+        problems.append(f"its teacher cannot be asked: {error}{started}")
     answer = _jit_answers(student, config, mesh)
     columns: dict[str, list[np.ndarray]] = {}
     bins: dict[str, np.ndarray] = {}
@@ -181,13 +200,16 @@ def compare(
         problems.append("its data have no labels: what is right is not known")
     names = _names(config, card, data)
     by_class: tuple[ClassScore, ...] = ()
-    chosen: dict[str, list[int]] = {"lost": [], "won": []}
+    chosen: dict[str, list[int]] = {"lost": [], "won": [], "differ": []}
+    confidence = found["student"].probabilities[:, 0]
     if label is not None and teacher is not None:
         right = {who: answers.classes[:, 0] == label for who, answers in found.items()}
         by_class = class_scores(names, label, right["student"], right["teacher"])
-        confidence = found["student"].probabilities[:, 0]
         differ = {"lost": right["teacher"] & ~right["student"], "won": right["student"] & ~right["teacher"]}
-        chosen = {kind: choose(where, label, confidence, num_examples) for kind, where in differ.items()}
+        chosen |= {kind: choose(where, label, confidence, num_examples) for kind, where in differ.items()}
+    elif teacher is not None:
+        ours, theirs = (found[who].classes[:, 0] for who in ("student", "teacher"))
+        chosen["differ"] = choose(ours != theirs, theirs, confidence, num_examples)
     pictures = _pictures(data, card, [row for rows in chosen.values() for row in rows])
     examples = {
         kind: tuple(_example(row, pictures[row], label, found, names) for row in rows) for kind, rows in chosen.items()
@@ -200,6 +222,7 @@ def compare(
         by_class=by_class,
         lost=examples["lost"],
         won=examples["won"],
+        differ=examples["differ"],
         problems=tuple(problems),
     )
 
@@ -306,5 +329,4 @@ def _example(
         tuple((names[c], float(p)) for c, p in zip(own.classes[row], own.probabilities[row], strict=True))
         for own in (found["student"], found["teacher"])
     ]
-    assert label is not None
-    return Example(png, names[label[row]], tops[0], tops[1])
+    return Example(png, None if label is None else names[label[row]], tops[0], tops[1])

@@ -10,10 +10,11 @@ Rates are fractions, times are seconds unless a key says `_ms`, what is not know
   `images_per_second`, `wall_seconds`, `fingerprint`, `changed` (the fields of the config that have not the schema's
   defaults), `config`, `sessions` (of environment.json), `curves` (by network and metric `steps` and `values`, thinned),
   `median_images_per_second` (by network), `comparison`.
-* `comparison` of a run: `split`, `num_examples`, `student` and `teacher` (`accuracy`, `ece`, `bins`: by bin of
-  confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`, `student` and
+* `comparison` of a run: `split`, `num_examples`, `student` and `teacher` (`accuracy`, `confidence`, `ece`, `bins`: by
+  bin of confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`, `student` and
   `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
-  `within_chance`), `examples` (`lost` and `won`: `truth`, and [class, probability] of each network's likeliest three).
+  `within_chance`), `agreement`, `examples` (`lost`, `won`, and without labels `differ`, where they disagree: `truth`,
+  null without labels, and [class, probability] of each network's likeliest three).
 * `sweep`: `field`, `along` (numbers that go with it in these runs), and `lines`: `label`, and `points`: `x`, `runs`,
   `accuracy` and `agreement` as [mean, least, most].
 * `packed`: for each data set and split `dataset`, `split`, `files` (the rows of pack.json with `number`, `run`,
@@ -162,13 +163,17 @@ def _comparison(found: Comparison) -> dict[str, Any]:
         "student": _answers(found.student),
         "teacher": found.teacher and _answers(found.teacher),
         "classes": [{**dataclasses.asdict(score), "within_chance": score.within_chance} for score in found.by_class],
-        "examples": {"lost": [_example(e) for e in found.lost], "won": [_example(e) for e in found.won]},
+        "agreement": found.agreement,
+        "examples": {
+            kind: [_example(e) for e in examples]
+            for kind, examples in (("lost", found.lost), ("won", found.won), ("differ", found.differ))
+        },
     }
 
 
 def _answers(answers: Answers) -> dict[str, Any]:
     if answers.bins is None:
-        return {"accuracy": None, "ece": None, "bins": None}
+        return {"accuracy": None, "confidence": answers.confidence, "ece": None, "bins": None}
     confidence, correct, count = answers.bins
     bins = [
         {"confidence": c / n, "accuracy": r / n, "count": int(n)}
@@ -176,7 +181,12 @@ def _answers(answers: Answers) -> dict[str, Any]:
         else {"confidence": None, "accuracy": None, "count": 0}
         for c, r, n in zip(confidence.tolist(), correct.tolist(), count.tolist(), strict=True)
     ]
-    return {"accuracy": float(correct.sum() / count.sum()), "ece": answers.ece, "bins": bins}
+    return {
+        "accuracy": float(correct.sum() / count.sum()),
+        "confidence": answers.confidence,
+        "ece": answers.ece,
+        "bins": bins,
+    }
 
 
 def _example(example: Example) -> dict[str, Any]:
@@ -199,10 +209,11 @@ def _packed(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for run in inside:
         for row in run.record.packed or ():
             groups.setdefault((_dataset(run.record.config), row["split"]), []).append((run, row))
-    names = [pathlib.PurePath(dataset).name for dataset in {dataset for dataset, _ in groups}]
+    short = {dataset: _short(dataset) for dataset, _ in groups}
+    names = list(short.values())
     return [
         {
-            "dataset": dataset if names.count(pathlib.PurePath(dataset).name) > 1 else pathlib.PurePath(dataset).name,
+            "dataset": short[dataset] if names.count(short[dataset]) == 1 else dataset,
             "split": split,
             "files": _files(rows),
             "teachers": _teachers({run.name: run for run, _ in rows}.values(), split),
@@ -216,6 +227,11 @@ def _dataset(config: Config | None) -> str:
         return "unknown data"
     source = config.evaluated_on
     return os.path.realpath(source.path) if source.name == "folder" and source.path else source.name
+
+
+def _short(dataset: str) -> str:
+    """A directory's name instead of its path."""
+    return pathlib.PurePath(dataset).name if os.path.isabs(dataset) else dataset
 
 
 def _files(rows: Sequence[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:

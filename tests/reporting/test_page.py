@@ -15,7 +15,7 @@ import pytest
 
 from big_distill import evaluation, weights
 from big_distill.errors import ConfigError, RunError
-from big_distill.reporting import svg
+from big_distill.reporting import build, svg
 from big_distill.reporting.build import report
 from big_distill.reporting.page import _extremes
 
@@ -294,9 +294,15 @@ def test_without_data_at_hand(run, tmp_path, capsys):
 
 def test_without_labels(run, tmp_path, capsys, monkeypatch):
     with_names(monkeypatch, ())
-    report([run], tmp_path / "report.html")
+    (values,) = report([run], tmp_path / "report.html", num_examples=4)["runs"]
     line = "its data have no labels: what is right is not known"
-    assert line in capsys.readouterr().out and line in check(tmp_path / "report.html").text
+    page = check(tmp_path / "report.html")
+    assert line in capsys.readouterr().out and line in page.text
+    found = values["comparison"]
+    assert found["agreement"] == pytest.approx(values["agreement"]) and 0.1 < found["student"]["confidence"] < 1
+    assert len(found["examples"]["differ"]) == 4 == sum(tag == "img" for tag, _ in page.elements)
+    assert all(e["truth"] is None and e["student"][0][0] != e["teacher"][0][0] for e in found["examples"]["differ"])
+    assert f"Both say the same of {100 * found['agreement']:.2f} %" in page.text
 
 
 @pytest.mark.parametrize(
@@ -347,6 +353,8 @@ def test_a_sweep(run, tmp_path):
     assert [point["runs"] for point in lines["view.regime=fixed"]] == [2, 1]
     page = check(tmp_path / "report.html")
     assert "50.00 % to 70.00 %" in page.text and "view.regime=independent" in page.text
+    names = [run["name"] for run in values["runs"]]
+    assert names == sorted(names, key=lambda name: ("regime=fixed" not in name, "epochs=10," in name, name)), "as lines"
     assert {"sweep_accuracy.svg", "sweep_agreement.svg"} <= {path.name for path in (tmp_path / "figures").iterdir()}
 
 
@@ -365,6 +373,17 @@ def test_what_cannot_be_written(run, tmp_path):
     os.mkfifo(tmp_path / "pipe.html")
     with pytest.raises(RunError, match=r"pipe.html cannot be written: it exists and is not a file"):
         report([run], tmp_path / "pipe.html")
+
+
+def test_of_many_runs_each_has_its_row_alone(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(build, "_MOST_DRAWN", 1)
+    shutil.copytree(run, tmp_path / "other")
+    values = report(
+        [run, tmp_path / "other"], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures"
+    )
+    assert not list((tmp_path / "figures").glob("run*")) and list((tmp_path / "figures").glob("together*"))
+    assert "not drawn" in check(tmp_path / "report.html").text and "2 runs: curves of each" in capsys.readouterr().out
+    assert values["runs"][0]["curves"]["student"]
 
 
 def test_no_other_file_is_lost(run, tmp_path):
@@ -386,16 +405,22 @@ def test_no_other_file_is_lost(run, tmp_path):
 
 def test_the_command_and_its_mistakes(finished, tmp_path):
     command = [sys.executable, "-m", "big_distill.report"]
-    out = tmp_path / "page.html"
+    out, comma = tmp_path / "page.html", tmp_path / "other"
+    for path in (comma, tmp_path / "a,b"):
+        path.symlink_to(finished if path == comma else finished / "teacher")
     done = subprocess.run(
-        [*command, f"--workdirs={finished}", f"--out={out}", "--examples=0"],
+        [*command, f"--workdirs={comma}", f'--workdirs="{tmp_path}/a,b"', f"--out={out}", "--examples=0"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    assert [run["workdir"] for run in json.loads(out.with_suffix(".json").read_text())["runs"]] == [
+        str(comma), f"{tmp_path}/a,b",
+    ]  # fmt: skip
     check(out)
     for flags, status, message in (
+        (["--workdirs=a\nb"], 2, "a directory whose name has a line break cannot be named"),
         ([], 2, "--workdirs=DIR,DIR,... is needed"),
         ([f"--workdirs={finished}", "--out=page.pdf"], 2, "--out=page.pdf: expected FILE.html"),
         ([f"--workdirs={tmp_path / 'none'}", f"--out={out}"], 4, "no run to report on: "),
@@ -412,8 +437,9 @@ const phone = document.getElementById("phone");
 phone.onload = () => {
   const page = phone.contentDocument.documentElement;
   for (const details of phone.contentDocument.querySelectorAll("details")) details.open = true;
-  const wide = [...phone.contentDocument.querySelectorAll("figure, svg, p, h1, h2")].filter(
-    (element) => element.getBoundingClientRect().right > 361);
+  const wide = [...phone.contentDocument.querySelectorAll("figure, svg, p, h1, h2, .examples *")].filter(
+    (element) => element.getBoundingClientRect().right > (element.closest(".examples > div") || page)
+      .getBoundingClientRect().right + 1);
   const figures = page.querySelectorAll("svg").length;
   document.getElementById("found").textContent =
     `width ${page.scrollWidth} of ${page.clientWidth}, ${wide.length} of ${figures} too wide`;
@@ -422,11 +448,22 @@ phone.srcdoc = %s;
 </script></body>"""
 
 
+@pytest.fixture(scope="module")
+def long_names(finished, tmp_path_factory):
+    """The page of data whose classes have names of 150 letters."""
+    out = tmp_path_factory.mktemp("long") / "report.html"
+    with pytest.MonkeyPatch.context() as patched:
+        with_names(patched, tuple(str(digit) * 150 for digit in range(10)))
+        report([finished], out, num_examples=3)
+    return out
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
-def test_in_a_browser(made, tmp_path):
+def test_in_a_browser(made, long_names, tmp_path):
     """No error on its console; at the width of a telephone, with all that is folded open, nothing sticks out."""
-    wrapper = tmp_path / "wrapper.html"
-    wrapper.write_text(MEASURE % json.dumps(made[0].read_text()).replace("</", "<\\/"))
+    wrapper, wide = tmp_path / "wrapper.html", tmp_path / "wide.html"
+    for file, page in ((wrapper, made[0]), (wide, long_names)):
+        file.write_text(MEASURE % json.dumps(page.read_text()).replace("</", "<\\/"))
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -434,8 +471,9 @@ def test_in_a_browser(made, tmp_path):
         "--hide-scrollbars",
         "--dump-dom",
     ]  # fmt: skip
-    for page in (made[0], wrapper):
+    for page in (made[0], wrapper, wide):
         done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr
-    (found,) = re.findall(r'<p id="found">(.*?)</p>', done.stdout)
-    assert found == "width 360 of 360, 0 of 9 too wide"
+        if page != made[0]:
+            (found,) = re.findall(r'<p id="found">(.*?)</p>', done.stdout)
+            assert found == "width 360 of 360, 0 of 9 too wide"
