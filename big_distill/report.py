@@ -47,10 +47,10 @@ def define_flags() -> None:
     """Defines the flags: not on import, so that one process can import several commands."""
     flags.DEFINE_multi(
         _Directories(),
-        None,
+        flags.CsvListSerializer(","),
         "workdirs",
         None,
-        'Run directories, separated by commas; can be given again. "a,b" has one.',
+        'Run directories, separated by commas; may be given again. "a,b" in quotes is one.',
     )
     flags.DEFINE_string("out", "report.html", "The page; .json and .md beside it have its name.")
     flags.DEFINE_string("split", None, "Split to compare on, in TFDS syntax. Default: each run's test split.")

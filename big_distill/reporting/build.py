@@ -60,19 +60,7 @@ def report(
     files = [out, *(out.with_suffix(suffix) for suffix in (".json", ".md"))]
     _check_ours(files)
     _check_writable(files, figures_dir)
-    runs, refused = [], []
-    for record, name in zip(records, labels(records), strict=True):
-        found, notes = None, []
-        if num_examples:
-            try:
-                found, notes = _compared(record, name, split, data_dir, num_examples)
-            except BigDistillError as error:
-                refused += [error] if isinstance(error, ConfigError | DataError) else []
-                notes = [f"not compared with a teacher: {error}"]
-        runs.append(Run(name, record, found, notes))
-    if refused and (split or data_dir) and not any(run.comparison for run in runs):
-        flags = " ".join(f"--{name}={value}" for name, value in (("split", split), ("data_dir", data_dir)) if value)
-        raise ConfigError(f"{flags}: of no run can it be read: {refused[0]}")
+    runs = _all_compared(records, split, data_dir, num_examples)
     swept = sweep(records)
     values = document.document(runs, swept)
     each = len(runs) <= _MOST_DRAWN
@@ -134,6 +122,30 @@ def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | N
                 atomic.check_replaceable(path)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _all_compared(records: Sequence[Record], split: str | None, data_dir: str | None, num_examples: int) -> list[Run]:
+    """Each run with its name, and beside its teacher if that can be.
+
+    Raises:
+      ConfigError: of no run can the split or the directory that was asked for be read.
+    """
+    runs: list[Run] = []
+    refused: list[BigDistillError] = []
+    for record, name in zip(records, labels(records), strict=True):
+        found: Comparison | None = None
+        notes: list[str] = []
+        if num_examples:
+            try:
+                found, notes = _compared(record, name, split, data_dir, num_examples)
+            except BigDistillError as error:
+                refused += [error] if isinstance(error, ConfigError | DataError) else []
+                notes = [f"not compared with a teacher: {error}"]
+        runs.append(Run(name, record, found, notes))
+    if refused and (split or data_dir) and not any(run.comparison for run in runs):
+        flags = " ".join(f"--{name}={value}" for name, value in (("split", split), ("data_dir", data_dir)) if value)
+        raise ConfigError(f"{flags}: of no run can it be read: {refused[0]}")
+    return runs
 
 
 def _compared(

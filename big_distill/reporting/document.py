@@ -11,8 +11,8 @@ Rates are fractions, times are seconds unless a key says `_ms`, what is not know
   defaults), `config`, `sessions` (of environment.json), `curves` (by network and metric `steps` and `values`, thinned),
   `median_images_per_second` (by network), `comparison`.
 * `comparison` of a run: `split`, `num_examples`, `student` and `teacher` (`accuracy`, `confidence`, `ece`, `bins`: by
-  bin of confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`, `student` and
-  `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
+  bin of confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`,
+  `student` and `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
   `within_chance`), `agreement`, `examples` (`lost`, `won`, and without labels `differ`, where they disagree: `truth`,
   null without labels, and [class, probability] of each network's likeliest three).
 * `sweep`: `field`, `along` (numbers that go with it in these runs), and `lines`: `label`, and `points`: `x`, `runs`,
