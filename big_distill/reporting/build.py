@@ -14,7 +14,7 @@ import tqdm
 
 from big_distill import atomic
 from big_distill import workdir as workdirs
-from big_distill.errors import BigDistillError, ConfigError, DataError, RunError
+from big_distill.errors import BigDistillError, ConfigError, DataError, RunError, printable
 from big_distill.metrics import say
 from big_distill.reporting import comparison, document, figures, page, svg
 from big_distill.reporting.comparison import Comparison
@@ -141,6 +141,8 @@ def _all_compared(records: Sequence[Record], split: str | None, data_dir: str | 
             except BigDistillError as error:
                 refused += [error] if isinstance(error, ConfigError | DataError) else []
                 notes = [f"not compared with a teacher: {error}"]
+            except OSError as error:
+                notes = [printable(f"not compared with a teacher: {error.filename} cannot be read: {error.strerror}")]
         runs.append(Run(name, record, found, notes))
     if refused and (split or data_dir) and not any(run.comparison for run in runs):
         flags = " ".join(f"--{name}={value}" for name, value in (("split", split), ("data_dir", data_dir)) if value)

@@ -161,7 +161,7 @@ def compare(
     teacher, problems = None, []
     try:
         teacher = teachers.load(config, workdir, mesh, card.class_names)
-    except BigDistillError as error:
+    except (BigDistillError, OSError) as error:
         paths = [pathlib.Path(path.strip()) for path in (config.teacher.path or "/").split(",")]
         started = (
             "" if all(path.is_absolute() for path in paths) else f" (config.teacher.path is from {pathlib.Path.cwd()})"
