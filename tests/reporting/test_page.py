@@ -194,6 +194,12 @@ def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
     assert "stopped at step 120 of 120" in table and "none (empty)" in table
 
 
+def undrawn(run):
+    """A run without curves, which take their time."""
+    shutil.rmtree(run / "teacher")
+    (run / "metrics.jsonl").unlink()
+
+
 def without(run, key):
     summary = json.loads((run / "summary.json").read_text())
     del summary[key]
@@ -202,6 +208,7 @@ def without(run, key):
 
 def test_files_that_do_not_belong_together(run, finished, tmp_path):
     """Each has its line; weights that are not those of the summary are not compared."""
+    undrawn(run)
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"config_fingerprint": "0" * 12}))
     shutil.copy(run / "student.npz", run / "kept.npz")
@@ -221,6 +228,7 @@ def test_files_that_do_not_belong_together(run, finished, tmp_path):
 
 
 def test_answers_that_are_no_numbers(run, tmp_path):
+    (run / "metrics.jsonl").unlink()
     arrays = dict(np.load(run / "student.npz"))
     ruined = {k: np.full_like(v, np.nan) if v.dtype == np.float32 else v for k, v in arrays.items()}
     np.savez(run / "student.npz", **ruined)
@@ -269,6 +277,7 @@ def test_without_a_split(run, tmp_path):
 
 def test_data_sets_of_one_name(run, tmp_path):
     paths = []
+    undrawn(run)
     for parent in ("a", "b"):
         paths.append(tmp_path / parent / "run")
         shutil.copytree(run, paths[-1])
@@ -388,6 +397,7 @@ def test_of_many_runs_each_has_its_row_alone(run, tmp_path, capsys, monkeypatch)
 
 def test_no_other_file_is_lost(run, tmp_path):
     """Neither a run's nor one of the user's; but an earlier report's."""
+    undrawn(run)
     (tmp_path / "notes.md").write_text("mine")
     (run / "summary.json").rename(tmp_path / "kept.json")
     for out, lost in (

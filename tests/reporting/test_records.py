@@ -115,7 +115,7 @@ def test_each_directory_once(run, tmp_path):
 FILES = ("config.json", "summary.json", "pack.json", "environment.json")
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_fuzzed_files_make_a_page(finished, tmp_path_factory, data):
     """With numbers that are not finite, names of one letter, lists where values should be."""
