@@ -355,7 +355,7 @@ def test_a_sweep(run, tmp_path):
         summary = json.loads((run / "summary.json").read_text())
         summary["student"]["accuracy"] = accuracy
         (paths[-1] / "summary.json").write_text(json.dumps(summary))
-    values = report(paths, tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
+    values = report(paths[::-1], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
     assert values["sweep"]["field"] == "total_epochs"
     lines = {line["label"]: line["points"] for line in values["sweep"]["lines"]}
     assert lines["view.regime=fixed"][0]["accuracy"] == pytest.approx([0.6, 0.5, 0.7])
