@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 from collections.abc import Iterator
@@ -12,16 +13,23 @@ from typing import BinaryIO
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of `path` once everything is on disk."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # of a full disk it has none
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # of a full disk it has none
         raise
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def check_writable(path: pathlib.Path) -> None:
@@ -30,6 +38,14 @@ def check_writable(path: pathlib.Path) -> None:
     path.open("ab").close()
     if new:
         path.unlink()
+
+
+def check_replaceable(path: pathlib.Path) -> None:
+    """`check_writable` for `write`: also that nothing but a file gives way, and that there is room beside it."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "it exists and is not a file", str(path))
+    check_writable(path)
+    check_writable(_temporary(path))
 
 
 def write(path: pathlib.Path, data: bytes) -> None:

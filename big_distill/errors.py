@@ -2,7 +2,7 @@
 
 import errno
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 """Of an OSError for which the disk is to blame."""
 
 _MAX_MESSAGE = 2000

@@ -3,6 +3,9 @@
   python -m big_distill.report --workdirs=runs/digits_fm-c912bd8b8d59 --out=report.html
   python -m big_distill.report --workdirs=runs/a,runs/b,runs/c --data_dir=DIR --figures=pictures
   python -m big_distill.report --workdirs="$(echo runs/*/ | tr ' ' ,)" --examples=0
+  python -m big_distill.report --workdirs='"runs/a,b"' --workdirs=runs/c
+
+A directory whose name has a comma is put in double quotes, which the shell must not take away.
 
 The page is one file that needs no other: no script, no network, light and dark. Beside it are report.json, with every
 number that it says, and report.md, a table.
@@ -12,12 +15,13 @@ number that it says, and report.md, a table.
   sweep             several runs that differ in a number: test accuracy and agreement against it, a line for each
                     combination of the other fields; runs that differ in their seed alone are averaged
   learning curves   accuracy, KL, agreement and loss against steps, of the student, its teacher and its first stage
+                    (of each of up to 16 runs)
   size and speed    accuracy against bytes and latency of every file that big_distill.pack made
   differences       class by class, with images on which only one of the two is right; how well each is calibrated
   throughput        images a second
 
 For the differences each finished run's student and teacher are run over --split. --examples=0 leaves that out, and
-needs no data.
+needs no data. A relative config.teacher.path of a run is sought from the directory that this command is started in.
 """
 
 from __future__ import annotations
@@ -30,9 +34,24 @@ from big_distill import cli
 from big_distill.errors import ConfigError
 
 
+class _Directories(flags.ListParser):
+    """absl's, with a clear word on what it cannot split."""
+
+    def parse(self, argument: str | list[str]) -> list[str]:
+        if isinstance(argument, str) and any(end in argument for end in "\r\n"):
+            raise ValueError("a directory whose name has a line break cannot be named: rename it, or link to it")
+        return super().parse(argument)
+
+
 def define_flags() -> None:
     """Defines the flags: not on import, so that one process can import several commands."""
-    flags.DEFINE_list("workdirs", [], "Run directories, separated by commas.")
+    flags.DEFINE_multi(
+        _Directories(),
+        flags.CsvListSerializer(","),
+        "workdirs",
+        None,
+        'Run directories, separated by commas; may be given again. "a,b" in quotes is one.',
+    )
     flags.DEFINE_string("out", "report.html", "The page; .json and .md beside it have its name.")
     flags.DEFINE_string("split", None, "Split to compare on, in TFDS syntax. Default: each run's test split.")
     flags.DEFINE_integer("examples", 12, "Images of each kind and run, at most; 0: run nothing.", lower_bound=0)
@@ -43,7 +62,7 @@ def define_flags() -> None:
 def main() -> None:
     """Reads the flags, writes the page, says where it is."""
     args = flags.FLAGS
-    workdirs = [pathlib.Path(name) for name in args.workdirs if name]
+    workdirs = [pathlib.Path(name) for names in args.workdirs or () for name in names if name]
     if not workdirs:
         raise ConfigError("--workdirs=DIR,DIR,... is needed: run directories")
     out = pathlib.Path(args.out)
@@ -52,7 +71,7 @@ def main() -> None:
     from big_distill.reporting.build import report  # here, so that --help answers at once
 
     report(
-        workdirs=workdirs,
+        workdirs,
         out=out,
         split=args.split,
         data_dir=args.data_dir,

@@ -37,6 +37,10 @@ DAMAGED_DIR = "damaged"
 INIT_DIR = "init"
 RESUMES_FILE = "resumes.json"
 ENVIRONMENT_FILE = "environment.json"
+JSON_FILES = (
+    CONFIG_FILE, SUMMARY_FILE, PREFLIGHT_FILE, CALIBRATION_FILE, SENSITIVITY_FILE, PACK_FILE, ARCHITECTURE_FILE,
+    RESUMES_FILE, ENVIRONMENT_FILE,
+)  # fmt: skip
 _LOCK_FILE = "run.lock"
 _NETWORK = {"accuracy": (float, None), "num_params": int}
 _SUMMARY = {
@@ -175,8 +179,13 @@ def _completed(config: Config, prefix: str) -> Config:
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The summary of a finished run, else None: also of one that lost its weights, which a resume makes again."""
+    return written_summary(workdir) if (workdir / WEIGHTS_FILE).is_file() else None
+
+
+def written_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The summary, whether or not the weights that it is about are there; None without one."""
     path = workdir / SUMMARY_FILE
-    return read_json(path, _SUMMARY) if path.is_file() and (workdir / WEIGHTS_FILE).is_file() else None
+    return read_json(path, _SUMMARY) if path.is_file() else None
 
 
 def resumed_at(workdir: pathlib.Path) -> list[int]:

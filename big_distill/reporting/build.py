@@ -13,23 +13,26 @@ import numpy as np
 import tqdm
 
 from big_distill import atomic
-from big_distill.errors import BigDistillError, RunError
+from big_distill import workdir as workdirs
+from big_distill.errors import BigDistillError, ConfigError, DataError, RunError, printable
 from big_distill.metrics import say
 from big_distill.reporting import comparison, document, figures, page, svg
 from big_distill.reporting.comparison import Comparison
 from big_distill.reporting.document import AGREEMENT, KL, LOSS, SPEED, Run
 from big_distill.reporting.figures import Drawing, Line
 from big_distill.reporting.records import Record, finite, read_all, runs_of
-from big_distill.reporting.sweep import labels, sweep
+from big_distill.reporting.sweep import in_order, labels, sweep
 
 _MOST_LABELS = 7
 _NOT_PACKED = "no pack.json: big_distill.pack makes files, and measures their size and latency"
 _MOST_LINES = 10
+_MOST_DRAWN = 16
+"""Runs of which each has its own learning curves: a figure takes a quarter of a second, and nobody opens hundreds."""
 _STROKES = {"test": 0, "validation": 1, "training batches": 2}
 
 
 def report(
-    workdirs: Sequence[pathlib.Path],
+    directories: Sequence[pathlib.Path],
     out: pathlib.Path,
     split: str | None = None,
     data_dir: str | None = None,
@@ -39,7 +42,7 @@ def report(
     """Writes the page, and .json and .md beside it.
 
     Args:
-      workdirs: run directories, in any state.
+      directories: of runs, in any state.
       out: the page, *.html.
       split: that students and teachers are compared on, in TFDS syntax; None: each run's test split.
       data_dir: where TFDS sets are, if not where the runs had them.
@@ -51,18 +54,22 @@ def report(
 
     Raises:
       RunError: none of the directories holds a run, or a file cannot be written.
+      ConfigError: a file that is no report's would be lost, or there is no such split in any run's data.
     """
-    records = read_all(workdirs)
+    records = in_order(read_all(directories))
     files = [out, *(out.with_suffix(suffix) for suffix in (".json", ".md"))]
+    _check_ours(files)
     _check_writable(files, figures_dir)
-    runs = []
-    for record, name in zip(records, labels(records), strict=True):
-        compared = _compared(record, name, split, data_dir, num_examples) if num_examples else (None, [])
-        runs.append(Run(name, record, *compared))
+    runs = _all_compared(records, split, data_dir, num_examples)
     swept = sweep(records)
     values = document.document(runs, swept)
+    each = len(runs) <= _MOST_DRAWN
     drawn = [
-        (_curves(index, run), _throughput(index, run), _reliability(index, run))
+        (
+            _curves(index, run) if each else [],
+            _throughput(index, run) if each else [],
+            _reliability(index, run),
+        )
         for index, run in enumerate(tqdm.tqdm(runs, "figures", unit="run", disable=not sys.stderr.isatty()), 1)
     ]
     drawings = page.Drawings(
@@ -72,8 +79,11 @@ def report(
         reliability=[reliability for _, _, reliability in drawn],
         sweep=[figure for score in ("accuracy", "agreement") if swept and (figure := figures.swept(swept, score))],
         pareto=[_tradeoffs(index, group) for index, group in enumerate(values["packed"], 1)],
+        each=each,
     )
     html = page.render(values, runs, drawings)
+    if not each:
+        say(f"{len(runs)} runs: curves of each are drawn for up to {_MOST_DRAWN}; report them apart, or see {files[1]}")
     for line in _lines(values["runs"]):
         say(line)
     texts = (html, json.dumps(values, indent=1, allow_nan=False) + "\n", document.markdown(values))
@@ -86,30 +96,72 @@ def report(
     return values
 
 
+def _check_ours(files: Sequence[pathlib.Path]) -> None:
+    """That what is written beside the page takes no other file's place.
+
+    Raises:
+      ConfigError: it would.
+    """
+    page, values, table = files
+    in_run = (page.parent / workdirs.CONFIG_FILE).exists() and values.name in workdirs.JSON_FILES
+    for path, is_ours in ((values, document.is_document), (table, document.is_markdown)):
+        if (path is values and in_run) or (path.is_file() and not is_ours(path.read_bytes())):
+            raise ConfigError(f"--out={page}: {path} beside it is not of a report and would be lost")
+
+
 def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | None) -> None:
     """Before the work, not after."""
     path = files[0]
     try:
         for path in files:
-            atomic.check_writable(path)
+            atomic.check_replaceable(path)
         if figures_dir:
             path = figures_dir
             path.mkdir(parents=True, exist_ok=True)
+            for path in (figures_dir / "figure.svg", *figures_dir.glob("*.svg")):
+                atomic.check_replaceable(path)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _all_compared(records: Sequence[Record], split: str | None, data_dir: str | None, num_examples: int) -> list[Run]:
+    """Each run with its name, and beside its teacher if that can be.
+
+    Raises:
+      ConfigError: of no run can the split or the directory that was asked for be read.
+    """
+    runs: list[Run] = []
+    refused: list[BigDistillError] = []
+    for record, name in zip(records, labels(records), strict=True):
+        found: Comparison | None = None
+        notes: list[str] = []
+        if num_examples:
+            try:
+                found, notes = _compared(record, name, split, data_dir, num_examples)
+            except BigDistillError as error:
+                refused += [error] if isinstance(error, ConfigError | DataError) else []
+                notes = [f"not compared with a teacher: {error}"]
+            except OSError as error:
+                notes = [printable(f"not compared with a teacher: {error.filename} cannot be read: {error.strerror}")]
+        runs.append(Run(name, record, found, notes))
+    if refused and (split or data_dir) and not any(run.comparison for run in runs):
+        flags = " ".join(f"--{name}={value}" for name, value in (("split", split), ("data_dir", data_dir)) if value)
+        raise ConfigError(f"{flags}: of no run can it be read: {refused[0]}")
+    return runs
 
 
 def _compared(
     record: Record, name: str, split: str | None, data_dir: str | None, num_examples: int
 ) -> tuple[Comparison | None, list[str]]:
-    """And lines about what could not be compared."""
+    """And lines about what could not be compared.
+
+    Raises:
+      BigDistillError: there are no data, or no student.
+    """
     config = record.config
     if config is None or record.summary is None:
         return None, ["not compared with a teacher: it is not finished"] if config else []
-    try:
-        found = comparison.compare(record.workdir, config, split, data_dir, num_examples, name)
-    except BigDistillError as error:
-        return None, [f"not compared with a teacher: {error}"]
+    found = comparison.compare(record.workdir, config, split, data_dir, num_examples, name)
     alone = found.teacher is None and not found.problems
     return found, [*(["trained without a teacher: there is none to compare with"] if alone else []), *found.problems]
 
@@ -161,7 +213,7 @@ def _curves(index: int, run: Run) -> list[Drawing]:
         return found
 
     steps = [own.series(name)[0] for _, _, own, name in whole]
-    teacher = (record.summary or {}).get("teacher") or {}
+    teacher = record.teacher_scores or {}
     wanted = (
         ("accuracy", "accuracy, %", lines(lambda n: n.endswith("/accuracy")), True),
         ("kl", "KL(teacher || student), nats", lines(lambda n: n == KL or n.endswith("/kl")), False),

@@ -24,6 +24,7 @@ from big_distill.errors import BigDistillError, ConfigError, RunError
 from big_distill.evaluation import mesh_for, open_eval, student_of
 from big_distill.state import Card, Teacher
 from big_distill.views import for_network, to_unit
+from big_distill.workdir import SUMMARY_FILE, WEIGHTS_FILE, read_summary
 
 TOP = 3
 _LARGEST_PICTURE = 128  # px
@@ -41,6 +42,11 @@ class Answers:
     classes: np.ndarray
     probabilities: np.ndarray
     bins: np.ndarray | None
+
+    @property
+    def confidence(self) -> float:
+        """Mean probability of the likeliest class."""
+        return float(self.probabilities[:, 0].mean())
 
     @property
     def ece(self) -> float | None:
@@ -77,14 +83,15 @@ class ClassScore:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An image on which one network is right and the other wrong.
+    """An image on which the networks differ: one is right and the other wrong, or without labels any two answers.
 
+    truth: None without labels.
     png: what the student sees, reduced to at most 128 px.
     student, teacher: (class, probability) of the likeliest three.
     """
 
     png: bytes
-    truth: str
+    truth: str | None
     student: tuple[tuple[str, float], ...]
     teacher: tuple[tuple[str, float], ...]
 
@@ -101,6 +108,7 @@ class Comparison:
     num_examples: that could be read.
     by_class: in the data's order; () without labels or without a teacher.
     lost, won: examples that only the teacher, and only the student, gets right, from the classes with most of them.
+    differ: without labels, examples on which they disagree.
     problems: a line about each thing that could not be compared.
     """
 
@@ -111,7 +119,15 @@ class Comparison:
     by_class: tuple[ClassScore, ...]
     lost: tuple[Example, ...]
     won: tuple[Example, ...]
+    differ: tuple[Example, ...]
     problems: tuple[str, ...]
+
+    @property
+    def agreement(self) -> float | None:
+        """How often both say the same; None without a teacher."""
+        if self.teacher is None:
+            return None
+        return float((self.student.classes[:, 0] == self.teacher.classes[:, 0]).mean())
 
 
 def compare(
@@ -133,17 +149,24 @@ def compare(
     if data_dir:
         config = dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
     split = split or config.evaluated_on.test or config.evaluated_on.validation
-    if split is None:
+    if not split:
         raise ConfigError("it has no test split and no validation split: --split says what to compare on")
     mesh = mesh_for(config)
     student = student_of(workdir, "final", mesh)
+    summary = read_summary(workdir)
+    if summary and weights.sha256(student.variables["params"]) != summary["params_sha256"]:
+        raise RunError(f"{workdir / WEIGHTS_FILE} does not hold the weights that {SUMMARY_FILE} has the hash of")
     card = student.architecture.card
     data = open_eval(config, split)
     teacher, problems = None, []
     try:
         teacher = teachers.load(config, workdir, mesh, card.class_names)
-    except BigDistillError as error:
-        problems.append(f"its teacher cannot be asked: {error}")
+    except (BigDistillError, OSError) as error:
+        paths = [pathlib.Path(path.strip()) for path in (config.teacher.path or "/").split(",")]
+        started = (
+            "" if all(path.is_absolute() for path in paths) else f" (config.teacher.path is from {pathlib.Path.cwd()})"
+        )
+        problems.append(f"its teacher cannot be asked: {error}{started}")
     answer = _jit_answers(student, config, mesh)
     columns: dict[str, list[np.ndarray]] = {}
     bins: dict[str, np.ndarray] = {}
@@ -165,17 +188,28 @@ def compare(
     label = joined["label"] if bins else None
     if not len(joined["label"]):
         raise RunError(f"none of the images of {split} can be read")
+    for who, answers in list(found.items()):
+        if unknown := int((~np.isfinite(answers.probabilities)).any(axis=-1).sum()):
+            line = f"its {who}'s answers are not finite on {unknown:,} of {len(joined['label']):,} images of {split}"
+            if who == "student":
+                raise RunError(line)
+            problems.append(line)
+            del found["teacher"]
+            teacher = None
     if label is None:
         problems.append("its data have no labels: what is right is not known")
     names = _names(config, card, data)
     by_class: tuple[ClassScore, ...] = ()
-    chosen: dict[str, list[int]] = {"lost": [], "won": []}
+    chosen: dict[str, list[int]] = {"lost": [], "won": [], "differ": []}
+    confidence = found["student"].probabilities[:, 0]
     if label is not None and teacher is not None:
         right = {who: answers.classes[:, 0] == label for who, answers in found.items()}
         by_class = class_scores(names, label, right["student"], right["teacher"])
-        confidence = found["student"].probabilities[:, 0]
         differ = {"lost": right["teacher"] & ~right["student"], "won": right["student"] & ~right["teacher"]}
-        chosen = {kind: choose(where, label, confidence, num_examples) for kind, where in differ.items()}
+        chosen |= {kind: choose(where, label, confidence, num_examples) for kind, where in differ.items()}
+    elif teacher is not None:
+        ours, theirs = (found[who].classes[:, 0] for who in ("student", "teacher"))
+        chosen["differ"] = choose(ours != theirs, theirs, confidence, num_examples)
     pictures = _pictures(data, card, [row for rows in chosen.values() for row in rows])
     examples = {
         kind: tuple(_example(row, pictures[row], label, found, names) for row in rows) for kind, rows in chosen.items()
@@ -188,6 +222,7 @@ def compare(
         by_class=by_class,
         lost=examples["lost"],
         won=examples["won"],
+        differ=examples["differ"],
         problems=tuple(problems),
     )
 
@@ -294,5 +329,4 @@ def _example(
         tuple((names[c], float(p)) for c, p in zip(own.classes[row], own.probabilities[row], strict=True))
         for own in (found["student"], found["teacher"])
     ]
-    assert label is not None
-    return Example(png, names[label[row]], tops[0], tops[1])
+    return Example(png, None if label is None else names[label[row]], tops[0], tops[1])

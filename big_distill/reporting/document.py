@@ -2,17 +2,19 @@
 
 Rates are fractions, times are seconds unless a key says `_ms`, what is not known is null. The keys:
 
-* `big_distill`: the version that wrote it.
+* `big_distill_report`: 1, the version of these keys; `big_distill`: the version that wrote it.
 * `runs`: for each `name`, `workdir`, `status`, `step`, `total_steps`, `problems` (lines), `notes` (lines on what could
   not be compared), `packed` (whether it has pack.json; null if it is not finished), `student` and `teacher` (`model`,
-  `accuracy` on the test split, `num_params`; null without a teacher), `agreement`, `kl` (nats), `epochs`,
+  `accuracy` on the test split, `num_params`; null without a teacher; of a student that is not finished also `last`:
+  its `accuracy` when it was last measured, and the `step` and `split`), `agreement`, `kl` (nats), `epochs`,
   `images_per_second`, `wall_seconds`, `fingerprint`, `changed` (the fields of the config that have not the schema's
   defaults), `config`, `sessions` (of environment.json), `curves` (by network and metric `steps` and `values`, thinned),
   `median_images_per_second` (by network), `comparison`.
-* `comparison` of a run: `split`, `num_examples`, `student` and `teacher` (`accuracy`, `ece`, `bins`: by bin of
-  confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`, `student` and
-  `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
-  `within_chance`), `examples` (`lost` and `won`: `truth`, and [class, probability] of each network's likeliest three).
+* `comparison` of a run: `split`, `num_examples`, `student` and `teacher` (`accuracy`, `confidence`, `ece`, `bins`: by
+  bin of confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`,
+  `student` and `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
+  `within_chance`), `agreement`, `examples` (`lost`, `won`, and without labels `differ`, where they disagree: `truth`,
+  null without labels, and [class, probability] of each network's likeliest three).
 * `sweep`: `field`, `along` (numbers that go with it in these runs), and `lines`: `label`, and `points`: `x`, `runs`,
   `accuracy` and `agreement` as [mean, least, most].
 * `packed`: for each data set and split `dataset`, `split`, `files` (the rows of pack.json with `number`, `run`,
@@ -22,7 +24,9 @@ Rates are fractions, times are seconds unless a key says `_ms`, what is not know
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +42,9 @@ from big_distill.reporting.records import Record, architecture, finite, runs_of,
 from big_distill.reporting.sweep import Sweep, epochs_of
 from big_distill.workdir import PACK_FILE
 
+_LONGEST = 1e12  # a number from here on is written with an exponent
+_MARK = "big_distill_report"
+_HEADS = ("run", "teacher", "student", "agreement", "KL, nats", "epochs", "images/s", "time")
 SPEED = "train/images_per_second"
 LOSS, KL, AGREEMENT = "train/loss", "train/kl", "train/agreement"
 
@@ -58,6 +65,7 @@ class Run:
 def document(runs: Sequence[Run], sweep: Sweep | None) -> dict[str, Any]:
     """All that a page says."""
     values = {
+        _MARK: 1,
         "big_distill": big_distill.__version__,
         "runs": [_run(run) for run in runs],
         "sweep": sweep and _sweep(sweep),
@@ -78,9 +86,14 @@ def _plain(value: Any) -> Any:
 def _run(run: Run) -> dict[str, Any]:
     record = run.record
     config, summary = record.config, record.summary or {}
-    teacher = summary.get("teacher")
+    teacher = record.teacher_scores
     name = teachers_name(record)
-    student = {"accuracy": record.score("accuracy"), "num_params": summary.get("student", {}).get("num_params")}
+    last = None if record.summary else record.last_accuracy
+    student = {
+        "accuracy": record.score("accuracy"),
+        "num_params": summary.get("student", {}).get("num_params"),
+        "last": last and dict(zip(("accuracy", "step", "split"), last, strict=True)),
+    }
     return {
         "name": run.name,
         "workdir": str(record.workdir),
@@ -150,13 +163,17 @@ def _comparison(found: Comparison) -> dict[str, Any]:
         "student": _answers(found.student),
         "teacher": found.teacher and _answers(found.teacher),
         "classes": [{**dataclasses.asdict(score), "within_chance": score.within_chance} for score in found.by_class],
-        "examples": {"lost": [_example(e) for e in found.lost], "won": [_example(e) for e in found.won]},
+        "agreement": found.agreement,
+        "examples": {
+            kind: [_example(e) for e in examples]
+            for kind, examples in (("lost", found.lost), ("won", found.won), ("differ", found.differ))
+        },
     }
 
 
 def _answers(answers: Answers) -> dict[str, Any]:
     if answers.bins is None:
-        return {"accuracy": None, "ece": None, "bins": None}
+        return {"accuracy": None, "confidence": answers.confidence, "ece": None, "bins": None}
     confidence, correct, count = answers.bins
     bins = [
         {"confidence": c / n, "accuracy": r / n, "count": int(n)}
@@ -164,7 +181,12 @@ def _answers(answers: Answers) -> dict[str, Any]:
         else {"confidence": None, "accuracy": None, "count": 0}
         for c, r, n in zip(confidence.tolist(), correct.tolist(), count.tolist(), strict=True)
     ]
-    return {"accuracy": float(correct.sum() / count.sum()), "ece": answers.ece, "bins": bins}
+    return {
+        "accuracy": float(correct.sum() / count.sum()),
+        "confidence": answers.confidence,
+        "ece": answers.ece,
+        "bins": bins,
+    }
 
 
 def _example(example: Example) -> dict[str, Any]:
@@ -178,13 +200,20 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
 
 def _packed(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """What may be compared: files of the same data set and split."""
+    inside = [
+        Run(run.name if own is run.record else f"{run.name}, {who}", own, None, ())
+        for run in runs
+        for who, own in runs_of(run.record)
+    ]
     groups: dict[tuple[str, str], list[tuple[Run, dict[str, Any]]]] = {}
-    for run in runs:
+    for run in inside:
         for row in run.record.packed or ():
             groups.setdefault((_dataset(run.record.config), row["split"]), []).append((run, row))
+    short = {dataset: _short(dataset) for dataset, _ in groups}
+    names = list(short.values())
     return [
         {
-            "dataset": dataset,
+            "dataset": short[dataset] if names.count(short[dataset]) == 1 else dataset,
             "split": split,
             "files": _files(rows),
             "teachers": _teachers({run.name: run for run, _ in rows}.values(), split),
@@ -197,7 +226,12 @@ def _dataset(config: Config | None) -> str:
     if config is None:
         return "unknown data"
     source = config.evaluated_on
-    return pathlib.PurePath(source.path).name if source.name == "folder" and source.path else source.name
+    return os.path.realpath(source.path) if source.name == "folder" and source.path else source.name
+
+
+def _short(dataset: str) -> str:
+    """A directory's name instead of its path."""
+    return pathlib.PurePath(dataset).name if os.path.isabs(dataset) else dataset
 
 
 def _files(rows: Sequence[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -224,7 +258,7 @@ def _teachers(runs: Any, split: str) -> list[dict[str, Any]]:
     """Those whose accuracy on this split is known: it is their students' test split."""
     found: dict[tuple[float, int], list[str]] = {}
     for run in runs:
-        config, teacher = run.record.config, (run.record.summary or {}).get("teacher")
+        config, teacher = run.record.config, run.record.teacher_scores
         if config and teacher and config.evaluated_on.test == split and finite(teacher["accuracy"]) is not None:
             found.setdefault((teacher["accuracy"], teacher["num_params"]), []).append(run.name)
     return [
@@ -239,8 +273,7 @@ def _teachers(runs: Any, split: str) -> list[dict[str, Any]]:
 
 def markdown(values: dict[str, Any]) -> str:
     """A table, a run a row."""
-    heads = ["run", "teacher", "student", "agreement", "KL, nats", "epochs", "images/s", "time"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [list(_HEADS), ["---"] * len(_HEADS)]
     for run in values["runs"]:
         lines.append(
             [
@@ -248,13 +281,26 @@ def markdown(values: dict[str, Any]) -> str:
                 network(run["teacher"]),
                 network(run["student"]),
                 percent(run["agreement"]),
-                "-" if run["kl"] is None else f"{run['kl']:.4f}",
+                nats(run["kl"]),
                 "-" if run["epochs"] is None else f"{run['epochs']:g}",
                 count(run["images_per_second"]),
                 duration(run["wall_seconds"]),
             ]
         )
     return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
+def is_document(data: bytes) -> bool:
+    """Whether a file is report.json."""
+    try:
+        return _MARK in json.loads(data)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def is_markdown(data: bytes) -> bool:
+    """Whether a file is report.md."""
+    return data.startswith(f"| {' | '.join(_HEADS)} |".encode())
 
 
 def _cell(text: str) -> str:
@@ -267,8 +313,8 @@ def _cell(text: str) -> str:
 def state(run: dict[str, Any]) -> str:
     """finished, or how far it is."""
     if run["status"] in ("stopped", "running") or (run["status"] == "damaged" and run["step"]):
-        total = f" of {run['total_steps']:,}" if run["total_steps"] else ""
-        return f"{run['status']} at step {run['step']:,}{total}"
+        total = f" of {count(run['total_steps'])}" if run["total_steps"] else ""
+        return f"{run['status']} at step {count(run['step'])}{total}"
     return run["status"]
 
 
@@ -276,8 +322,16 @@ def network(values: dict[str, Any] | None) -> str:
     """99.24 % (79,626 parameters)"""
     if values is None:
         return "-"
-    size = "" if values["num_params"] is None else f" ({values['num_params']:,} parameters)"
-    return f"{percent(values['accuracy'])}{size}"
+    size = "" if values["num_params"] is None else f" ({count(values['num_params'])} parameters)"
+    return f"{accuracy(values)}{size}"
+
+
+def accuracy(network: dict[str, Any]) -> str:
+    """'99.24 %', or of a network that is not finished '99.24 % at step 5,624'."""
+    if (last := network.get("last")) and network["accuracy"] is None:
+        where = "" if last["split"] == "test" else f", {last['split']}"
+        return f"{percent(last['accuracy'])} at step {count(last['step'])}{where}"
+    return percent(network["accuracy"])
 
 
 def percent(value: float | None) -> str:
@@ -286,8 +340,19 @@ def percent(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """With commas; '-' for None."""
-    return "-" if value is None else f"{value:,.0f}"
+    """With commas; '-' for None, and for what no float holds."""
+    value = finite(value)
+    return "-" if value is None else f"{value:,.0f}" if abs(value) < _LONGEST else f"{value:.3g}"
+
+
+def nats(value: float | None) -> str:
+    """To four decimals; '-' for None."""
+    return "-" if value is None else f"{value:.4f}" if abs(value) < _LONGEST else f"{value:.3g}"
+
+
+def milliseconds(value: float) -> str:
+    """To three decimals."""
+    return f"{value:.3f} ms" if value < _LONGEST else f"{value:.3g} ms"
 
 
 def duration(seconds: float | None) -> str:
@@ -297,5 +362,5 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours:,} h {minutes} min"
+        return f"{count(hours)} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -28,6 +28,7 @@ class Drawings:
     together: the students of several runs.
     curves, throughput, reliability: by run.
     pareto: by group of files.
+    each: whether each run's own curves were drawn, even if it has none.
     """
 
     together: list[Drawing]
@@ -36,6 +37,7 @@ class Drawings:
     reliability: list[list[Drawing]]
     sweep: list[Drawing]
     pareto: list[list[Drawing]]
+    each: bool = True
 
     def all(self) -> Iterator[Drawing]:
         """Every one."""
@@ -62,7 +64,9 @@ def render(values: dict[str, Any], runs: Sequence[Run], drawings: Drawings) -> s
         "percent": document.percent,
         "count": document.count,
         "duration": document.duration,
-        "network": document.network,
+        "accuracy": document.accuracy,
+        "nats": document.nats,
+        "milliseconds": document.milliseconds,
         "state": document.state,
         "figure": _figure,
         "picture": _picture,
@@ -71,9 +75,14 @@ def render(values: dict[str, Any], runs: Sequence[Run], drawings: Drawings) -> s
         "points": lambda value: f"{100 * value:+.2f}",
         "short": short,
     }
-    examples = [run.comparison and {"lost": run.comparison.lost, "won": run.comparison.won} for run in runs]
+    examples = [run.comparison for run in runs]
     return environment.get_template("page.html").render(
-        **values, drawings=drawings, examples=examples, folded=len(runs) > _OPEN_RUNS, extremes=_extremes
+        **values,
+        drawings=drawings,
+        examples=examples,
+        folded=len(runs) > _OPEN_RUNS,
+        each=drawings.each,
+        extremes=_extremes,
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 import pathlib
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,13 +34,15 @@ _PACKED = [
 
 
 _MOST_STEPS = 1 << 53  # every integer up to here is a float, too
+_KL_ROUNDING = 1e-3  # a KL may be as far below 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
     """A run directory.
 
-    status: 'finished', 'running', 'stopped' (before its end), 'not begun', 'empty' (no run at all) or 'damaged'.
+    status: 'finished', 'running', 'stopped' (before its end), 'not begun', 'empty' (no run at all), 'damaged' or
+      'unreadable' (the directory itself).
     step: of its last checkpoint, or of the last line of its metrics if that is later.
     summary: of a finished run, as in summary.json.
     metrics: the lines of metrics.jsonl.
@@ -75,6 +80,22 @@ class Record:
         summary = self.summary or {}
         return finite(summary.get("student", {}).get(name) if name == "accuracy" else summary.get(name))
 
+    @property
+    def teacher_scores(self) -> dict[str, Any] | None:
+        """`accuracy` and `num_params` of the teacher: as the summary has them, or that of the teacher inside it."""
+        if self.summary and self.summary.get("teacher"):
+            return self.summary["teacher"]
+        return self.teacher.summary["student"] if self.teacher and self.teacher.summary else None
+
+    @property
+    def last_accuracy(self) -> tuple[float, int, str] | None:
+        """The student's accuracy when it was last measured, the step and the split: the test split if it can be."""
+        for split in ("test", "validation"):
+            steps, values = self.series(f"eval/{split}/accuracy")
+            if len(steps) and 0 <= values[-1] <= 1:
+                return float(values[-1]), int(steps[-1]), split
+        return None
+
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a metric, where it was logged and is finite."""
         pairs = ((finite(line["step"]), finite(line.get(name))) for line in self.metrics)
@@ -87,6 +108,13 @@ class Record:
 
 def read(workdir: pathlib.Path) -> Record:
     """Reads a run directory, whatever state it is in; changes nothing in it and opens no data."""
+    try:
+        if not workdir.is_dir():
+            return Record(workdir, "empty", problems=(printable(f"{workdir} is not a directory"),))
+        with os.scandir(workdir):
+            (workdir / workdirs.CONFIG_FILE).exists()
+    except OSError as error:
+        return Record(workdir, "unreadable", problems=(printable(f"{workdir} cannot be read: {error.strerror}"),))
     problems: list[str] = []
 
     def attempt(name: str, reader: Callable[[], Any]) -> Any:
@@ -98,19 +126,22 @@ def read(workdir: pathlib.Path) -> Record:
             problems.append(printable(f"{workdir / name} cannot be read: {error.strerror}"))
         return None
 
-    if not workdir.is_dir():
-        return Record(workdir, "empty", problems=(printable(f"{workdir} is not a directory"),))
     config = attempt(workdirs.CONFIG_FILE, lambda: workdirs.read_config(workdir))
-    summary = attempt(workdirs.SUMMARY_FILE, lambda: workdirs.read_summary(workdir))
+    summary = attempt(workdirs.SUMMARY_FILE, lambda: _plausible_summary(workdir))
     metrics = attempt(METRICS_FILE, lambda: read_metrics(workdir)) or []
     packed = attempt(workdirs.PACK_FILE, lambda: workdirs.read_json(workdir / workdirs.PACK_FILE, _PACKED))
     sessions = attempt(workdirs.ENVIRONMENT_FILE, lambda: workdirs.sessions(workdir)) or []
+    saved = attempt(workdirs.CHECKPOINTS_DIR, lambda: saved_steps(workdir)) or []
     damaged = bool(problems)
+    problems += _contradictions(workdir, config, summary, packed or ())
     inner = {
         name: read(workdir / name) for name in (workdirs.TEACHER_DIR, workdirs.INIT_DIR) if (workdir / name).is_dir()
     }
-    step = max([*saved_steps(workdir), *(line["step"] for line in metrics)], default=0)
-    if workdirs.holder(workdir):
+    step = max([*saved, *(line["step"] for line in metrics if 0 < line["step"] <= _MOST_STEPS)], default=0)
+    held = None
+    with contextlib.suppress(OSError):
+        held = workdirs.holder(workdir)
+    if held:
         status = "running"
     elif damaged:
         status = "damaged"
@@ -145,7 +176,7 @@ def read_all(paths: Sequence[pathlib.Path]) -> list[Record]:
     """
     once: dict[pathlib.Path, pathlib.Path] = {}
     for path in paths:
-        once.setdefault(path.resolve(), path)
+        once.setdefault(pathlib.Path(os.path.realpath(path)), path)
     records = [read(path) for path in once.values()]
     if not any(record.readable for record in records):
         raise RunError(f"no run to report on: {'; '.join(line for record in records for line in record.problems)}")
@@ -162,8 +193,57 @@ def finite(value: Any) -> float | None:
         return None
 
 
+def _plausible_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Raises RunError if a number in it is none that can be."""
+    summary = workdirs.written_summary(workdir)
+    if summary is None:
+        return None
+    rates = {f"{who}.accuracy": (summary[who] or {}).get("accuracy") for who in ("student", "teacher")}
+    rates["agreement"] = summary["agreement"]
+    amounts = {f"{who}.num_params": (summary[who] or {}).get("num_params") for who in ("student", "teacher")}
+    amounts |= {name: summary[name] for name in ("steps", "kl", "images_per_second", "wall_seconds")}
+    wrong = [name for name, value in rates.items() if not _is_rate(value)]
+    for name, value in amounts.items():
+        least = -_KL_ROUNDING if name == "kl" else 0
+        if value is not None and not _is_nan(value) and not least <= value <= _MOST_STEPS:
+            wrong.append(name)
+    if wrong:
+        path, values = workdir / workdirs.SUMMARY_FILE, rates | amounts
+        found = ", ".join(f"{name} is {reprlib.repr(values[name])}" for name in wrong)
+        raise RunError(f"{path} is damaged: its {found}, which cannot be")
+    return summary
+
+
+def _is_rate(value: Any) -> bool:
+    return value is None or _is_nan(value) or 0 <= value <= 1
+
+
+def _is_nan(value: float) -> bool:
+    """Of an integer that no float holds, too."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _contradictions(workdir: pathlib.Path, config: Config | None, summary: Any, packed: Any) -> list[str]:
+    """Lines on files that can be read, and do not belong together or hold what cannot be."""
+    lines = []
+    if summary:
+        if not (workdir / workdirs.WEIGHTS_FILE).is_file():
+            lines.append(f"{workdir} has no {workdirs.WEIGHTS_FILE}: its weights are missing; its numbers are shown")
+        theirs = summary.get("config_fingerprint")
+        if config and theirs and theirs != fingerprint(config):
+            file = workdir / workdirs.SUMMARY_FILE
+            lines.append(f"{file} is not of this config: it has fingerprint {theirs}, the config {fingerprint(config)}")
+    if dropped := sum(not _drawable(row) for row in packed):
+        what = "bytes and latency_ms are above 0, accuracy and agreement from 0 to 1"
+        lines.append(f"{workdir / workdirs.PACK_FILE}: {dropped} of {len(packed)} rows left out: {what}")
+    return [printable(line) for line in lines]
+
+
 def _drawable(row: dict[str, Any]) -> bool:
-    return all((finite(row[key]) or 0) > 0 for key in ("bytes", "latency_ms"))
+    costs = [finite(row[key]) or 0 for key in ("bytes", "latency_ms")]
+    return all(0 < cost <= _MOST_STEPS for cost in costs) and all(
+        _is_rate(row[key]) for key in ("accuracy", "agreement")
+    )
 
 
 def architecture(model: ModelConfig) -> str:

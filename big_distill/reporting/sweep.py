@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import pathlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -115,9 +116,24 @@ def labels(records: Sequence[Record]) -> list[str]:
     return told if unique else places
 
 
+def in_order(records: Sequence[Record]) -> list[Record]:
+    """By the fields that their `labels` name, as a sweep has them: line by line, then along its axis, seeds last."""
+    if labels(records) == list(map(printable, _places([record.workdir for record in records]))):
+        return list(records)
+    found = sweep(records)
+    names = differing([record.config for record in records if record.config])
+    axis = [found.field] if found else []
+    ranked = [name for name in names if name not in axis and not is_seed(name)] + axis + list(filter(is_seed, names))
+
+    def key(record: Record) -> list[Any]:
+        return _sort_key(in_words(ranked, fields_of(record.config) if record.config else {}))
+
+    return sorted(records, key=key)
+
+
 def _places(paths: Sequence[pathlib.Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [pathlib.Path(os.path.realpath(path)).parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         ends = ["/".join(own[-depth:]) for own in parts]
         if len(set(ends)) == len(ends):

@@ -3,17 +3,19 @@
 import dataclasses
 import html.parser
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree
 
+import numpy as np
 import pytest
 
-from big_distill import evaluation
-from big_distill.errors import RunError
-from big_distill.reporting import svg
+from big_distill import evaluation, weights
+from big_distill.errors import ConfigError, RunError
+from big_distill.reporting import build, svg
 from big_distill.reporting.build import report
 from big_distill.reporting.page import _extremes
 
@@ -192,10 +194,105 @@ def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
     assert "stopped at step 120 of 120" in table and "none (empty)" in table
 
 
+def undrawn(run):
+    """A run without curves, which take their time."""
+    shutil.rmtree(run / "teacher")
+    (run / "metrics.jsonl").unlink()
+
+
+def without(run, key):
+    summary = json.loads((run / "summary.json").read_text())
+    del summary[key]
+    (run / "summary.json").write_text(json.dumps(summary))
+
+
+def test_files_that_do_not_belong_together(run, finished, tmp_path):
+    """Each has its line; weights that are not those of the summary are not compared."""
+    undrawn(run)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"config_fingerprint": "0" * 12}))
+    shutil.copy(run / "student.npz", run / "kept.npz")
+    arrays = dict(np.load(run / "student.npz"))
+    first = next(name for name, array in arrays.items() if array.dtype == np.float32 and array.size > 1)
+    np.savez(run / "student.npz", **(arrays | {first: arrays[first] + 1}))
+    values = report([run], tmp_path / "report.html", num_examples=2)["runs"][0]
+    assert re.search(
+        r"summary.json is not of this config: it has fingerprint 0{12}, the config \w{12}", *values["problems"]
+    )
+    assert values["comparison"] is None and values["status"] == "finished"
+    assert re.search("does not hold the weights that summary.json has the hash of", *values["notes"])
+    (run / "student.npz").unlink()
+    values = report([run], tmp_path / "report.html", num_examples=2)["runs"][0]
+    assert values["student"]["accuracy"] == summary["student"]["accuracy"]
+    assert any("its weights are missing" in line for line in values["problems"])
+
+
+def test_answers_that_are_no_numbers(run, tmp_path):
+    (run / "metrics.jsonl").unlink()
+    arrays = dict(np.load(run / "student.npz"))
+    ruined = {k: np.full_like(v, np.nan) if v.dtype == np.float32 else v for k, v in arrays.items()}
+    np.savez(run / "student.npz", **ruined)
+    sha = weights.sha256(weights.load(run).variables["params"])
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"params_sha256": sha}))
+    values = report([run], tmp_path / "report.html", num_examples=2)["runs"][0]
+    assert values["comparison"] is None
+    assert re.search("its student's answers are not finite on 397 of 397 images of test", *values["notes"])
+    assert "nan" not in check(tmp_path / "report.html").text.lower().split()
+
+
+def test_a_teacher_inside_an_unfinished_run(run, tmp_path):
+    teacher = json.loads((run / "teacher" / "summary.json").read_text())["student"]
+    (run / "summary.json").unlink()
+    shutil.move(run / "pack.json", run / "teacher" / "pack.json")
+    values = report([run], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
+    own = values["runs"][0]
+    assert (own["teacher"]["accuracy"], own["teacher"]["num_params"]) == (teacher["accuracy"], teacher["num_params"])
+    assert {file["run"] for file in values["packed"][0]["files"]} == {"run, teacher"}
+    assert own["student"]["accuracy"] is None and own["student"]["last"]["step"] == 120
+    shown = f"{100 * own['student']['last']['accuracy']:.2f} % at step 120"
+    assert shown in check(tmp_path / "report.html").text and shown in (tmp_path / "report.md").read_text()
+    assert "teacher, at its end" in (tmp_path / "figures" / "run1_accuracy.svg").read_text()
+
+
+@pytest.mark.parametrize("flags", [{"split": "fifth"}, {"data_dir": "/nowhere"}])
+def test_a_flag_that_suits_no_run(run, tmp_path, flags):
+    if "data_dir" in flags:
+        config = json.loads((run / "config.json").read_text())
+        config["config"]["source"] |= {"name": "mnist"}
+        (run / "config.json").write_text(json.dumps(config))
+    ((name, value),) = flags.items()
+    with pytest.raises(ConfigError, match=f"--{name}={value}: of no run can it be read: "):
+        report([run], tmp_path / "report.html", **flags)
+    assert not list(tmp_path.glob("report.*"))
+
+
+def test_without_a_split(run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["source"] |= {"test": "", "validation": ""}
+    (run / "config.json").write_text(json.dumps(config))
+    (line,) = report([run], tmp_path / "report.html")["runs"][0]["notes"]
+    assert "no test split and no validation split: --split says" in line
+
+
+def test_data_sets_of_one_name(run, tmp_path):
+    paths = []
+    undrawn(run)
+    for parent in ("a", "b"):
+        paths.append(tmp_path / parent / "run")
+        shutil.copytree(run, paths[-1])
+        config = json.loads((run / "config.json").read_text())
+        config["config"]["source"] |= {"name": "folder", "path": f"/data/{parent}/photos"}
+        (paths[-1] / "config.json").write_text(json.dumps(config))
+    values = report(paths, tmp_path / "report.html", num_examples=0)
+    assert [group["dataset"] for group in values["packed"]] == ["/data/a/photos", "/data/b/photos"]
+
+
 def test_without_data_at_hand(run, tmp_path, capsys):
     config = json.loads((run / "config.json").read_text())
     config["config"]["source"] |= {"name": "folder", "path": "/nowhere"}
     (run / "config.json").write_text(json.dumps(config))
+    without(run, "config_fingerprint")
     report([run], tmp_path / "report.html")
     page, told = check(tmp_path / "report.html"), capsys.readouterr().out
     assert told.startswith("run: not compared with a teacher: /nowhere cannot be read") and told.count("\n") == 1
@@ -206,9 +303,15 @@ def test_without_data_at_hand(run, tmp_path, capsys):
 
 def test_without_labels(run, tmp_path, capsys, monkeypatch):
     with_names(monkeypatch, ())
-    report([run], tmp_path / "report.html")
+    (values,) = report([run], tmp_path / "report.html", num_examples=4)["runs"]
     line = "its data have no labels: what is right is not known"
-    assert line in capsys.readouterr().out and line in check(tmp_path / "report.html").text
+    page = check(tmp_path / "report.html")
+    assert line in capsys.readouterr().out and line in page.text
+    found = values["comparison"]
+    assert found["agreement"] == pytest.approx(values["agreement"]) and 0.1 < found["student"]["confidence"] < 1
+    assert len(found["examples"]["differ"]) == 4 == sum(tag == "img" for tag, _ in page.elements)
+    assert all(e["truth"] is None and e["student"][0][0] != e["teacher"][0][0] for e in found["examples"]["differ"])
+    assert f"Both say the same of {100 * found['agreement']:.2f} %" in page.text
 
 
 @pytest.mark.parametrize(
@@ -252,13 +355,15 @@ def test_a_sweep(run, tmp_path):
         summary = json.loads((run / "summary.json").read_text())
         summary["student"]["accuracy"] = accuracy
         (paths[-1] / "summary.json").write_text(json.dumps(summary))
-    values = report(paths, tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
+    values = report(paths[::-1], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
     assert values["sweep"]["field"] == "total_epochs"
     lines = {line["label"]: line["points"] for line in values["sweep"]["lines"]}
     assert lines["view.regime=fixed"][0]["accuracy"] == pytest.approx([0.6, 0.5, 0.7])
     assert [point["runs"] for point in lines["view.regime=fixed"]] == [2, 1]
     page = check(tmp_path / "report.html")
     assert "50.00 % to 70.00 %" in page.text and "view.regime=independent" in page.text
+    names = [run["name"] for run in values["runs"]]
+    assert names == sorted(names, key=lambda name: ("regime=fixed" not in name, "epochs=10," in name, name)), "as lines"
     assert {"sweep_accuracy.svg", "sweep_agreement.svg"} <= {path.name for path in (tmp_path / "figures").iterdir()}
 
 
@@ -270,20 +375,62 @@ def test_what_cannot_be_written(run, tmp_path):
     with pytest.raises(RunError, match=r"config.json cannot be written: File exists"):
         report([run], tmp_path / "report.html", figures_dir=run / "config.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+    figures = tmp_path / "figures"
+    (figures / "run1_loss.svg").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"run1_loss.svg cannot be written: it exists and is not a file"):
+        report([run], tmp_path / "report.html", figures_dir=figures)
+    os.mkfifo(tmp_path / "pipe.html")
+    with pytest.raises(RunError, match=r"pipe.html cannot be written: it exists and is not a file"):
+        report([run], tmp_path / "pipe.html")
+
+
+def test_of_many_runs_each_has_its_row_alone(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(build, "_MOST_DRAWN", 1)
+    shutil.copytree(run, tmp_path / "other")
+    values = report(
+        [run, tmp_path / "other"], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures"
+    )
+    assert not list((tmp_path / "figures").glob("run*")) and list((tmp_path / "figures").glob("together*"))
+    assert "not drawn" in check(tmp_path / "report.html").text and "2 runs: curves of each" in capsys.readouterr().out
+    assert values["runs"][0]["curves"]["student"]
+
+
+def test_no_other_file_is_lost(run, tmp_path):
+    """Neither a run's nor one of the user's; but an earlier report's."""
+    undrawn(run)
+    (tmp_path / "notes.md").write_text("mine")
+    (run / "summary.json").rename(tmp_path / "kept.json")
+    for out, lost in (
+        (run / "pack.html", "pack.json"),
+        (run / "summary.html", "summary.json"),
+        (tmp_path / "notes.html", "notes.md"),
+        (tmp_path / "kept.html", "kept.json"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{lost} beside it is not of a report and would be lost"):
+            report([run], out, num_examples=0)
+        assert not out.exists()
+    for _ in range(2):
+        report([run], run / "report.html", num_examples=0)
 
 
 def test_the_command_and_its_mistakes(finished, tmp_path):
     command = [sys.executable, "-m", "big_distill.report"]
-    out = tmp_path / "page.html"
+    out, comma = tmp_path / "page.html", tmp_path / "other"
+    for path in (comma, tmp_path / "a,b"):
+        path.symlink_to(finished if path == comma else finished / "teacher")
     done = subprocess.run(
-        [*command, f"--workdirs={finished}", f"--out={out}", "--examples=0"],
+        [*command, f"--workdirs={comma}", f'--workdirs="{tmp_path}/a,b"', f"--out={out}", "--examples=0"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    assert done.returncode == 0 and done.stdout.endswith(f"\n{out}\n"), done.stderr
+    assert [run["workdir"] for run in json.loads(out.with_suffix(".json").read_text())["runs"]] == [
+        str(comma), f"{tmp_path}/a,b",
+    ]  # fmt: skip
     check(out)
     for flags, status, message in (
+        (["--workdirs=a\nb"], 2, "a directory whose name has a line break cannot be named"),
         ([], 2, "--workdirs=DIR,DIR,... is needed"),
         ([f"--workdirs={finished}", "--out=page.pdf"], 2, "--out=page.pdf: expected FILE.html"),
         ([f"--workdirs={tmp_path / 'none'}", f"--out={out}"], 4, "no run to report on: "),
@@ -300,8 +447,9 @@ const phone = document.getElementById("phone");
 phone.onload = () => {
   const page = phone.contentDocument.documentElement;
   for (const details of phone.contentDocument.querySelectorAll("details")) details.open = true;
-  const wide = [...phone.contentDocument.querySelectorAll("figure, svg, p, h1, h2")].filter(
-    (element) => element.getBoundingClientRect().right > 361);
+  const wide = [...phone.contentDocument.querySelectorAll("figure, svg, p, h1, h2, .examples *")].filter(
+    (element) => element.getBoundingClientRect().right > (element.closest(".examples > div") || page)
+      .getBoundingClientRect().right + 1);
   const figures = page.querySelectorAll("svg").length;
   document.getElementById("found").textContent =
     `width ${page.scrollWidth} of ${page.clientWidth}, ${wide.length} of ${figures} too wide`;
@@ -310,11 +458,22 @@ phone.srcdoc = %s;
 </script></body>"""
 
 
+@pytest.fixture(scope="module")
+def long_names(finished, tmp_path_factory):
+    """The page of data whose classes have names of 150 letters."""
+    out = tmp_path_factory.mktemp("long") / "report.html"
+    with pytest.MonkeyPatch.context() as patched:
+        with_names(patched, tuple(str(digit) * 150 for digit in range(10)))
+        report([finished], out, num_examples=3)
+    return out
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
-def test_in_a_browser(made, tmp_path):
+def test_in_a_browser(made, long_names, tmp_path):
     """No error on its console; at the width of a telephone, with all that is folded open, nothing sticks out."""
-    wrapper = tmp_path / "wrapper.html"
-    wrapper.write_text(MEASURE % json.dumps(made[0].read_text()).replace("</", "<\\/"))
+    wrapper, wide = tmp_path / "wrapper.html", tmp_path / "wide.html"
+    for file, page in ((wrapper, made[0]), (wide, long_names)):
+        file.write_text(MEASURE % json.dumps(page.read_text()).replace("</", "<\\/"))
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -322,8 +481,9 @@ def test_in_a_browser(made, tmp_path):
         "--hide-scrollbars",
         "--dump-dom",
     ]  # fmt: skip
-    for page in (made[0], wrapper):
+    for page in (made[0], wrapper, wide):
         done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr
-    (found,) = re.findall(r'<p id="found">(.*?)</p>', done.stdout)
-    assert found == "width 360 of 360, 0 of 9 too wide"
+        if page != made[0]:
+            (found,) = re.findall(r'<p id="found">(.*?)</p>', done.stdout)
+            assert found == "width 360 of 360, 0 of 9 too wide"

@@ -72,6 +72,38 @@ def test_a_damaged_file_costs_what_was_in_it(run, name):
     assert len(read(run).problems) == 2, "its teacher's is told, too"
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"wall_seconds": -5.0}, "wall_seconds is -5.0"),
+        ({"kl": -7.0}, "kl is -7.0"),
+        ({"agreement": 1.5}, "agreement is 1.5"),
+        ({"student": {"accuracy": 7.0, "num_params": 10**400}}, "student.accuracy is 7.0, student.num_params is 1000"),
+    ],
+)
+def test_numbers_that_cannot_be(run, change, line):
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | change))
+    found = read(run)
+    assert (found.status, found.summary) == ("damaged", None)
+    (told,) = found.problems
+    assert line in told and len(told) < 400
+
+
+def test_rows_left_out_are_told(run):
+    rows = json.loads((run / "pack.json").read_text())
+    (run / "pack.json").write_text(json.dumps([rows[0] | {"accuracy": 2.0}, rows[1] | {"bytes": -1}, *rows[2:]]))
+    found = read(run)
+    assert len(found.packed) == len(rows) - 2 and f"2 of {len(rows)} rows left out" in found.problems[0]
+
+
+def test_a_directory_that_cannot_be_read(run, tmp_path):
+    long = tmp_path / ("n" * 300)  # as the file system says of any name: this one for root, too
+    unreadable, found = read_all([long, run])
+    assert (unreadable.status, found.status) == ("unreadable", "finished")
+    assert "cannot be read: File name too long" in unreadable.problems[0]
+
+
 def test_each_directory_once(run, tmp_path):
     (tmp_path / "link").symlink_to(run)
     paths = [run, tmp_path / "none", run / "..", tmp_path / "link", run]
@@ -83,7 +115,7 @@ def test_each_directory_once(run, tmp_path):
 FILES = ("config.json", "summary.json", "pack.json", "environment.json")
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_fuzzed_files_make_a_page(finished, tmp_path_factory, data):
     """With numbers that are not finite, names of one letter, lists where values should be."""
