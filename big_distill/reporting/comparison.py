@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jax.sharding import Mesh
 from PIL import Image
 
 from big_distill import scoring, sharding, steps, weights
@@ -167,30 +168,12 @@ def compare(
             "" if all(path.is_absolute() for path in paths) else f" (config.teacher.path is from {pathlib.Path.cwd()})"
         )
         problems.append(f"its teacher cannot be asked: {error}{started}")
-    answer = _jit_answers(student, config, mesh)
-    columns: dict[str, list[np.ndarray]] = {}
-    bins: dict[str, np.ndarray] = {}
-    for batch in tqdm.tqdm(data, name, data.num_batches, unit="batch", disable=not sys.stderr.isatty(), leave=False):
-        mask = batch["mask"]
-        answers = jax.device_get(answer(student.variables, teacher, sharding.to_devices(mesh, batch)))
-        for who, (classes, probabilities, calibration) in answers.items():
-            columns.setdefault(f"{who} classes", []).append(classes[mask])
-            columns.setdefault(f"{who} probabilities", []).append(probabilities[mask])
-            if calibration is not None:
-                bins[who] = bins.get(who, 0) + np.asarray(calibration, np.float64)
-        columns.setdefault("label", []).append(batch.get("label", np.full(len(mask), -1))[mask])
-    joined = {key: np.concatenate(parts) for key, parts in columns.items()}
-    found = {
-        who: Answers(joined[f"{who} classes"], joined[f"{who} probabilities"], bins.get(who))
-        for who in ("student", "teacher")
-        if f"{who} classes" in joined
-    }
-    label = joined["label"] if bins else None
-    if not len(joined["label"]):
+    found, label, count = _ask(_jit_answers(student, config, mesh), student.variables, teacher, data, mesh, name)
+    if not count:
         raise RunError(f"none of the images of {split} can be read")
     for who, answers in list(found.items()):
         if unknown := int((~np.isfinite(answers.probabilities)).any(axis=-1).sum()):
-            line = f"its {who}'s answers are not finite on {unknown:,} of {len(joined['label']):,} images of {split}"
+            line = f"its {who}'s answers are not finite on {unknown:,} of {count:,} images of {split}"
             if who == "student":
                 raise RunError(line)
             problems.append(line)
@@ -216,7 +199,7 @@ def compare(
     }
     return Comparison(
         split=split,
-        num_examples=len(joined["label"]),
+        num_examples=count,
         student=found["student"],
         teacher=found.get("teacher"),
         by_class=by_class,
@@ -225,6 +208,30 @@ def compare(
         differ=examples["differ"],
         problems=tuple(problems),
     )
+
+
+def _ask(
+    answer: Any, variables: weights.Variables, teacher: Teacher | None, data: EvalPipeline, mesh: Mesh, name: str
+) -> tuple[dict[str, Answers], np.ndarray | None, int]:
+    """({'student': ..., 'teacher': ...}, labels, number) of all examples that can be read; labels are None without."""
+    columns: dict[str, list[np.ndarray]] = {}
+    bins: dict[str, np.ndarray] = {}
+    for batch in tqdm.tqdm(data, name, data.num_batches, unit="batch", disable=not sys.stderr.isatty(), leave=False):
+        mask = batch["mask"]
+        answers = jax.device_get(answer(variables, teacher, sharding.to_devices(mesh, batch)))
+        for who, (classes, probabilities, calibration) in answers.items():
+            columns.setdefault(f"{who} classes", []).append(classes[mask])
+            columns.setdefault(f"{who} probabilities", []).append(probabilities[mask])
+            if calibration is not None:
+                bins[who] = bins.get(who, 0) + np.asarray(calibration, np.float64)
+        columns.setdefault("label", []).append(batch.get("label", np.full(len(mask), -1))[mask])
+    joined = {key: np.concatenate(parts) for key, parts in columns.items()}
+    found = {
+        who: Answers(joined[f"{who} classes"], joined[f"{who} probabilities"], bins.get(who))
+        for who in ("student", "teacher")
+        if f"{who} classes" in joined
+    }
+    return found, joined["label"] if bins else None, len(joined["label"])
 
 
 def class_scores(

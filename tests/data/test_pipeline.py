@@ -200,24 +200,6 @@ def photographs(bad=()):
     return dataclasses.replace(mixed_source(), read=lambda ids: [(data[i], int(i) % 5) for i in ids])
 
 
-@pytest.fixture(params=["by the extra", "without the extra"])
-def parts(request, monkeypatch):
-    """The parts of JPEGs that were decoded alone; None if the extra `jpeg` is taken away."""
-    if request.param == "without the extra":
-        monkeypatch.setattr(jpeg, "part_decoder", lambda: None)
-        return None
-    pytest.importorskip("nvidia.nvimgcodec")
-    done, decode_box = [], jpeg.part_decoder()
-
-    def decode(*args):
-        part = decode_box(*args)
-        done.extend([] if part is None else [part])
-        return part
-
-    monkeypatch.setattr(jpeg, "part_decoder", lambda: decode)
-    return done
-
-
 @pytest.mark.parametrize("crop", ["inception", "central"])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_parts_of_jpegs_show_what_the_whole_does(regime, crop, parts, monkeypatch):
