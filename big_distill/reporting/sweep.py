@@ -40,7 +40,8 @@ class Sweep:
 
     field: dotted name; `log`: whether its values span a decade.
     along: numbers that make no lines because they go with it in these runs, such as a warm-up with the duration.
-    lines: by the other fields that differ, in words, such as 'view.regime=consistent'.
+    lines: by the other fields that differ, or as many of them as tell the lines apart, in words, such as
+      'view.regime=consistent'.
     """
 
     field: str
@@ -154,7 +155,7 @@ def sweep(records: Sequence[Record]) -> Sweep | None:
     durations = [name for name in numeric if name in (_DURATION, "total_steps")]
     field = durations[0] if durations else max(numeric, key=lambda name: len(values[name]))
     along = [name for name in numeric if name != field and durations and _follows(name, field, fields)]
-    others = [name for name in names if name != field and name not in along]
+    others = _named([name for name in names if name != field and name not in along], fields)
     groups: dict[str, dict[float, list[Record]]] = {}
     for own, record in zip(fields, runs, strict=True):
         x: Any = own[field]
@@ -167,6 +168,27 @@ def sweep(records: Sequence[Record]) -> Sweep | None:
         return None
     xs = [point.x for points in lines.values() for point in points]
     return Sweep(field, min(xs) > 0 and max(xs) / min(xs) >= 10, tuple(along), lines)
+
+
+def _named(names: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All of the names if that makes short labels, else as many as tell the same runs apart, words before numbers."""
+
+    def telling(name: str) -> tuple[bool, bool, int]:
+        words = [_shown(own.get(name)) for own in runs]
+        return name == _DURATION, all(word.isidentifier() for word in words), -max(map(len, words))
+
+    kept = list(names)
+    for name in sorted(names, key=telling):
+        if len(kept) <= _MOST_NAMED and max(len(in_words(kept, own)) for own in runs) <= _LONGEST_LABEL:
+            break
+        rest = [other for other in kept if other != name]
+        if _num_groups(rest, runs) == _num_groups(kept, runs):
+            kept = rest
+    return kept
+
+
+def _num_groups(names: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> int:
+    return len({tuple(own.get(name) for name in names) for own in runs})
 
 
 def _follows(name: str, field: str, runs: Sequence[Mapping[str, Any]]) -> bool:

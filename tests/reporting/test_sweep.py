@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from big_distill.config import Config, ObjectiveConfig, OptimizerConfig, SourceConfig, ViewConfig
+from big_distill.config import Config, ObjectiveConfig, OptimizerConfig, SourceConfig, TeacherConfig, ViewConfig
 from big_distill.reporting.records import Record
 from big_distill.reporting.sweep import Point, epochs_of, labels, sweep
 
@@ -68,6 +68,28 @@ def test_what_goes_with_the_duration_makes_no_lines():
     assert [point.runs for point in found.lines[""]] == [2, 2, 2]
     crossed = [*runs, record(0.5, optimizer=OptimizerConfig(lr=1.0))]
     assert sweep(crossed) is None, "one length at two rates: the rate is no longer told by the length"
+
+
+def test_lines_are_named_in_few_words():
+    """Labels too long to read name only as many fields as tell the lines apart, words before paths and numbers."""
+    taught = {"teacher": TeacherConfig(path="/a/long/way/to/the/run/directory/of/the/teacher/that/all/of/them/have")}
+    matching = {"objective": ObjectiveConfig(temperature=2.0), **taught}
+    runs = [
+        record(0.5, total_epochs=epochs, total_steps=int(10 * epochs), view=ViewConfig(8, regime=regime), **changes)
+        for epochs in (10.0, 100.0)
+        for regime, changes in (
+            ("fixed", matching),
+            ("consistent", matching),
+            ("consistent", {"objective": ObjectiveConfig(name="cross_entropy")}),
+        )
+    ]
+    assert list(sweep(runs).lines) == [
+        "objective.name=cross_entropy, view.regime=consistent",
+        "objective.name=function_matching, view.regime=consistent",
+        "objective.name=function_matching, view.regime=fixed",
+    ]
+    only = [run for run in runs if run.config.objective.temperature == 2]
+    assert list(sweep(only).lines) == ["view.regime=consistent", "view.regime=fixed"]
 
 
 def test_what_makes_no_figure():
