@@ -13,7 +13,8 @@ from big_distill.train import train_and_evaluate
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 REQUIRED = """digits_fm mnist_teacher mnist_kd cifar10_teacher cifar10_kd flowers_teacher flowers_fm flowers64_fm
 pets_fm food_fm sun_fm imagenet_fm flowers64_teacher deep_compression_lenet300 deep_compression_lenet5 prune_six_layer
-prune_distill_cifar10 lowrank_mnist qat_int8_mnist cifar10_patience"""
+prune_distill_cifar10 lowrank_mnist qat_int8_mnist cifar10_patience
+cifar10_equal_bytes"""
 
 
 def marked(path):
@@ -71,6 +72,17 @@ def test_the_student_papers_settings():
     assert (config.student.features, config.teacher.config.student.features) == ((16, 32), (256, 512))
     assert (config.objective.temperature, config.objective.alpha, config.objective.scale_soft_by_t2) == (10, 0.9, False)
     assert (config.total_epochs, config.batch_size, config.optimizer.lr) == (10, 64, 1e-3)
+
+
+@pytest.mark.parametrize("name", ["mnist_kd", "cifar10_kd"])
+def test_our_settings_hold_a_part_of_the_training_split_out(name):
+    path = next(p for p in CONFIGS if p.stem == name)
+    paper, ours = (resolve(load_config(path, arg), 1, "cpu") for arg in ("", "variant=ours"))
+    for config, as_paper in ((ours, paper), (ours.teacher.config, paper.teacher.config)):
+        assert (config.student, config.total_epochs) == (as_paper.student, as_paper.total_epochs)
+        learnt = as_paper.source.num_train_examples - 5_000
+        assert config.source.num_train_examples == learnt
+        assert (config.source.train, config.source.validation) == (f"train[:{learnt}]", f"train[{learnt}:]")
 
 
 @pytest.mark.parametrize(
