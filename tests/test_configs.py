@@ -1,5 +1,6 @@
 """Every config in configs/ runs `:smoke`, says what it must, and has the papers' settings."""
 
+import itertools
 import pathlib
 import re
 
@@ -13,8 +14,7 @@ from big_distill.train import train_and_evaluate
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 REQUIRED = """digits_fm mnist_teacher mnist_kd cifar10_teacher cifar10_kd flowers_teacher flowers_fm flowers64_fm
 pets_fm food_fm sun_fm imagenet_fm flowers64_teacher deep_compression_lenet300 deep_compression_lenet5 prune_six_layer
-prune_distill_cifar10 lowrank_mnist qat_int8_mnist cifar10_patience
-cifar10_equal_bytes"""
+prune_distill_cifar10 lowrank_mnist qat_int8_mnist cifar10_patience cifar10_equal_bytes"""
 
 
 def marked(path):
@@ -58,12 +58,20 @@ def test_docstring_has_the_command_and_whether_it_was_run(path):
     assert re.search(r"(Run|run) here", text)
 
 
+def arguments(path):
+    """Every combination of what a config's `parse_arg` lets choose, the switch `smoke` aside."""
+    (call,) = re.findall(r"parse_arg\(arg, (.*)smoke=False\)", path.read_text())
+    choices = [
+        [f"{name}={value}" for value in values.split("|")] for name, values in re.findall(r'(\w+)="(.+?)"', call)
+    ]
+    return [",".join(chosen) for chosen in itertools.product(*choices)]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_variant_has_a_smoke(path):
-    (choices,) = re.findall(r'variant="([^"]+)"', path.read_text()) or [""]
-    for variant in filter(None, choices.split("|")):
-        resolve(load_config(path, f"variant={variant}"), 8, "tpu")
-        resolve(load_config(path, f"variant={variant},smoke"), 1, "cpu")
+def test_every_choice_resolves_and_has_a_smoke(path):
+    for chosen in arguments(path):
+        resolve(load_config(path, chosen), 4, "tpu")
+        resolve(load_config(path, f"{chosen},smoke"), 1, "cpu")
 
 
 def test_the_student_papers_settings():
@@ -74,15 +82,24 @@ def test_the_student_papers_settings():
     assert (config.total_epochs, config.batch_size, config.optimizer.lr) == (10, 64, 1e-3)
 
 
-@pytest.mark.parametrize("name", ["mnist_kd", "cifar10_kd"])
-def test_our_settings_hold_a_part_of_the_training_split_out(name):
+@pytest.mark.parametrize(
+    ("name", "variant"), [("mnist_kd", "tuned"), ("cifar10_kd", "tuned"), ("cifar10_kd", "patient")]
+)
+def test_what_is_tuned_holds_a_part_of_the_training_split_out(name, variant):
     path = next(p for p in CONFIGS if p.stem == name)
-    paper, ours = (resolve(load_config(path, arg), 1, "cpu") for arg in ("", "variant=ours"))
-    for config, as_paper in ((ours, paper), (ours.teacher.config, paper.teacher.config)):
-        assert (config.student, config.total_epochs) == (as_paper.student, as_paper.total_epochs)
+    paper, tuned, alone = (
+        resolve(load_config(path, arg), 1, "cpu")
+        for arg in ("", f"variant={variant}", f"variant={variant},teacher=none")
+    )
+    teacher = tuned.teacher.config
+    for config, as_paper in ((tuned, paper), (alone, paper), (teacher, paper.teacher.config)):
+        assert config.student == as_paper.student
         learnt = as_paper.source.num_train_examples - 5_000
         assert config.source.num_train_examples == learnt
         assert (config.source.train, config.source.validation) == (f"train[:{learnt}]", f"train[{learnt}:]")
+    assert teacher.total_epochs == paper.teacher.config.total_epochs
+    assert tuned.total_epochs == alone.total_epochs == (100 if variant == "patient" else paper.total_epochs)
+    assert teacher == resolve(load_config(path, "variant=tuned"), 1, "cpu").teacher.config
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ Rates are fractions, times are seconds unless a key says `_ms`, what is not know
   `student` and `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
   `within_chance`), `agreement`, `examples` (`lost`, `won`, and without labels `differ`, where they disagree: `truth`,
   null without labels, and [class, probability] of each network's likeliest three).
-* `sweep`: `field`, `along` (numbers that go with it in these runs), and `lines`: `label`, and `points`: `x`, `runs`,
-  `accuracy` and `agreement` as [mean, least, most].
+* `sweep`: `field`, `along` (numbers that go with it in these runs), `implied` (fields that differ from line to line,
+  too, and that those in the labels tell), and `lines`: `label`, and `points`: `x`, `runs`, `accuracy` and `agreement`
+  as [mean, least, most].
 * `packed`: for each data set and split `dataset`, `split`, `files` (the rows of pack.json with `number`, `run`,
   `on_bytes_front`, `on_latency_front`) and `teachers` (`name`, `accuracy`, `bytes`: in float32, 4 a parameter).
 """
@@ -195,7 +196,7 @@ def _example(example: Example) -> dict[str, Any]:
 
 def _sweep(sweep: Sweep) -> dict[str, Any]:
     lines = [{"label": k, "points": [dataclasses.asdict(p) for p in points]} for k, points in sweep.lines.items()]
-    return {"field": sweep.field, "along": sweep.along, "lines": lines}
+    return {"field": sweep.field, "along": sweep.along, "implied": sweep.implied, "lines": lines}
 
 
 def _packed(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -40,13 +40,14 @@ class Sweep:
 
     field: dotted name; `log`: whether its values span a decade.
     along: numbers that make no lines because they go with it in these runs, such as a warm-up with the duration.
-    lines: by the other fields that differ, or as many of them as tell the lines apart, in words, such as
-      'view.regime=consistent'.
+    implied: other fields that differ from line to line, and are not named because those that are tell them.
+    lines: by the other fields that differ, in words, such as 'view.regime=consistent'.
     """
 
     field: str
     log: bool
     along: tuple[str, ...]
+    implied: tuple[str, ...]
     lines: dict[str, tuple[Point, ...]]
 
 
@@ -155,11 +156,12 @@ def sweep(records: Sequence[Record]) -> Sweep | None:
     durations = [name for name in numeric if name in (_DURATION, "total_steps")]
     field = durations[0] if durations else max(numeric, key=lambda name: len(values[name]))
     along = [name for name in numeric if name != field and durations and _follows(name, field, fields)]
-    others = _named([name for name in names if name != field and name not in along], fields)
+    others = [name for name in names if name != field and name not in along]
+    told = _telling_apart(others, fields)
     groups: dict[str, dict[float, list[Record]]] = {}
     for own, record in zip(fields, runs, strict=True):
         x: Any = own[field]
-        groups.setdefault(in_words(others, own), {}).setdefault(float(x), []).append(record)
+        groups.setdefault(in_words(told, own), {}).setdefault(float(x), []).append(record)
     lines = {
         label: tuple(_point(x, same) for x, same in sorted(by_x.items()))
         for label, by_x in sorted(groups.items(), key=lambda item: _sort_key(item[0]))
@@ -167,28 +169,32 @@ def sweep(records: Sequence[Record]) -> Sweep | None:
     if max(len(points) for points in lines.values()) < 2:
         return None
     xs = [point.x for points in lines.values() for point in points]
-    return Sweep(field, min(xs) > 0 and max(xs) / min(xs) >= 10, tuple(along), lines)
+    implied = tuple(name for name in others if name not in told)
+    return Sweep(field, min(xs) > 0 and max(xs) / min(xs) >= 10, tuple(along), implied, lines)
 
 
-def _named(names: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All of the names if that makes short labels, else as many as tell the same runs apart, words before numbers."""
+def _telling_apart(names: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names, until labels are short without those that tell no more runs apart, paths and numbers first.
 
-    def telling(name: str) -> tuple[bool, bool, int]:
+    What tells runs apart stays, however long the labels are.
+    """
+
+    def is_short(names: Sequence[str]) -> bool:
+        return max(len(in_words(names, own)) for own in runs) <= _LONGEST_LABEL
+
+    def num_labels(names: Sequence[str]) -> int:
+        return len({in_words(names, own) for own in runs})
+
+    def last_to_go(name: str) -> tuple[bool, int]:
         words = [_shown(own.get(name)) for own in runs]
-        return name == _DURATION, all(word.isidentifier() for word in words), -max(map(len, words))
+        return all(word.isidentifier() for word in words), -max(map(len, words))
 
     kept = list(names)
-    for name in sorted(names, key=telling):
-        if len(kept) <= _MOST_NAMED and max(len(in_words(kept, own)) for own in runs) <= _LONGEST_LABEL:
-            break
+    for name in sorted(names, key=last_to_go):
         rest = [other for other in kept if other != name]
-        if _num_groups(rest, runs) == _num_groups(kept, runs):
+        if not is_short(kept) and num_labels(rest) == num_labels(kept):
             kept = rest
     return kept
-
-
-def _num_groups(names: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> int:
-    return len({tuple(own.get(name) for name in names) for own in runs})
 
 
 def _follows(name: str, field: str, runs: Sequence[Mapping[str, Any]]) -> bool:

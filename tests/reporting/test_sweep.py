@@ -70,26 +70,46 @@ def test_what_goes_with_the_duration_makes_no_lines():
     assert sweep(crossed) is None, "one length at two rates: the rate is no longer told by the length"
 
 
-def test_lines_are_named_in_few_words():
-    """Labels too long to read name only as many fields as tell the lines apart, words before paths and numbers."""
-    taught = {"teacher": TeacherConfig(path="/a/long/way/to/the/run/directory/of/the/teacher/that/all/of/them/have")}
-    matching = {"objective": ObjectiveConfig(temperature=2.0), **taught}
-    runs = [
-        record(0.5, total_epochs=epochs, total_steps=int(10 * epochs), view=ViewConfig(8, regime=regime), **changes)
+def crossed(*changes):
+    """Runs of 10 and of 100 epochs with each of the changes."""
+    return [
+        record(0.5, total_epochs=epochs, total_steps=int(10 * epochs), **own)
         for epochs in (10.0, 100.0)
-        for regime, changes in (
-            ("fixed", matching),
-            ("consistent", matching),
-            ("consistent", {"objective": ObjectiveConfig(name="cross_entropy")}),
-        )
+        for own in changes
     ]
-    assert list(sweep(runs).lines) == [
+
+
+def taught(path, regime="consistent", **objective):
+    teacher = TeacherConfig(path=path and f"/a/long/way/to/the/run/directory/of/{path}")
+    return {"teacher": teacher, "view": ViewConfig(8, regime=regime), "objective": ObjectiveConfig(**objective)}
+
+
+def test_lines_are_named_in_few_words():
+    """Long labels lose what the rest of them tells, rather paths and numbers than words; what was left out is said."""
+    labels_alone = taught(None, name="cross_entropy")
+    found = sweep(crossed(taught("a", "fixed", temperature=2.0), taught("a", temperature=2.0), labels_alone))
+    assert list(found.lines) == [
         "objective.name=cross_entropy, view.regime=consistent",
         "objective.name=function_matching, view.regime=consistent",
         "objective.name=function_matching, view.regime=fixed",
     ]
-    only = [run for run in runs if run.config.objective.temperature == 2]
-    assert list(sweep(only).lines) == ["view.regime=consistent", "view.regime=fixed"]
+    assert found.implied == ("teacher.path", "objective.temperature")
+    longest = sweep(crossed(taught("a", temperature=1.0), taught("b", temperature=2.0)))
+    assert list(longest.lines) == ["objective.temperature=1", "objective.temperature=2"]
+    short = sweep(
+        crossed({"objective": ObjectiveConfig(temperature=2.0)}, {"objective": ObjectiveConfig(name="hinton")})
+    )
+    assert "objective.name=function_matching, objective.temperature=2" in short.lines and short.implied == ()
+
+
+def test_names_that_tell_lines_apart_stay_however_long():
+    found = sweep(crossed(*(taught(path, regime) for path in "ab" for regime in ("fixed", "consistent"))))
+    assert len(found.lines) == 4 and found.implied == ()
+    assert {point.runs for points in found.lines.values() for point in points} == {1}
+    close = [
+        {**taught(path), "optimizer": OptimizerConfig(lr=lr)} for path, lr in (("a", 0.12345671), ("b", 0.12345672))
+    ]
+    assert len(sweep(crossed(*close)).lines) == 2, "two rates that look the same do not tell runs apart"
 
 
 def test_what_makes_no_figure():
