@@ -13,8 +13,9 @@ The dense network, a CNN 16-32 (`network=small`) or 64-128 (`large`), learns fro
 `prune_distill` prunes it for 20 more while it matches the function that it had, and `prune` while it learns from
 labels. `distill` matches that function with a CNN 3-4 (`large`: 12-20) from scratch, for 40 epochs, and `labels` is
 that CNN on labels alone, as long. All see the images whole, half of them flipped, as their teacher does at the same
-time (`consistent`). Sparsity and widths are such that `pack` makes equally large containers of all four. To be run
-here.
+time (`consistent`). Sparsity and widths are such that `pack` makes equally large containers of all four.
+Run here (two CPU cores, seed 0): `small` from 64.88 % of test to 62.07 (`prune_distill`), 62.43 (`prune`), 52.41
+(`distill`) and 52.88 % (`labels`), in 10,774 to 10,832 bytes. `large` is to be run.
 """
 
 from big_distill.config_files import parse_arg, smoke, teacher_of, template
