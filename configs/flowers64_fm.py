@@ -4,6 +4,7 @@
   python -m big_distill.main --config=configs/flowers64_fm.py --data_dir=DIR64
   python -m big_distill.main --config=configs/flowers64_fm.py:teacher=lite0 --data_dir=DIR64
   python -m big_distill.main --config=configs/flowers64_fm.py:teacher=lite0 --config.teacher.path=RUN --data_dir=DIR64
+  python -m big_distill.main --config=configs/flowers64_fm.py:teacher=none --data_dir=DIR64
 
 The experiment of Beyer et al. 2022 (Table 4) at the size of a laptop. No paper has figures at this size.
 
