@@ -117,6 +117,8 @@ def _flag_error(message: str) -> str:
     expected = {field: kinds[type_] for field, _, type_ in fields_of() if type_ in kinds}
     if name in expected:
         return f"{name}={rest.partition(':')[0]!r}: expected {expected[name]}"
+    if inner := [field for field, *_ in fields_of() if field.startswith(f"{name}.")]:
+        return f"{name}={rest.partition(':')[0]!r}: has no value of its own, only fields: {', '.join(inner)}"
     return message.replace("\n", " ")
 
 

@@ -30,6 +30,7 @@ FM = "--config=configs/digits_fm.py"
     [
         ([FM, "--config.optimzer.lr=1"], "config.optimzer is not a field of the config; did you mean 'optimizer'?"),
         ([FM, "--config.batch_size=abc"], "config.batch_size='abc': expected an integer"),
+        ([FM, "--config.mesh=2"], "config.mesh='2': has no value of its own, only fields: config.mesh.fsdp"),
         (
             ["--config=configs/digits.py"],
             "config file configs/digits.py does not exist; did you mean 'configs/digits_fm.py'?",
