@@ -7,7 +7,8 @@
 
 `tuned` learns from 45,000 of the images; the other 5,000 are for validation. It flips them, and does not crop: there a
 CNN 16-32 reached, in 10 epochs, 64.32 % so, and 61.56 and 59.18 with crops of 85 and 70 % and more. Batches are larger,
-with a warm-up, and weights decay. To be run here as the teacher of cifar10_kd; `student_paper` ran as `:smoke` alone.
+with a warm-up, and weights decay. Run here as the teacher of cifar10_kd: 69.87 % of test, 70.10 of validation;
+`student_paper` as `:smoke` alone.
 """
 
 import pathlib
