@@ -15,8 +15,8 @@ For rates by layer, as the paper chooses them:
   python -m big_distill.sensitivity --workdir=RUN/teacher --structure=channels --split='train[45000:]'
 
 Its last line holds flags for a run with `--config.teacher.path=RUN/teacher`. Run here so (teacher 4 epochs, student 2,
-crops of 30 % and more; rates chosen on 2,000 of the other images): 57.44 -> 56.49 % of test, 3,503,018 -> 1,162,096
-parameters, 45.7 -> 20.2 million FLOPs, 12,983,961 -> 4,306,610 bytes. `weights` is to be run.
+both with `view.area_min=0.3`; rates chosen on 2,000 of the other images): 57.44 -> 56.49 % of test, 3,503,018 ->
+1,162,096 parameters, 45.7 -> 20.2 million FLOPs, 12,983,961 -> 4,306,610 bytes. `weights` is to be run.
 """
 
 from big_distill.config_files import parse_arg, smoke, teacher_of, template
