@@ -8,8 +8,8 @@
 After Aghli & Ribeiro 2021, "Combining weight pruning and knowledge distillation for CNN compression": the dense network
 is trained first, on labels (the run's teacher/). The student starts from it, is pruned where no skip connection ties,
 in the first two convolutions of every unit, and distilled. `structure=channels` (the default) cuts half of those
-channels out, at once; `weights` zeroes 92 % of every kernel's weights, which nothing ties, as it goes, for a tenth of
-the bytes. The network is a BiT [2,2,2,2]x0.5, or with `network=small` a [1,1,1,1]x0.25, for two CPU cores.
+channels out, at once; `weights` zeroes 92 % of the weights of all kernels, which nothing ties, as it goes, for about a
+tenth of the bytes. The network is a BiT [2,2,2,2]x0.5, or with `network=small` a [1,1,1,1]x0.25, for two CPU cores.
 For rates by layer, as the paper chooses them:
 
   python -m big_distill.sensitivity --workdir=RUN/teacher --structure=channels --split='train[45000:]'
