@@ -2,8 +2,9 @@
 
 On the CPU, XLA convolves onto maps of one or two pixels, which every ResNet reaches on small images, up to 90 times
 slower than a matrix product would, and with a stride, from more than a cache holds, 1.2 to 1.5 times; its depthwise
-convolutions, and the gradient of its max-pool, are about 10 times slower than shifted slices; inside a loop the
-gradients of a convolution are computed 40 times slower, unless they are convolutions in the layout of the forward pass.
+convolutions, and the gradient of its max-pool, are about 10 times slower than shifted slices, whose own gradient is up
+to 6 times slower for a batch than for its images in turn; inside a loop the gradients of a convolution are computed 40
+times slower, unless they are convolutions in the layout of the forward pass.
 So `conv`, `depthwise_conv` and `max_pool` have a second form, equal up to rounding.
 `lax.platform_dependent` chooses between them when a program is lowered: one for TPU or GPU holds the plain operation
 alone, even when it is compiled on a CPU.
@@ -65,14 +66,11 @@ def _forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> Any:
 def _backward(stride: int, pads: Pads, inputs: tuple[jax.Array, jax.Array], grad: jax.Array) -> Any:
     x, kernel = inputs
     size, strides = kernel.shape[0], (stride, stride)
-    unused = [
-        n + sum(pad) - size - (m - 1) * stride for n, m, pad in zip(x.shape[1:3], grad.shape[1:3], pads, strict=True)
-    ]
     of_x = lax.conv_general_dilated(
         grad,
         jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
         (1, 1),
-        [(size - 1 - low, size - 1 - high + rest) for (low, high), rest in zip(pads, unused, strict=True)],
+        _transposed_pads(x, grad, size, stride, pads),
         lhs_dilation=strides,
         dimension_numbers=_LAYOUT,
     )
@@ -80,7 +78,7 @@ def _backward(stride: int, pads: Pads, inputs: tuple[jax.Array, jax.Array], grad
         x.transpose(3, 1, 2, 0),
         grad.transpose(1, 2, 0, 3),
         (1, 1),
-        [(low, high - rest) for (low, high), rest in zip(pads, unused, strict=True)],
+        [(low, high - rest) for (low, high), rest in zip(pads, _unused(x, grad, size, stride, pads), strict=True)],
         rhs_dilation=strides,
         dimension_numbers=_LAYOUT,
     )
@@ -106,11 +104,40 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Pa
         )
 
     def shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        shifts = _shifts(x.astype(jnp.float32), size, stride, pads, fill=0)
-        filters = kernel.astype(jnp.float32).reshape(-1, channels)
-        return functools.reduce(jnp.add, map(jnp.multiply, shifts, filters)).astype(x.dtype)
+        return _shifted_sum(x, kernel, stride, pads)
 
     return lax.platform_dependent(x, kernel, cpu=shifted_sum, default=convolution)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+    """A depthwise convolution whose gradients are computed one image after another, so that each stays in the cache."""
+    shifts = _shifts(x.astype(jnp.float32), kernel.shape[0], stride, pads, fill=0)
+    filters = kernel.astype(jnp.float32).reshape(len(shifts), -1)
+    return functools.reduce(jnp.add, map(jnp.multiply, shifts, filters)).astype(x.dtype)
+
+
+def _shifted_sum_forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> Any:
+    return _shifted_sum(x, kernel, stride, pads), (x, kernel)
+
+
+def _shifted_sum_backward(stride: int, pads: Pads, inputs: tuple[jax.Array, jax.Array], grad: jax.Array) -> Any:
+    x, kernel = inputs
+    size, holes = len(kernel), stride - 1
+    transposed = _transposed_pads(x, grad, size, stride, pads)
+
+    def add_image(of_kernel: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x, grad = (part[None].astype(jnp.float32) for part in image)
+        products = [(shift * grad).sum((0, 1, 2)) for shift in _shifts(x, size, stride, pads, fill=0)]
+        spread = lax.pad(grad, 0.0, ((0, 0, 0), (0, 0, holes), (0, 0, holes), (0, 0, 0)))
+        of_x = _shifted_sum(spread, jnp.flip(kernel, (0, 1)), 1, transposed)
+        return of_kernel + jnp.stack(products).reshape(kernel.shape), of_x[0].astype(inputs[0].dtype)
+
+    of_kernel, of_x = lax.scan(add_image, jnp.zeros(kernel.shape, jnp.float32), (x, grad))
+    return of_x, of_kernel.astype(kernel.dtype)
+
+
+_shifted_sum.defvjp(_shifted_sum_forward, _shifted_sum_backward)
 
 
 def int8_conv(
@@ -179,6 +206,19 @@ def _pads(x: jax.Array, size: int, stride: int, padding: Padding) -> Pads:
     if isinstance(padding, int):
         return ((padding, padding), (padding, padding))
     rows, columns = lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), padding)
+    return rows, columns
+
+
+def _unused(x: jax.Array, out: jax.Array, size: int, stride: int, pads: Pads) -> tuple[int, ...]:
+    """Of the padded `x`, the last rows and columns, which no window of a convolution onto `out` reaches."""
+    sizes = zip(x.shape[1:3], out.shape[1:3], pads, strict=True)
+    return tuple(n + sum(pad) - size - (m - 1) * stride for n, m, pad in sizes)
+
+
+def _transposed_pads(x: jax.Array, out: jax.Array, size: int, stride: int, pads: Pads) -> Pads:
+    """Of the convolution that takes the gradient of `out`, its pixels `stride` apart, to that of `x`."""
+    unused = _unused(x, out, size, stride, pads)
+    rows, columns = ((size - 1 - low, size - 1 - high + rest) for (low, high), rest in zip(pads, unused, strict=True))
     return rows, columns
 
 
