@@ -45,7 +45,7 @@ class Finding:
 class Diagnosis:
     """A run directory.
 
-    status: 'finished', 'running', 'interrupted' or 'new'.
+    status: as `workdir.status` has it.
     step: what a resume would go on from, 0 for the beginning.
     total_steps: of the run, None if its config is not there.
     findings: of all that it holds.
@@ -115,7 +115,7 @@ def examine(workdir: pathlib.Path) -> Diagnosis:
         outlook = f"begins at step 0{first}"
     return Diagnosis(
         workdir=workdir,
-        status="running" if holder else "finished" if finished else "interrupted" if saved else "new",
+        status=workdirs.status(held=bool(holder), finished=finished, begun=bool(saved)),
         step=step,
         total_steps=config.total_steps if config else None,
         findings=tuple(findings),

@@ -36,6 +36,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def machine() -> str:
+    """What times are measured on, in words: `environment`'s devices and host."""
+    here = environment()
+    host = f"{here['cpu']}, {here['num_cpus']} CPUs"
+    return host if here["platform"] == "cpu" else f"{here['num_devices']} x {here['device_kind']}, host {host}"
+
+
 def _cpu() -> str:
     """Its name where Linux tells it, else its kind."""
     with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -20,11 +21,12 @@ from big_distill.data.pipeline import EvalPipeline, check_classes
 from big_distill.data.sources import open_source
 from big_distill.errors import RunError
 from big_distill.programs import Program
-from big_distill.state import Teacher, materialize
+from big_distill.state import Card, Model, Teacher, materialize
 from big_distill.views import to_unit
 from big_distill.workdir import CHECKPOINTS_DIR, read_config
 
 EvalStep = Callable[..., scoring.Sums]
+_Sums = TypeVar("_Sums")
 
 
 class Stopped(Exception):
@@ -56,7 +58,17 @@ def evaluate(
 
 def jit_eval_step(student: weights.Architecture, config: Config, mesh: Mesh) -> EvalStep:
     """The evaluation step of a network, its sums on every device."""
-    step = steps.make_eval_step(sharding.gathering(mesh, student.build(config.dtype)), student.card)
+    return jit_eval(steps.make_eval_step, student, config, mesh)
+
+
+def jit_eval(
+    make_step: Callable[[Model, Card], Callable[..., _Sums]],
+    student: weights.Architecture,
+    config: Config,
+    mesh: Mesh,
+) -> Callable[..., _Sums]:
+    """`make_step(model, card)` for a network: what it returns is on every device."""
+    step = make_step(sharding.gathering(mesh, student.build(config.dtype)), student.card)
     return jax.jit(steps.at_precision(step, config.matmul_precision), out_shardings=sharding.replicated(mesh))
 
 

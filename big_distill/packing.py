@@ -21,6 +21,7 @@ from big_distill import teacher as teachers
 from big_distill.artifact import container
 from big_distill.config import Config, nearest
 from big_distill.data.pipeline import TrainPipeline
+from big_distill.environment import machine
 from big_distill.errors import ConfigError, RunError
 from big_distill.evaluation import evaluate_programs, mesh_for, open_eval, open_split, student_of
 from big_distill.export import litert, onnx_graph, stablehlo
@@ -60,8 +61,8 @@ def pack(
       For each file `format`, `precision`, `path`, `step`, `split`, `bytes`, `ratio` (to the weights, running statistics
       included, of `config.student` in float32), `nonzero` (parameters), `bits_per_weight`, `difference` (of its logits
       from the network's, in their standard deviations), `accuracy` and `agreement` (fractions, of the file as it was
-      read back; None without labels, or without a teacher), `latency_ms` (median, one image) and `flops` (of one
-      image).
+      read back; None without labels, or without a teacher), `latency_ms` (median, one image), `machine` (that it was
+      measured on) and `flops` (of one image).
 
     Raises:
       ConfigError: an unknown format or precision, or one whose extra is not installed.
@@ -116,6 +117,7 @@ def pack(
                 "accuracy": own.get("accuracy"),
                 "agreement": own.get("agreement"),
                 "latency_ms": _latency(program, pixels[:1]),
+                "machine": machine(),
             }
         )
     _together("evaluated")

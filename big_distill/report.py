@@ -2,7 +2,7 @@
 
   python -m big_distill.report --workdirs=runs/digits_fm-c912bd8b8d59 --out=report.html
   python -m big_distill.report --workdirs=runs/a,runs/b,runs/c --data_dir=DIR --figures=pictures
-  python -m big_distill.report --workdirs="$(echo runs/*/ | tr ' ' ,)" --examples=0
+  python -m big_distill.report --workdirs="$(echo runs/*/ | tr ' ' ,)" --nocompare
   python -m big_distill.report --workdirs='"runs/a,b"' --workdirs=runs/c
 
 A directory whose name has a comma is put in double quotes, which the shell must not take away.
@@ -15,12 +15,13 @@ number that it says, and report.md, a table.
   sweep             several runs that differ in a number: test accuracy and agreement against it, a line for each
                     combination of the other fields; runs that differ in their seed alone are averaged
   learning curves   accuracy, KL, agreement and loss against steps, of the student, its teacher and its first stage
-                    (of each of up to 16 runs)
+                    (of each, if there are up to 16 runs)
   size and speed    accuracy against bytes and latency of every file that big_distill.pack made
   differences       class by class, with images on which only one of the two is right; how well each is calibrated
+                    (if there are up to 16 runs)
   throughput        images a second
 
-For the differences each finished run's student and teacher are run over --split. --examples=0 leaves that out, and
+For the differences each finished run's student and teacher are run over --split. --nocompare leaves that out, and
 needs no data. A relative config.teacher.path of a run is sought from the directory that this command is started in.
 """
 
@@ -54,7 +55,8 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("out", "report.html", "The page; .json and .md beside it have its name.")
     flags.DEFINE_string("split", None, "Split to compare on, in TFDS syntax. Default: each run's test split.")
-    flags.DEFINE_integer("examples", 12, "Images of each kind and run, at most; 0: run nothing.", lower_bound=0)
+    flags.DEFINE_bool("compare", True, "Run students and teachers over a split, for the differences.")
+    flags.DEFINE_integer("examples", 12, "Images of each kind and run, at most.", lower_bound=0)
     flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the runs had them.")
     flags.DEFINE_string("figures", None, "Also write each figure into this directory, as SVG.")
 
@@ -75,6 +77,7 @@ def main() -> None:
         out=out,
         split=args.split,
         data_dir=args.data_dir,
+        compare=args.compare,
         num_examples=args.examples,
         figures_dir=pathlib.Path(args.figures) if args.figures else None,
     )

@@ -68,7 +68,8 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, config=None))
     if config.init_from:
         config = dataclasses.replace(config, init_config=None)
-    _check_numbers(config, num_devices, prefix)
+    check_numbers(config, prefix)
+    _check_devices(config, num_devices, prefix)
     if ":" in config.source.name:
         plugins.load(config.source.name, f"{prefix}.source.name")
     view = _resolve_view(config, prefix)
@@ -174,7 +175,12 @@ def needs_labels(objective: ObjectiveConfig) -> bool:
     return "labels" in reads and not ("teacher" in reads and objective.alpha == 1)
 
 
-def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
+def check_numbers(config: Config, prefix: str) -> None:
+    """What holds of a config's numbers wherever it is run.
+
+    Raises:
+      ConfigError: one of them cannot be.
+    """
     source, optimizer = config.source, config.optimizer
     at_least(f"{prefix}.num_classes", config.num_classes, 2)
     require(bool(source.name), f"{prefix}.source.name must be set: digits, a TFDS set, folder or your own")
@@ -203,6 +209,12 @@ def _check_numbers(config: Config, num_devices: int, prefix: str) -> None:
         value = getattr(optimizer, name)
         require(0 <= value < 1, f"{prefix}.optimizer.{name}={value}: expected a number in [0, 1)")
     at_least(f"{prefix}.mesh.fsdp", config.mesh.fsdp, 1)
+    at_least(f"{prefix}.view.image_size", config.view.image_size, 1)
+    channels = config.view.channels
+    require(channels in (1, 3), f"{prefix}.view.channels={channels}: expected 1 or 3")
+
+
+def _check_devices(config: Config, num_devices: int, prefix: str) -> None:
     require(
         num_devices % config.mesh.fsdp == 0,
         f"{prefix}.mesh.fsdp={config.mesh.fsdp} does not divide the {num_devices} devices",
@@ -312,10 +324,8 @@ def _distilled(config: Config) -> bool:
 
 def _resolve_view(config: Config, prefix: str) -> ViewConfig:
     view, path = config.view, f"{prefix}.view"
-    at_least(f"{path}.image_size", view.image_size, 1)
     choice(f"{path}.regime", view.regime, REGIMES)
     choice(f"{path}.crop", view.crop, ("inception", "central"))
-    require(view.channels in (1, 3), f"{path}.channels={view.channels}: expected 1 or 3")
     require(
         0 < view.area_min <= view.area_max <= 1,
         f"{path}.area_min={view.area_min}, area_max={view.area_max}: expected 0 < area_min <= area_max <= 1",

@@ -163,16 +163,26 @@ def make_train_chunk(
     return train_chunk
 
 
-def make_eval_step(model: Model, card: Card) -> Callable[[Any, Teacher | None, Batch], scoring.Sums]:
-    """`eval_step(variables, teacher, batch) -> sums` of one batch, for `scoring.summarize`.
+def make_eval_logits(
+    model: Model, card: Card
+) -> Callable[[Any, Teacher | None, Batch], tuple[jax.Array, jax.Array | None]]:
+    """`eval_logits(variables, teacher, batch) -> (student, teacher)`, logits [B, K] of both on the same view."""
 
-    Teacher and student see the same view.
-    """
-
-    def eval_step(variables: Any, teacher: Teacher | None, batch: Batch) -> scoring.Sums:
+    def eval_logits(variables: Any, teacher: Teacher | None, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
         view = to_unit(batch["pixels"])
         logits, _ = model.apply(variables, for_network(view, card), train=False)
-        return scoring.score(logits, teacher_logits(teacher, view), batch.get("label"), batch["mask"])
+        return logits, teacher_logits(teacher, view)
+
+    return eval_logits
+
+
+def make_eval_step(model: Model, card: Card) -> Callable[[Any, Teacher | None, Batch], scoring.Sums]:
+    """`eval_step(variables, teacher, batch) -> sums` of one batch, for `scoring.summarize`."""
+    eval_logits = make_eval_logits(model, card)
+
+    def eval_step(variables: Any, teacher: Teacher | None, batch: Batch) -> scoring.Sums:
+        logits, teachers = eval_logits(variables, teacher, batch)
+        return scoring.score(logits, teachers, batch.get("label"), batch["mask"])
 
     return eval_step
 

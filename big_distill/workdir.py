@@ -21,6 +21,7 @@ from big_distill.config import Config, differences, fingerprint, from_dict, to_d
 from big_distill.errors import ConfigError, RunError
 from big_distill.metrics import say
 from big_distill.processes import on_first_process
+from big_distill.resolve import check_numbers
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
@@ -135,6 +136,11 @@ def holder(workdir: pathlib.Path) -> str | None:
     return None
 
 
+def status(held: bool, finished: bool, begun: bool) -> str:
+    """Of a run: 'running' (a process holds it), 'finished', 'interrupted' (before its end) or 'new'."""
+    return "running" if held else "finished" if finished else "interrupted" if begun else "new"
+
+
 def _written_by_holder(path: pathlib.Path) -> str:
     return path.read_text(errors="replace").strip() or "another process"
 
@@ -163,7 +169,7 @@ def _completed(config: Config, prefix: str) -> Config:
     """A config as `resolve` left it; one that was kept before `teacher.dtype` was a field is completed: as `dtype`.
 
     Raises:
-      ConfigError: it says nowhere in what the run computes.
+      ConfigError: it says nowhere in what the run computes, or a number in it cannot be.
     """
     teacher, first = config.teacher, config.init_config
     if config.dtype == "auto":
@@ -174,6 +180,7 @@ def _completed(config: Config, prefix: str) -> Config:
         teacher = dataclasses.replace(teacher, dtype=config.dtype)
     if first is not None:
         first = _completed(first, f"{prefix}.init_config")
+    check_numbers(config, prefix)
     return dataclasses.replace(config, teacher=teacher, init_config=first)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import sys
@@ -27,7 +26,7 @@ _MOST_LABELS = 7
 _NOT_PACKED = "no pack.json: big_distill.pack makes files, and measures their size and latency"
 _MOST_LINES = 10
 _MOST_DRAWN = 16
-"""Runs of which each has its own learning curves: a figure takes a quarter of a second, and nobody opens hundreds."""
+"""Runs of which each is run beside its teacher and has its own figures, which take a quarter of a second each."""
 _STROKES = {"test": 0, "validation": 1, "training batches": 2}
 
 
@@ -36,6 +35,7 @@ def report(
     out: pathlib.Path,
     split: str | None = None,
     data_dir: str | None = None,
+    compare: bool = True,
     num_examples: int = 12,
     figures_dir: pathlib.Path | None = None,
 ) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def report(
       out: the page, *.html.
       split: that students and teachers are compared on, in TFDS syntax; None: each run's test split.
       data_dir: where TFDS sets are, if not where the runs had them.
-      num_examples: images of each kind and run; 0: nothing is run, so that no data are needed.
+      compare: whether finished runs' students are run beside their teachers, which needs the data.
+      num_examples: images of each kind and run, at most.
       figures_dir: where each figure is written as a file, too.
 
     Returns:
@@ -60,10 +61,10 @@ def report(
     files = [out, *(out.with_suffix(suffix) for suffix in (".json", ".md"))]
     _check_ours(files)
     _check_writable(files, figures_dir)
-    runs = _all_compared(records, split, data_dir, num_examples)
+    each = len(records) <= _MOST_DRAWN
+    runs = _all_compared(records, split, data_dir, num_examples if compare and each else None)
     swept = sweep(records)
     values = document.document(runs, swept)
-    each = len(runs) <= _MOST_DRAWN
     drawn = [
         (
             _curves(index, run) if each else [],
@@ -83,7 +84,10 @@ def report(
     )
     html = page.render(values, runs, drawings)
     if not each:
-        say(f"{len(runs)} runs: curves of each are drawn for up to {_MOST_DRAWN}; report them apart, or see {files[1]}")
+        say(
+            f"{len(runs)} runs: each is drawn, and compared with its teacher, if there are up to {_MOST_DRAWN}; report "
+            f"on fewer for that, or see {files[1]} for their curves"
+        )
     for line in _lines(values["runs"]):
         say(line)
     texts = (html, json.dumps(values, indent=1, allow_nan=False) + "\n", document.markdown(values))
@@ -102,11 +106,11 @@ def _check_ours(files: Sequence[pathlib.Path]) -> None:
     Raises:
       ConfigError: it would.
     """
-    page, values, table = files
-    in_run = (page.parent / workdirs.CONFIG_FILE).exists() and values.name in workdirs.JSON_FILES
+    html, values, table = files
+    in_run = (html.parent / workdirs.CONFIG_FILE).exists() and values.name in workdirs.JSON_FILES
     for path, is_ours in ((values, document.is_document), (table, document.is_markdown)):
         if (path is values and in_run) or (path.is_file() and not is_ours(path.read_bytes())):
-            raise ConfigError(f"--out={page}: {path} beside it is not of a report and would be lost")
+            raise ConfigError(f"--out={html}: {path} beside it is not of a report and would be lost")
 
 
 def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | None) -> None:
@@ -124,8 +128,10 @@ def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | N
         raise RunError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _all_compared(records: Sequence[Record], split: str | None, data_dir: str | None, num_examples: int) -> list[Run]:
-    """Each run with its name, and beside its teacher if that can be.
+def _all_compared(
+    records: Sequence[Record], split: str | None, data_dir: str | None, num_examples: int | None
+) -> list[Run]:
+    """Each run with its name, and, unless `num_examples` is None, beside its teacher if that can be.
 
     Raises:
       ConfigError: of no run can the split or the directory that was asked for be read.
@@ -135,7 +141,7 @@ def _all_compared(records: Sequence[Record], split: str | None, data_dir: str | 
     for record, name in zip(records, labels(records), strict=True):
         found: Comparison | None = None
         notes: list[str] = []
-        if num_examples:
+        if num_examples is not None:
             try:
                 found, notes = _compared(record, name, split, data_dir, num_examples)
             except BigDistillError as error:
@@ -180,17 +186,17 @@ def _lines(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _together(runs: Sequence[Run]) -> list[Drawing]:
-    """The students of several runs, where a figure can tell so many apart."""
+    """The students of several runs on one split, the test split if they have it, where a figure can tell them apart."""
     found = []
-    for name, metric, label in (("accuracy", "accuracy", "accuracy, %"), ("kl", "kl", "KL(teacher || student), nats")):
-        lines = []
-        for run in runs:
-            split = next((s for s in ("test", "validation") if len(run.record.series(f"eval/{s}/{metric}")[0])), "test")
-            lines.append(Line(run.name, *run.record.series(f"eval/{split}/{metric}")))
-        lines = [dataclasses.replace(line, colour=i) for i, line in enumerate(line for line in lines if len(line.x))]
-        if 1 < len(lines) <= _MOST_LINES and max(len(line.x) for line in lines) > 1:
-            title = f"all runs: {label} against steps"
-            found.append(figures.curves(f"together_{name}", title, label, lines, percent=metric == "accuracy"))
+    for metric, label in (("accuracy", "accuracy, %"), ("kl", "KL(teacher || student), nats")):
+        for split in ("test", "validation"):
+            series = [(run.name, *run.record.series(f"eval/{split}/{metric}")) for run in runs]
+            logged = [(name, steps, values) for name, steps, values in series if len(steps)]
+            lines = [Line(name, steps, values, colour) for colour, (name, steps, values) in enumerate(logged)]
+            if 1 < len(lines) <= _MOST_LINES and max(len(line.x) for line in lines) > 1:
+                title, name = f"all runs, {split} split: {label}", f"together_{metric}"
+                found.append(figures.curves(name, title, f"{split}: {label}", lines, percent=metric == "accuracy"))
+                break
     return found
 
 
@@ -207,9 +213,12 @@ def _curves(index: int, run: Run) -> list[Drawing]:
         for colour, who, own, name in whole:
             steps, values = own.series(name)
             if kept(name) and len(steps):
-                split = "" if name == LOSS else "training batches" if name.startswith("train/") else name.split("/")[1]
-                stroke = 0 if not split else _STROKES.get(split, 0)
-                found.append(Line(f"{who}, {split}" if split else who, steps, values, colour, stroke))
+                if name == LOSS:
+                    what, stroke = own.config.objective.name if own.config else "unknown objective", 0
+                else:
+                    what = "training batches" if name.startswith("train/") else name.split("/")[1]
+                    stroke = _STROKES.get(what, 0)
+                found.append(Line(f"{who}, {what}", steps, values, colour, stroke))
         return found
 
     steps = [own.series(name)[0] for _, _, own, name in whole]
@@ -268,10 +277,15 @@ def _tradeoffs(index: int, group: dict[str, Any]) -> list[Drawing]:
     def label(file: dict[str, Any]) -> str:
         return file["run"] if by_run else " ".join(filter(None, (file["format"], file["precision"])))
 
-    found = []
-    for name, cost, axis in (("bytes", "bytes", "bytes"), ("latency", "latency_ms", "ms an image, one at a time")):
-        dots = [figures.Dot(label(file), file["number"], file[cost], file["accuracy"]) for file in files]
-        teachers = [(t["name"], t["bytes"] if cost == "bytes" else None, t["accuracy"]) for t in group["teachers"]]
-        title = f"accuracy against {name} of packed files, {group['dataset']} {group['split']}"
-        found.append(figures.tradeoff(f"packed{index}_{name}", title, axis, dots, teachers))
+    title = f"of packed files, {group['dataset']} {group['split']}"
+    dots = [figures.Dot(label(f), f["number"], f["bytes"], f["accuracy"], f["on_bytes_front"]) for f in files]
+    teachers = [(t["name"], t["bytes"], t["accuracy"]) for t in group["teachers"]]
+    found = [figures.tradeoff(f"packed{index}_bytes", f"accuracy against bytes {title}", "bytes", dots, teachers)]
+    machines = document.by_machine(files)
+    for number, (machine, same) in enumerate(machines.items(), 1):
+        which, where = (f"{number}", f", {machine}") if len(machines) > 1 else ("", "")
+        dots = [figures.Dot(label(f), f["number"], f["latency_ms"], f["accuracy"], f["on_latency_front"]) for f in same]
+        name, axis = f"packed{index}_latency{which}", f"ms an image, one at a time{where}"
+        unknown = [(name, None, accuracy) for name, _, accuracy in teachers]
+        found.append(figures.tradeoff(name, f"accuracy against latency {title}{where}", axis, dots, unknown))
     return found

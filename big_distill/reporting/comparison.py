@@ -7,8 +7,7 @@ import io
 import itertools
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +15,22 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 from PIL import Image
+from scipy.stats import binomtest, false_discovery_control
 
 from big_distill import scoring, sharding, steps, weights
 from big_distill import teacher as teachers
 from big_distill.config import Config
 from big_distill.data.pipeline import EvalPipeline
 from big_distill.errors import BigDistillError, ConfigError, RunError
-from big_distill.evaluation import mesh_for, open_eval, student_of
-from big_distill.state import Card, Teacher
+from big_distill.evaluation import jit_eval, mesh_for, open_eval, student_of
+from big_distill.state import Batch, Card, Model, Teacher
 from big_distill.views import for_network, to_unit
 from big_distill.workdir import SUMMARY_FILE, WEIGHTS_FILE, read_summary
 
 TOP = 3
+_FALSE_DISCOVERIES = 0.05  # of the classes that are called significant
 _LARGEST_PICTURE = 128  # px
+_Answered = tuple[jax.Array, jax.Array, jax.Array | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,9 @@ class ClassScore:
     num_examples: of this class.
     student, teacher: how many of them each calls so.
     lost: how many the teacher calls so and the student does not; `won`: the other way round.
+    p_value: how likely two equally good networks differ as much or more (McNemar 1947: the exact sign test, two-sided).
+    significant: whether it is less than chance would have among so many classes: at most one in 20 of those that are
+      called so is expected to be chance (Benjamini & Hochberg 1995).
     """
 
     name: str
@@ -70,16 +75,13 @@ class ClassScore:
     teacher: int
     lost: int
     won: int
+    p_value: float
+    significant: bool
 
     @property
     def difference(self) -> float:
         """The student's accuracy minus its teacher's."""
         return (self.student - self.teacher) / self.num_examples
-
-    @property
-    def within_chance(self) -> bool:
-        """Whether it is as in 19 of 20 classes of two equally good networks: no more than two standard deviations."""
-        return abs(self.won - self.lost) <= 2 * (self.won + self.lost) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +170,8 @@ def compare(
             "" if all(path.is_absolute() for path in paths) else f" (config.teacher.path is from {pathlib.Path.cwd()})"
         )
         problems.append(f"its teacher cannot be asked: {error}{started}")
-    found, label, count = _ask(_jit_answers(student, config, mesh), student.variables, teacher, data, mesh, name)
+    answer = jit_eval(_make_answers, student.architecture, config, mesh)
+    found, label, count = _ask(answer, student.variables, teacher, data, mesh, name)
     if not count:
         raise RunError(f"none of the images of {split} can be read")
     for who, answers in list(found.items()):
@@ -211,7 +214,12 @@ def compare(
 
 
 def _ask(
-    answer: Any, variables: weights.Variables, teacher: Teacher | None, data: EvalPipeline, mesh: Mesh, name: str
+    answer: Callable[..., dict[str, _Answered]],
+    variables: weights.Variables,
+    teacher: Teacher | None,
+    data: EvalPipeline,
+    mesh: Mesh,
+    name: str,
 ) -> tuple[dict[str, Answers], np.ndarray | None, int]:
     """({'student': ..., 'teacher': ...}, labels, number) of all examples that can be read; labels are None without."""
     columns: dict[str, list[np.ndarray]] = {}
@@ -237,7 +245,7 @@ def _ask(
 def class_scores(
     names: Sequence[str], label: np.ndarray, student_right: np.ndarray, teacher_right: np.ndarray
 ) -> tuple[ClassScore, ...]:
-    """Counts, for each class that has examples.
+    """Counts, for each class that has examples, and which differences are more than chance.
 
     Args:
       names: of the classes.
@@ -251,11 +259,13 @@ def class_scores(
         teacher_right & ~student_right,
         student_right & ~teacher_right,
     )
-    counts = [np.bincount(label[chosen], minlength=len(names)) for chosen in sets]
+    counts = [np.bincount(label[chosen], minlength=len(names)).tolist() for chosen in sets]
+    found = [row for row in zip(names, *counts, strict=True) if row[1]]
+    p_values = [float(binomtest(won, lost + won).pvalue) if lost + won else 1.0 for *_, lost, won in found]
+    adjusted = false_discovery_control(p_values) if found else []
     return tuple(
-        ClassScore(name, *map(int, own))
-        for name, *own in zip(names, *counts, strict=True)
-        if own[0]  # its examples
+        ClassScore(name, num_examples, student, teacher, lost, won, p, bool(q <= _FALSE_DISCOVERIES))
+        for (name, num_examples, student, teacher, lost, won), p, q in zip(found, p_values, adjusted, strict=True)
     )
 
 
@@ -276,26 +286,22 @@ def choose(where: np.ndarray, label: np.ndarray, confidence: np.ndarray, most: i
     return list(itertools.islice(in_turn, most))
 
 
-def _jit_answers(student: weights.Network, config: Config, mesh: Any) -> Any:
+def _make_answers(
+    model: Model, card: Card
+) -> Callable[[weights.Variables, Teacher | None, Batch], dict[str, _Answered]]:
     """(variables, teacher, batch) -> {who: (classes [B, TOP], probabilities [B, TOP], calibration bins or None)}."""
-    model = sharding.gathering(mesh, student.architecture.build(config.dtype))
-    top = min(TOP, student.architecture.num_classes)
-    card = student.architecture.card
+    eval_logits = steps.make_eval_logits(model, card)
 
-    def of_logits(logits: jax.Array, batch: Any) -> Any:
-        probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), top)
+    def answered(logits: jax.Array, batch: Batch) -> _Answered:
+        probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), min(TOP, logits.shape[-1]))
         calibration = scoring.calibration_bins(logits, batch["label"], batch["mask"]) if "label" in batch else None
         return classes, probabilities, calibration
 
-    def answers(variables: weights.Variables, teacher: Teacher | None, batch: Any) -> Any:
-        view = to_unit(batch["pixels"])
-        logits: dict[str, Any] = {"student": model.apply(variables, for_network(view, card), train=False)[0]}
-        if teacher is not None:
-            logits["teacher"] = steps.teacher_logits(teacher, view)
-        return {who: of_logits(own, batch) for who, own in logits.items()}
+    def answers(variables: weights.Variables, teacher: Teacher | None, batch: Batch) -> dict[str, _Answered]:
+        logits = dict(zip(("student", "teacher"), eval_logits(variables, teacher, batch), strict=True))
+        return {who: answered(own, batch) for who, own in logits.items() if own is not None}
 
-    precise = steps.at_precision(answers, config.matmul_precision)
-    return jax.jit(precise, out_shardings=sharding.replicated(mesh))
+    return answers
 
 
 def _names(config: Config, card: Card, data: EvalPipeline) -> list[str]:

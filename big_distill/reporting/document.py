@@ -8,18 +8,21 @@ Rates are fractions, times are seconds unless a key says `_ms`, what is not know
   `accuracy` on the test split, `num_params`; null without a teacher; of a student that is not finished also `last`:
   its `accuracy` when it was last measured, and the `step` and `split`), `agreement`, `kl` (nats), `epochs`,
   `images_per_second`, `wall_seconds`, `fingerprint`, `changed` (the fields of the config that have not the schema's
-  defaults), `config`, `sessions` (of environment.json), `curves` (by network and metric `steps` and `values`, thinned),
-  `median_images_per_second` (by network), `comparison`.
+  defaults), `config`, `sessions` (of environment.json), `curves` (by network and metric `steps` and `values`, at most
+  about 200), `median_images_per_second` (by network), `comparison`.
 * `comparison` of a run: `split`, `num_examples`, `student` and `teacher` (`accuracy`, `confidence`, `ece`, `bins`: by
   bin of confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`,
   `student` and `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
-  `within_chance`), `agreement`, `examples` (`lost`, `won`, and without labels `differ`, where they disagree: `truth`,
-  null without labels, and [class, probability] of each network's likeliest three).
+  `difference` of the accuracies; `p_value` and `significant`, see `comparison.ClassScore`), `agreement`, `examples`
+  (`lost`, `won`, and without labels `differ`, where they disagree: `truth`, null without labels, and [class,
+  probability] of each network's likeliest three).
 * `sweep`: `field`, `along` (numbers that go with it in these runs), `implied` (fields that differ from line to line,
-  too, and that those in the labels tell), and `lines`: `label`, and `points`: `x`, `runs`, `accuracy` and `agreement`
-  as [mean, least, most].
+  too, and that those in the labels tell), `repeated` (directories left out, whose fields and seeds another run has),
+  and `lines`: `label`, and `points`: `x`, `accuracy` and `agreement` (`runs`: of how many seeds, `mean`, `least`,
+  `most`; null where it was not measured).
 * `packed`: for each data set and split `dataset`, `split`, `files` (the rows of pack.json with `number`, `run`,
-  `on_bytes_front`, `on_latency_front`) and `teachers` (`name`, `accuracy`, `bytes`: in float32, 4 a parameter).
+  `on_bytes_front`, `on_latency_front`: among the files measured on the same `machine`) and `teachers` (`name`,
+  `accuracy`, `bytes`: in float32, 4 a parameter).
 """
 
 from __future__ import annotations
@@ -38,8 +41,7 @@ import big_distill
 from big_distill.config import Config, leaves, to_dict
 from big_distill.reporting import pareto
 from big_distill.reporting.comparison import Answers, Comparison, Example
-from big_distill.reporting.figures import thinned
-from big_distill.reporting.records import Record, architecture, finite, runs_of, teachers_name
+from big_distill.reporting.records import Record, architecture, finite, runs_of, teachers_name, thinned
 from big_distill.reporting.sweep import Sweep, epochs_of
 from big_distill.workdir import PACK_FILE
 
@@ -163,7 +165,7 @@ def _comparison(found: Comparison) -> dict[str, Any]:
         "num_examples": found.num_examples,
         "student": _answers(found.student),
         "teacher": found.teacher and _answers(found.teacher),
-        "classes": [{**dataclasses.asdict(score), "within_chance": score.within_chance} for score in found.by_class],
+        "classes": [{**dataclasses.asdict(score), "difference": score.difference} for score in found.by_class],
         "agreement": found.agreement,
         "examples": {
             kind: [_example(e) for e in examples]
@@ -196,7 +198,13 @@ def _example(example: Example) -> dict[str, Any]:
 
 def _sweep(sweep: Sweep) -> dict[str, Any]:
     lines = [{"label": k, "points": [dataclasses.asdict(p) for p in points]} for k, points in sweep.lines.items()]
-    return {"field": sweep.field, "along": sweep.along, "implied": sweep.implied, "lines": lines}
+    return {
+        "field": sweep.field,
+        "along": sweep.along,
+        "implied": sweep.implied,
+        "repeated": sweep.repeated,
+        "lines": lines,
+    }
 
 
 def _packed(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -239,6 +247,7 @@ def _files(rows: Sequence[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
     files = [
         {
             **row,
+            "machine": machine if isinstance(machine := row.get("machine"), str) else None,
             "number": number,
             "run": run.name,
             "accuracy": finite(row["accuracy"]),
@@ -246,13 +255,27 @@ def _files(rows: Sequence[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
         }
         for number, (run, row) in enumerate(rows, 1)
     ]
-    measured = [file for file in files if file["accuracy"] is not None]
-    for key, cost in (("on_bytes_front", "bytes"), ("on_latency_front", "latency_ms")):
-        best = pareto.front([file[cost] for file in measured], [file["accuracy"] for file in measured])
-        numbers = {file["number"] for file, is_best in zip(measured, best, strict=True) if is_best}
-        for file in files:
-            file[key] = file["number"] in numbers
+    on_bytes = _front(files, "bytes")
+    on_latency = {number for same in by_machine(files).values() for number in _front(same, "latency_ms")}
+    for file in files:
+        file["on_bytes_front"] = file["number"] in on_bytes
+        file["on_latency_front"] = file["number"] in on_latency
     return files
+
+
+def by_machine(files: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Packed files whose latencies may be compared; of an unknown machine those of one run."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for file in files:
+        groups.setdefault(file["machine"] or f"the machine that packed {file['run']}", []).append(file)
+    return groups
+
+
+def _front(files: Sequence[dict[str, Any]], cost: str) -> set[int]:
+    """The numbers of those of which no other is both cheaper and better."""
+    measured = [file for file in files if file["accuracy"] is not None]
+    best = pareto.front([file[cost] for file in measured], [file["accuracy"] for file in measured])
+    return {file["number"] for file, is_best in zip(measured, best, strict=True) if is_best}
 
 
 def _teachers(runs: Any, split: str) -> list[dict[str, Any]]:
@@ -313,7 +336,7 @@ def _cell(text: str) -> str:
 
 def state(run: dict[str, Any]) -> str:
     """finished, or how far it is."""
-    if run["status"] in ("stopped", "running") or (run["status"] == "damaged" and run["step"]):
+    if run["status"] in ("interrupted", "running") or (run["status"] == "damaged" and run["step"]):
         total = f" of {count(run['total_steps'])}" if run["total_steps"] else ""
         return f"{run['status']} at step {count(run['step'])}{total}"
     return run["status"]

@@ -12,15 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from big_distill.reporting import pareto, svg
+from big_distill.reporting import svg
 from big_distill.reporting.comparison import Answers
+from big_distill.reporting.records import thinned
 from big_distill.reporting.sweep import Sweep
 
 _INCH = 72
 _WIDTH = 360
 _HEIGHT = 225
 _LEGEND_LINE = 13
-_MOST_POINTS = 200
 _MOST_MARKED = 15
 _MARKERS = "osD^vP*"
 _DASHES = ("-", "--", "-.", ":")
@@ -50,12 +50,13 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Dot:
-    """A packed file: `label` in the legend, `number` in the table."""
+    """A packed file: `label` in the legend, `number` in the table, and whether it is on the Pareto front."""
 
     label: str
     number: int
     cost: float
     accuracy: float
+    on_front: bool
 
 
 STROKES = ({"linestyle": "-"}, {"linestyle": "--"}, {"linestyle": "-", "alpha": 0.65, "linewidth": 0.9})
@@ -106,31 +107,34 @@ def curves(
     return _drawing(name, title, draw)
 
 
-def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most as many points as can be seen, evenly spread over the logarithm of x, with the first and the last."""
-    if len(x) <= _MOST_POINTS:
-        return x, y
-    at = np.geomspace(max(x[0], 1), x[-1], _MOST_POINTS)
-    kept = np.unique(np.concatenate([[0], np.searchsorted(x, at).clip(0, len(x) - 1), [len(x) - 1]]))
-    return x[kept], y[kept]
-
-
 def swept(sweep: Sweep, score: str) -> Drawing | None:
-    """Test accuracy or agreement against the field of a sweep; bars from the worst to the best seed."""
-    shown = {label: [p for p in points if getattr(p, score)] for label, points in sweep.lines.items()}
+    """Test accuracy or agreement against the field of a sweep.
+
+    Bars and bands go from the worst to the best seed. A point of one seed has neither, and is hollow beside others.
+    """
+    shown = {
+        label: [(point.x, spread) for point in points if (spread := getattr(point, score))]
+        for label, points in sweep.lines.items()
+    }
     if not any(shown.values()):
         return None
+    some_seeds = any(spread.runs > 1 for points in shown.values() for _, spread in points)
 
     def draw(axes: Axes) -> None:
         for index, (label, points) in enumerate(shown.items()):
-            x = [point.x for point in points]
-            mean, least, most = (100 * np.array([getattr(p, score)[i] for p in points]) for i in range(3))
+            x = np.array([at for at, _ in points])
+            mean, least, most = (
+                100 * np.array([getattr(spread, name) for _, spread in points]) for name in ("mean", "least", "most")
+            )
+            several = np.array([spread.runs > 1 for _, spread in points], bool)
             look = _look(index, marked=True)
-            axes.plot(x, mean, label=_label(label or "all runs"), **look)
-            if any(point.runs > 1 for point in points):
-                axes.fill_between(x, least, most, color=look["color"], alpha=0.15, linewidth=0)
-                axes.vlines(x, least, most, color=look["color"], linewidth=1)
-        xs = [point.x for points in shown.values() for point in points]
+            full = several if some_seeds else np.ones(len(x), bool)
+            axes.plot(x, mean, label=_label(label or "all runs"), markevery=full, **look)
+            if some_seeds:
+                axes.plot(x[~several], mean[~several], **look | {"linestyle": "none", "fillstyle": "none"})
+                axes.fill_between(x, least, most, where=several, color=look["color"], alpha=0.15, linewidth=0)
+                axes.vlines(x[several], least[several], most[several], color=look["color"], linewidth=1)
+        xs = [at for points in shown.values() for at, _ in points]
         if sweep.log:
             _log_x(axes, np.array(xs))
         if len(set(xs)) <= _MOST_TICKS:
@@ -152,30 +156,29 @@ def tradeoff(
       dots: the files.
       teachers: (label, cost or None, accuracy): points, or lines where their cost is not known.
     """
-    best = pareto.front([dot.cost for dot in dots], [dot.accuracy for dot in dots])
     labels = list(dict.fromkeys(dot.label for dot in dots))
 
     def draw(axes: Axes) -> None:
-        on_front = sorted((dot.cost, 100 * dot.accuracy) for dot, is_best in zip(dots, best, strict=True) if is_best)
+        on_front = sorted((dot.cost, 100 * dot.accuracy) for dot in dots if dot.on_front)
         on_front.append((max(dot.cost for dot in dots), on_front[-1][1]))  # to the right nothing is better
         axes.step(
             *zip(*on_front, strict=True), where="post", color=svg.INK, linewidth=0.9, alpha=0.7, label="Pareto front"
         )
         for index, label in enumerate(labels):
-            own = [(d, b) for d, b in zip(dots, best, strict=True) if d.label == label]
+            own = [dot for dot in dots if dot.label == label]
             look = {**_look(index, marked=True), "linestyle": "none"}
             for front in (True, False):
-                chosen = [d for d, b in own if b == front]
+                chosen = [dot for dot in own if dot.on_front == front]
                 if chosen:
                     axes.plot(
-                        [d.cost for d in chosen],
-                        [100 * d.accuracy for d in chosen],
-                        label=_label(label) if front or not any(b for _, b in own) else None,
+                        [dot.cost for dot in chosen],
+                        [100 * dot.accuracy for dot in chosen],
+                        label=_label(label) if front or not any(dot.on_front for dot in own) else None,
                         fillstyle="full" if front else "none",
                         **look,
                     )
-        for dot, is_best in zip(dots, best, strict=True):
-            if is_best:
+        for dot in dots:
+            if dot.on_front:
                 axes.annotate(
                     f"{dot.number}",
                     (dot.cost, 100 * dot.accuracy),
@@ -199,7 +202,7 @@ def tradeoff(
 
 
 def reliability(name: str, title: str, answers: Answers) -> Drawing:
-    """Accuracy against confidence, by bin; on the diagonal a network is as often right as it says."""
+    """Accuracy against confidence, by bin, dots growing with a bin's share; on the diagonal both are the same."""
     assert answers.bins is not None
     confidence, correct, count = answers.bins
     there = count > 0

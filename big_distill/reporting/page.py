@@ -97,11 +97,8 @@ def _picture(example: Example) -> str:
 def _extremes(classes: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The classes in which the student lost against its teacher, and won: the least likely by chance first."""
 
-    def balance(score: dict[str, Any]) -> float:
-        return (score["won"] - score["lost"]) / max(1, score["won"] + score["lost"]) ** 0.5
-
-    ranked = sorted(classes, key=balance)
+    ranked = sorted(classes, key=lambda score: (score["p_value"], -abs(score["difference"])))
     return {
-        "lost": [score for score in ranked[:_SHOWN_CLASSES] if balance(score) < 0],
-        "won": [score for score in ranked[::-1][:_SHOWN_CLASSES] if balance(score) > 0],
+        "lost": [score for score in ranked if score["won"] < score["lost"]][:_SHOWN_CLASSES],
+        "won": [score for score in ranked if score["won"] > score["lost"]][:_SHOWN_CLASSES],
     }

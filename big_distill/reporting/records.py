@@ -33,7 +33,9 @@ _PACKED = [
 ]
 
 
-_MOST_STEPS = 1 << 53  # every integer up to here is a float, too
+_MAX_EXACT_INT = 1 << 53  # every integer up to here is a float, too
+_MAX_METRIC = float(np.finfo(np.float32).max)  # of what is computed in float32
+_MOST_POINTS = 200
 _KL_ROUNDING = 1e-3  # a KL may be as far below 0
 
 
@@ -41,8 +43,8 @@ _KL_ROUNDING = 1e-3  # a KL may be as far below 0
 class Record:
     """A run directory.
 
-    status: 'finished', 'running', 'stopped' (before its end), 'not begun', 'empty' (no run at all), 'damaged' or
-      'unreadable' (the directory itself).
+    status: as `workdir.status` has it, or 'damaged' (one of its files), 'empty' (no run at all) or 'unreadable' (the
+      directory itself).
     step: of its last checkpoint, or of the last line of its metrics if that is later.
     summary: of a finished run, as in summary.json.
     metrics: the lines of metrics.jsonl.
@@ -100,7 +102,9 @@ class Record:
         """Steps and values of a metric, where it was logged and is finite."""
         pairs = ((finite(line["step"]), finite(line.get(name))) for line in self.metrics)
         found = [
-            (step, value) for step, value in pairs if step is not None and 0 < step <= _MOST_STEPS and value is not None
+            (step, value)
+            for step, value in pairs
+            if step is not None and 0 < step <= _MAX_EXACT_INT and value is not None and abs(value) <= _MAX_METRIC
         ]
         steps, values = zip(*found, strict=True) if found else ((), ())
         return np.array(steps, np.float64), np.array(values, np.float64)
@@ -137,20 +141,16 @@ def read(workdir: pathlib.Path) -> Record:
     inner = {
         name: read(workdir / name) for name in (workdirs.TEACHER_DIR, workdirs.INIT_DIR) if (workdir / name).is_dir()
     }
-    step = max([*saved, *(line["step"] for line in metrics if 0 < line["step"] <= _MOST_STEPS)], default=0)
+    step = max([*saved, *(line["step"] for line in metrics if 0 < line["step"] <= _MAX_EXACT_INT)], default=0)
     held = None
     with contextlib.suppress(OSError):
         held = workdirs.holder(workdir)
-    if held:
-        status = "running"
-    elif damaged:
+    if damaged and not held:
         status = "damaged"
-    elif summary:
-        status = "finished"
-    elif step:
-        status = "stopped"
+    elif held or summary or step or config or inner:
+        status = workdirs.status(held=bool(held), finished=bool(summary), begun=step > 0)
     else:
-        status = "not begun" if config or inner else "empty"
+        status = "empty"
     if status == "empty":
         problems.append(printable(f"{workdir} holds no run: it has no {workdirs.CONFIG_FILE}"))
     return Record(
@@ -183,6 +183,20 @@ def read_all(paths: Sequence[pathlib.Path]) -> list[Record]:
     return records
 
 
+def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most about 200 points of a curve, evenly spread over the logarithm of x, with the first and the last.
+
+    Args:
+      x: [N], ascending.
+      y: [N].
+    """
+    if len(x) <= _MOST_POINTS:
+        return x, y
+    at = np.geomspace(max(x[0], 1), x[-1], _MOST_POINTS)
+    kept = np.unique(np.concatenate([[0], np.searchsorted(x, at).clip(0, len(x) - 1), [len(x) - 1]]))
+    return x[kept], y[kept]
+
+
 def finite(value: Any) -> float | None:
     """A number that can be drawn, or None."""
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -205,7 +219,7 @@ def _plausible_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     wrong = [name for name, value in rates.items() if not _is_rate(value)]
     for name, value in amounts.items():
         least = -_KL_ROUNDING if name == "kl" else 0
-        if value is not None and not _is_nan(value) and not least <= value <= _MOST_STEPS:
+        if value is not None and not _is_nan(value) and not least <= value <= _MAX_EXACT_INT:
             wrong.append(name)
     if wrong:
         path, values = workdir / workdirs.SUMMARY_FILE, rates | amounts
@@ -241,7 +255,7 @@ def _contradictions(workdir: pathlib.Path, config: Config | None, summary: Any, 
 
 def _drawable(row: dict[str, Any]) -> bool:
     costs = [finite(row[key]) or 0 for key in ("bytes", "latency_ms")]
-    return all(0 < cost <= _MOST_STEPS for cost in costs) and all(
+    return all(0 < cost <= _MAX_EXACT_INT for cost in costs) and all(
         _is_rate(row[key]) for key in ("accuracy", "agreement")
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import os
 import pathlib
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from big_distill.config import Config, leaves
 from big_distill.errors import printable
-from big_distill.reporting.records import Record
+from big_distill.reporting.records import Record, finite
 
 _DURATION = "total_epochs"
 _LONGEST_LABEL = 64
@@ -20,18 +19,26 @@ _MOST_NAMED = 4
 
 
 @dataclasses.dataclass(frozen=True)
+class Spread:
+    """A score over the seeds of which it is known: how many, its mean, smallest and largest."""
+
+    runs: int
+    mean: float
+    least: float
+    most: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Point:
     """Runs that differ in their seed alone.
 
     x: the value of the field.
-    runs: how many.
-    accuracy, agreement: (mean, smallest, largest), None where it was not measured.
+    accuracy, agreement: None where it was not measured.
     """
 
     x: float
-    runs: int
-    accuracy: tuple[float, float, float] | None
-    agreement: tuple[float, float, float] | None
+    accuracy: Spread | None
+    agreement: Spread | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Sweep:
     field: dotted name; `log`: whether its values span a decade.
     along: numbers that make no lines because they go with it in these runs, such as a warm-up with the duration.
     implied: other fields that differ from line to line, and are not named because those that are tell them.
+    repeated: directories left out, because another of the runs has all their fields and seeds.
     lines: by the other fields that differ, in words, such as 'view.regime=consistent'.
     """
 
@@ -48,6 +56,7 @@ class Sweep:
     log: bool
     along: tuple[str, ...]
     implied: tuple[str, ...]
+    repeated: tuple[str, ...]
     lines: dict[str, tuple[Point, ...]]
 
 
@@ -98,7 +107,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return "-".join(map(str, value)) or "none"
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
     return "none" if value is None else str(value)
 
 
@@ -128,7 +138,8 @@ def in_order(records: Sequence[Record]) -> list[Record]:
     ranked = [name for name in names if name not in axis and not is_seed(name)] + axis + list(filter(is_seed, names))
 
     def key(record: Record) -> list[Any]:
-        return _sort_key(in_words(ranked, fields_of(record.config) if record.config else {}))
+        fields = fields_of(record.config) if record.config else {}
+        return [_rank(fields.get(name)) for name in ranked]
 
     return sorted(records, key=key)
 
@@ -145,7 +156,14 @@ def _places(paths: Sequence[pathlib.Path]) -> list[str]:
 
 def sweep(records: Sequence[Record]) -> Sweep | None:
     """The figure that the finished runs make: None if they differ in no number, or no two points would be joined."""
-    runs = [record for record in records if record.config and record.summary]
+    once: dict[Hashable, Record] = {}
+    repeated = []
+    for record in records:
+        if record.config is None or record.summary is None:
+            continue
+        if once.setdefault(tuple(fields_of(record.config).items()), record) is not record:
+            repeated.append(printable(str(record.workdir)))
+    runs = list(once.values())
     configs = [record.config for record in runs if record.config]
     names = [name for name in differing(configs) if not is_seed(name)]
     fields = [fields_of(config) for config in configs]
@@ -159,18 +177,15 @@ def sweep(records: Sequence[Record]) -> Sweep | None:
     others = [name for name in names if name != field and name not in along]
     told = _telling_apart(others, fields)
     groups: dict[str, dict[float, list[Record]]] = {}
-    for own, record in zip(fields, runs, strict=True):
+    for own, record in sorted(zip(fields, runs, strict=True), key=lambda run: [_rank(run[0].get(n)) for n in told]):
         x: Any = own[field]
         groups.setdefault(in_words(told, own), {}).setdefault(float(x), []).append(record)
-    lines = {
-        label: tuple(_point(x, same) for x, same in sorted(by_x.items()))
-        for label, by_x in sorted(groups.items(), key=lambda item: _sort_key(item[0]))
-    }
+    lines = {label: tuple(_point(x, same) for x, same in sorted(by_x.items())) for label, by_x in groups.items()}
     if max(len(points) for points in lines.values()) < 2:
         return None
     xs = [point.x for points in lines.values() for point in points]
     implied = tuple(name for name in others if name not in told)
-    return Sweep(field, min(xs) > 0 and max(xs) / min(xs) >= 10, tuple(along), implied, lines)
+    return Sweep(field, min(xs) > 0 and max(xs) / min(xs) >= 10, tuple(along), implied, tuple(repeated), lines)
 
 
 def _telling_apart(names: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -202,29 +217,19 @@ def _follows(name: str, field: str, runs: Sequence[Mapping[str, Any]]) -> bool:
     return len({(own[field], own[name]) for own in runs}) == len({own[field] for own in runs})
 
 
-def _sort_key(label: str) -> list[Any]:
-    """So that 'temperature=16' comes after 'temperature=2'."""
-    keys: list[Any] = []
-    for part in label.split(", "):
-        name, _, value = part.partition("=")
-        try:
-            keys.append((name, float(value), ""))
-        except ValueError:
-            keys.append((name, math.inf, value))
-    return keys
+def _rank(value: Any) -> tuple[bool, float, str]:
+    """To sort by: numbers first, as such."""
+    return (False, float(value), "") if _is_number(value) else (True, 0.0, _shown(value))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return finite(value) is not None
 
 
 def _point(x: float, records: Sequence[Record]) -> Point:
-    return Point(x, len(records), *(_spread([record.score(name) for record in records]) for name in _SCORES))
+    return Point(x, *(_spread([record.score(name) for record in records]) for name in ("accuracy", "agreement")))
 
 
-_SCORES = ("accuracy", "agreement")
-
-
-def _spread(values: Sequence[float | None]) -> tuple[float, float, float] | None:
+def _spread(values: Sequence[float | None]) -> Spread | None:
     known = [value for value in values if value is not None]
-    return (sum(known) / len(known), min(known), max(known)) if known else None
+    return Spread(len(known), sum(known) / len(known), min(known), max(known)) if known else None

@@ -11,7 +11,7 @@ from big_distill.data.sources import open_source
 from big_distill.errors import DataError
 from big_distill.evaluation import evaluate_run
 from big_distill.reporting import comparison
-from big_distill.reporting.comparison import ClassScore, choose, compare
+from big_distill.reporting.comparison import choose, class_scores, compare
 from big_distill.workdir import read_config
 
 pytestmark = pytest.mark.xdist_group("report")
@@ -101,12 +101,23 @@ def test_the_worst_classes_take_turns():
     assert choose(~where & where, label, confidence, 5) == []
 
 
-def test_small_counts_are_chance():
-    def score(lost, won):
-        return ClassScore("rose", 50, 40, 41, lost, won)
+def scores(*counts):
+    """Of classes in which (lost, won) images are those that only the teacher, and only the student, has right."""
+    label = np.repeat(np.arange(len(counts)), [lost + won + 1 for lost, won in counts])
+    student = np.concatenate([[False] * lost + [True] * won + [True] for lost, won in counts])
+    teacher = np.concatenate([[True] * lost + [False] * won + [True] for lost, won in counts])
+    return class_scores([str(i) for i in range(len(counts) + 1)], label, student, teacher)
 
-    assert score(3, 0).within_chance and score(4, 0).within_chance and not score(5, 0).within_chance
-    assert score(0, 0).within_chance and score(30, 20).within_chance and not score(10, 40).within_chance
+
+def test_what_chance_does_is_not_significant():
+    """The sign test is exact; among many classes, of which some differ by chance, it takes more."""
+    (score,) = scores((5, 0))
+    assert score.p_value == 2 / 2**5 and not score.significant, "twice the chance of five heads"
+    assert (score.num_examples, score.lost, score.won, score.difference) == (6, 5, 0, -5 / 6)
+    assert scores((0, 0))[0].p_value == 1 and scores((13, 26))[0].p_value == pytest.approx(0.05325, abs=1e-5)
+    assert scores((0, 6))[0].significant
+    assert not any(score.significant for score in scores((0, 6), *[(2, 2)] * 20))
+    assert [score.significant for score in scores((0, 40), *[(2, 2)] * 20)] == [True] + [False] * 20
 
 
 def test_without_data_or_teacher(run):

@@ -1,19 +1,86 @@
-"""What is drawn of long curves, and what numbers look like on an axis."""
+"""What is drawn, as Matplotlib has it before it becomes a file."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from big_distill.reporting.figures import short, thinned
+from big_distill.reporting import figures, svg
+from big_distill.reporting.comparison import Answers
+from big_distill.reporting.figures import Dot, Line, short
+from big_distill.reporting.sweep import Point, Spread, Sweep
 
 
-def test_long_curves_are_thinned():
-    """Evenly on a logarithmic axis, and they begin and end where they did."""
-    steps = np.arange(1.0, 100_001)
-    x, y = thinned(steps, 2 * steps)
-    assert 100 < len(x) <= 202 and (x[0], x[-1]) == (1, 100_000)
-    assert (y == 2 * x).all() and (np.diff(x) > 0).all()
-    assert np.diff(np.log(x[x > 100])).max() < 0.1
-    assert len(thinned(steps[:200], steps[:200])[0]) == 200
+@pytest.fixture
+def axes(monkeypatch):
+    """Of the last figure, which is not written."""
+    seen = []
+    monkeypatch.setattr(svg, "drawn", lambda figure: seen.append(figure.axes[0]) or "<svg></svg>")
+    return lambda: seen[-1]
+
+
+def spread(runs, mean, least, most):
+    return Spread(runs, mean, least, most)
+
+
+SEVERAL = (Point(10, spread(3, 0.5, 0.4, 0.7), None), Point(100, spread(2, 0.6, 0.5, 0.7), None))
+SWEEP = Sweep("total_epochs", True, (), (), (), {"a": (*SEVERAL, Point(1000, spread(1, 0.8, 0.8, 0.8), None))})
+
+
+def test_a_point_of_one_seed_has_no_band(axes):
+    """It would look like certainty. It is hollow, and the line goes through it."""
+    figures.swept(SWEEP, "accuracy")
+    line, hollow = axes().lines
+    assert line.get_xydata().tolist() == [[10, 50], [100, 60], [1000, 80]]
+    assert (line.get_markevery().tolist(), line.get_label()) == ([True, True, False], "a")
+    assert (hollow.get_xydata().tolist(), hollow.get_fillstyle()) == ([[1000, 80]], "none")
+    band, bars = axes().collections
+    corners = band.get_paths()[0].vertices
+    assert corners[:, 0].max() == 100 and {40.0, 50.0, 70.0} == set(corners[:, 1])
+    assert [bar.vertices.tolist() for bar in bars.get_paths()] == [[[10, 40], [10, 70]], [[100, 50], [100, 70]]]
+    assert figures.swept(SWEEP, "agreement") is None, "it was not measured"
+
+
+def test_where_every_point_is_one_seed_none_is_hollow(axes):
+    alone = {"a": tuple(Point(x, spread(1, 0.5, 0.5, 0.5), None) for x in (1, 2))}
+    figures.swept(dataclasses.replace(SWEEP, lines=alone), "accuracy")
+    (line,) = axes().lines
+    assert line.get_markevery().all() and not axes().collections
+
+
+def test_the_front_is_filled_and_joined(axes):
+    dots = [Dot("a", 1, 10, 0.5, True), Dot("a", 2, 20, 0.4, False), Dot("b", 3, 30, 0.9, True)]
+    figures.tradeoff("name", "title", "bytes", dots, [("teacher", 400.0, 0.95), ("other", None, 0.6)])
+    front, *rest = axes().lines
+    assert front.get_xydata().tolist() == [[10, 50], [30, 90], [30, 90]] and front.get_drawstyle() == "steps-post"
+    marks = {line.get_fillstyle(): line.get_xydata().tolist() for line in rest if line.get_label() != "other"}
+    assert [line.get_xydata().tolist() for line in rest[:3]] == [[[10, 50]], [[20, 40]], [[30, 90]]]
+    assert [line.get_fillstyle() for line in rest[:3]] == ["full", "none", "full"] and marks
+    assert [text.get_text() for text in axes().texts] == ["1", "3"], "as in the table"
+    at = {line.get_label(): line.get_xydata().tolist() for line in rest[3:]}
+    assert at["teacher"] == [[400, 95]] and at["other"] == [[0, 60], [1, 60]]
+
+
+def test_calibration_is_accuracy_against_confidence(axes):
+    bins = np.zeros((3, 4))
+    bins[:, 1], bins[:, 3] = (4.0, 2.0, 10.0), (27.0, 30.0, 30.0)  # sums of confidence, of what is right, examples
+    figures.reliability("name", "title", Answers(np.zeros((40, 1)), np.zeros((40, 1)), bins))
+    (dots,) = axes().collections
+    assert dots.get_offsets().data == pytest.approx(np.array([[40, 20], [90, 100]]))
+    assert [bar.get_height() for bar in axes().patches] == pytest.approx([20, 100])
+    assert [bar.get_x() + bar.get_width() / 2 for bar in axes().patches] == pytest.approx([37.5, 87.5])
+    small, large = dots.get_sizes()
+    assert large > small
+
+
+def test_curves_are_in_percent_where_they_are_rates(axes):
+    line = Line("student", np.array([10.0, 100.0]), np.array([0.25, 0.5]))
+    figures.curves("name", "title", "accuracy, %", [line], percent=True, reference=0.75)
+    drawn, teacher = axes().lines
+    assert drawn.get_xydata().tolist() == [[10, 25], [100, 50]] and set(teacher.get_ydata()) == {75}
+    assert (axes().get_xscale(), axes().get_yscale()) == ("log", "linear")
+    figures.curves("name", "title", "loss", [line], percent=False)
+    assert axes().lines[0].get_xydata().tolist() == [[10, 0.25], [100, 0.5]] and axes().get_yscale() == "log"
 
 
 @pytest.mark.parametrize(

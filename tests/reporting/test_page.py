@@ -21,6 +21,7 @@ from big_distill.reporting.page import _extremes
 
 pytestmark = pytest.mark.xdist_group("report")
 
+WORDS = ("aria-label", "alt")
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -66,9 +67,12 @@ def check(path):
             target = attrs.get(name, "#runs")
             assert target.startswith(("data:image/png;base64,", "data:,", "#")), target
             assert not target.startswith("#") or target[1:] in ids, target
-    for target in re.findall(r"url\(([^)]*)\)", text):
+    values = (value or "" for _, attrs in page.elements for name, value in attrs.items() if name not in WORDS)
+    looks = " ".join([*values, text[text.index("<style>") : text.index("</style>")]])
+    for target in re.findall(r"url\(([^)]*)\)", looks):
         assert target.startswith("#") and target[1:] in ids, target
-    assert "@import" not in text and not re.search(r"#0\d0a0a|#010101|#020202", text), "a colour that is not the page's"
+    assert "@import" not in text
+    assert not re.search(r"#0\d0a0a|#010101|#020202", looks), "a colour that is not the page's"
     assert all(attrs.get("aria-label") for tag, attrs in page.elements if tag == "svg")
     return page
 
@@ -104,11 +108,14 @@ def test_the_page_is_whole_and_says_what_the_files_say(made, finished):
 
 
 def test_the_surest_losses_come_first():
-    def score(name, lost, won):
-        return {"name": name, "num_examples": 50, "lost": lost, "won": won}
+    def score(name, lost, won, p_value):
+        return {"name": name, "lost": lost, "won": won, "difference": (won - lost) / 50, "p_value": p_value}
 
-    found = _extremes([score("a", 1, 0), score("b", 16, 0), score("c", 30, 13), score("d", 3, 3), score("e", 0, 2)])
-    assert [own["name"] for own in found["lost"]] == ["b", "c", "a"]
+    found = _extremes(
+        [score("a", 1, 0, 1), score("b", 16, 0, 3e-5), score("c", 30, 13, 0.01), score("d", 3, 3, 1),
+         score("e", 0, 2, 0.5), score("f", 2, 0, 1)]
+    )  # fmt: skip
+    assert [own["name"] for own in found["lost"]] == ["b", "c", "f", "a"]
     assert [own["name"] for own in found["won"]] == ["e"]
 
 
@@ -123,6 +130,7 @@ def test_figures_stand_alone(made):
         assert "var(" not in text and len(text) < 60_000
         used = set(re.findall(r"#[0-9a-f]{6}\b", text))
         assert used <= set(svg._ALONE.values()), used
+        assert "DejaVu" not in text and "system-ui" in text
 
 
 def test_the_same_page_again(made, finished, tmp_path):
@@ -132,7 +140,8 @@ def test_the_same_page_again(made, finished, tmp_path):
 
 def test_names_are_text(run, tmp_path, monkeypatch):
     """Of directories, classes, files, and what a config says: none becomes markup, mathematics or a colour."""
-    hostile = [tmp_path / f"_<script>alert({i})<script>&$\\x$" for i in range(2)]
+    names = (r"_<script>alert(0)<script>&$\x$ #010101", r'_<script>&$\x$ url(#q) id="q" font: 8px')
+    hostile = [tmp_path / name for name in names]
     rows = json.loads((run / "pack.json").read_text())
     (run / "pack.json").write_text(json.dumps([{**row, "format": '<i id="runs">', "path": "<b>"} for row in rows]))
     for i, path in enumerate(hostile):
@@ -176,7 +185,7 @@ def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
     empty.mkdir()
     values = report([stopped, damaged, empty, tmp_path / "none", alone], tmp_path / "report.html", num_examples=2)
     page, told = check(tmp_path / "report.html"), capsys.readouterr().out
-    assert [run["status"] for run in values["runs"]] == ["stopped", "damaged", "empty", "empty", "finished"]
+    assert [run["status"] for run in values["runs"]] == ["interrupted", "damaged", "empty", "empty", "finished"]
     for line in (
         f"{damaged / 'metrics.jsonl'}, line 1 is damaged",
         f"{empty} holds no run: it has no config.json",
@@ -188,10 +197,10 @@ def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
         assert told.count(line) == 1, line
     for line in ("line 1 is damaged", "holds no run", "is not a directory", "it is not finished", "Not packed, which"):
         assert line in page.text, line
-    assert "there is none to compare with" in page.text and "(stopped at step 120 of 120)" in page.text
+    assert "there is none to compare with" in page.text and "(interrupted at step 120 of 120)" in page.text
     assert values["runs"][1]["comparison"]["classes"], "what is not damaged is shown"
     table = (tmp_path / "report.md").read_text()
-    assert "stopped at step 120 of 120" in table and "none (empty)" in table
+    assert "interrupted at step 120 of 120" in table and "none (empty)" in table
 
 
 def undrawn(run):
@@ -245,7 +254,7 @@ def test_a_teacher_inside_an_unfinished_run(run, tmp_path):
     teacher = json.loads((run / "teacher" / "summary.json").read_text())["student"]
     (run / "summary.json").unlink()
     shutil.move(run / "pack.json", run / "teacher" / "pack.json")
-    values = report([run], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
+    values = report([run], tmp_path / "report.html", compare=False, figures_dir=tmp_path / "figures")
     own = values["runs"][0]
     assert (own["teacher"]["accuracy"], own["teacher"]["num_params"]) == (teacher["accuracy"], teacher["num_params"])
     assert {file["run"] for file in values["packed"][0]["files"]} == {"run, teacher"}
@@ -284,7 +293,7 @@ def test_data_sets_of_one_name(run, tmp_path):
         config = json.loads((run / "config.json").read_text())
         config["config"]["source"] |= {"name": "folder", "path": f"/data/{parent}/photos"}
         (paths[-1] / "config.json").write_text(json.dumps(config))
-    values = report(paths, tmp_path / "report.html", num_examples=0)
+    values = report(paths, tmp_path / "report.html", compare=False)
     assert [group["dataset"] for group in values["packed"]] == ["/data/a/photos", "/data/b/photos"]
 
 
@@ -297,7 +306,7 @@ def test_without_data_at_hand(run, tmp_path, capsys):
     page, told = check(tmp_path / "report.html"), capsys.readouterr().out
     assert told.startswith("run: not compared with a teacher: /nowhere cannot be read") and told.count("\n") == 1
     assert "/nowhere cannot be read" in page.text
-    report([run], tmp_path / "report.html", num_examples=0)
+    report([run], tmp_path / "report.html", compare=False)
     assert not capsys.readouterr().out and "not looked at" in check(tmp_path / "report.html").text
 
 
@@ -332,7 +341,7 @@ def test_strange_metrics_are_drawn_or_left_out(run, tmp_path, lines):
     shutil.rmtree(run / "teacher")
     (run / "pack.json").unlink()
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    report([run], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
+    report([run], tmp_path / "report.html", compare=False, figures_dir=tmp_path / "figures")
     check(tmp_path / "report.html")
     assert all(path.stat().st_size < 60_000 for path in (tmp_path / "figures").iterdir())
 
@@ -355,11 +364,13 @@ def test_a_sweep(run, tmp_path):
         summary = json.loads((run / "summary.json").read_text())
         summary["student"]["accuracy"] = accuracy
         (paths[-1] / "summary.json").write_text(json.dumps(summary))
-    values = report(paths[::-1], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures")
+    values = report(paths[::-1], tmp_path / "report.html", compare=False, figures_dir=tmp_path / "figures")
     assert values["sweep"]["field"] == "total_epochs"
     lines = {line["label"]: line["points"] for line in values["sweep"]["lines"]}
-    assert lines["view.regime=fixed"][0]["accuracy"] == pytest.approx([0.6, 0.5, 0.7])
-    assert [point["runs"] for point in lines["view.regime=fixed"]] == [2, 1]
+    assert lines["view.regime=fixed"][0]["accuracy"] == pytest.approx(
+        {"runs": 2, "mean": 0.6, "least": 0.5, "most": 0.7}
+    )
+    assert [point["accuracy"]["runs"] for point in lines["view.regime=fixed"]] == [2, 1]
     page = check(tmp_path / "report.html")
     assert "50.00 % to 70.00 %" in page.text and "view.regime=independent" in page.text
     names = [run["name"] for run in values["runs"]]
@@ -388,10 +399,10 @@ def test_of_many_runs_each_has_its_row_alone(run, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(build, "_MOST_DRAWN", 1)
     shutil.copytree(run, tmp_path / "other")
     values = report(
-        [run, tmp_path / "other"], tmp_path / "report.html", num_examples=0, figures_dir=tmp_path / "figures"
+        [run, tmp_path / "other"], tmp_path / "report.html", compare=False, figures_dir=tmp_path / "figures"
     )
     assert not list((tmp_path / "figures").glob("run*")) and list((tmp_path / "figures").glob("together*"))
-    assert "not drawn" in check(tmp_path / "report.html").text and "2 runs: curves of each" in capsys.readouterr().out
+    assert "not drawn" in check(tmp_path / "report.html").text and "2 runs: each is drawn" in capsys.readouterr().out
     assert values["runs"][0]["curves"]["student"]
 
 
@@ -407,10 +418,10 @@ def test_no_other_file_is_lost(run, tmp_path):
         (tmp_path / "kept.html", "kept.json"),
     ):
         with pytest.raises(ConfigError, match=rf"{lost} beside it is not of a report and would be lost"):
-            report([run], out, num_examples=0)
+            report([run], out, compare=False)
         assert not out.exists()
     for _ in range(2):
-        report([run], run / "report.html", num_examples=0)
+        report([run], run / "report.html", compare=False)
 
 
 def test_the_command_and_its_mistakes(finished, tmp_path):
@@ -419,7 +430,7 @@ def test_the_command_and_its_mistakes(finished, tmp_path):
     for path in (comma, tmp_path / "a,b"):
         path.symlink_to(finished if path == comma else finished / "teacher")
     done = subprocess.run(
-        [*command, f"--workdirs={comma}", f'--workdirs="{tmp_path}/a,b"', f"--out={out}", "--examples=0"],
+        [*command, f"--workdirs={comma}", f'--workdirs="{tmp_path}/a,b"', f"--out={out}", "--nocompare"],
         capture_output=True,
         text=True,
         check=False,

@@ -3,15 +3,15 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import json_mutations
 
 from big_distill.errors import RunError
-from big_distill.reporting import page
-from big_distill.reporting.document import Run, document, markdown
-from big_distill.reporting.records import read, read_all, runs_of, teachers_name
+from big_distill.reporting.build import report
+from big_distill.reporting.records import read, read_all, runs_of, teachers_name, thinned
 
 pytestmark = pytest.mark.xdist_group("report")
 
@@ -37,6 +37,7 @@ def test_only_what_can_be_drawn_is_drawn(run):
         (10**400, "1"),
         (7, "1" + "0" * 400),
         (8, "2"),
+        (9, "1e308"),
     ]
     lines = [f'{{"step": {step}, "train/loss": {value}}}\n' for step, value in values]
     (run / "metrics.jsonl").write_text("".join(lines))
@@ -48,14 +49,24 @@ def test_only_what_can_be_drawn_is_drawn(run):
         assert [row["format"] for row in read(run).packed] == ["safetensors"]
 
 
+def test_long_curves_are_thinned():
+    """Evenly on a logarithmic axis, and they begin and end where they did."""
+    steps = np.arange(1.0, 100_001)
+    x, y = thinned(steps, 2 * steps)
+    assert 100 < len(x) <= 202 and (x[0], x[-1]) == (1, 100_000)
+    assert (y == 2 * x).all() and (np.diff(x) > 0).all()
+    assert np.diff(np.log(x[x > 100])).max() < 0.1
+    assert len(thinned(steps[:200], steps[:200])[0]) == 200
+
+
 def test_every_state_has_its_word(run, finished, tmp_path):
     (run / "summary.json").unlink()
     found = read(run)
-    assert (found.status, found.step) == ("stopped", 120) and found.readable
+    assert (found.status, found.step) == ("interrupted", 120) and found.readable
     (run / "metrics.jsonl").unlink()
-    assert read(run).status == "not begun"
+    assert read(run).status == "new"
     shutil.copytree(finished / "checkpoints" / "80", run / "checkpoints" / "80")
-    assert (read(run).status, read(run).step) == ("stopped", 80)
+    assert (read(run).status, read(run).step) == ("interrupted", 80)
     for path in (tmp_path, tmp_path / "none", run / "config.json"):
         empty = read(path)
         assert empty.status == "empty" and not empty.readable and len(empty.problems) == 1
@@ -112,22 +123,39 @@ def test_each_directory_once(run, tmp_path):
         read_all([tmp_path / "none", tmp_path])
 
 
-FILES = ("config.json", "summary.json", "pack.json", "environment.json")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"batch_size": 0}, "config.batch_size=0: expected at least 1"),
+     ({"accumulate_steps": 0}, "config.accumulate_steps=0: expected at least 1"),
+     ({"num_classes": -1}, "config.num_classes=-1: expected at least 2")],
+)  # fmt: skip
+def test_a_config_of_what_cannot_be(run, change, told):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"config": config["config"] | change}))
+    found = read(run)
+    assert found.config is None and found.status == "damaged" and told in found.problems[0]
 
 
-@settings(max_examples=40)
+FILES = ("config.json", "summary.json", "pack.json", "environment.json", "metrics.jsonl")
+
+
+@settings(max_examples=30)
 @given(data=st.data())
 def test_fuzzed_files_make_a_page(finished, tmp_path_factory, data):
-    """With numbers that are not finite, names of one letter, lists where values should be."""
-    workdir = tmp_path_factory.mktemp("fuzzed")
-    for name in (*FILES, "student.npz", "metrics.jsonl"):
-        shutil.copy(finished / name, workdir / name)
+    """With numbers that are not finite, names of one letter, lists where values should be; students are run, too."""
+    workdir = tmp_path_factory.mktemp("fuzzed") / "run"
+    shutil.copytree(finished, workdir, ignore=shutil.ignore_patterns("checkpoints", "events.*", "teacher"))
     name = data.draw(st.sampled_from(FILES))
-    value = data.draw(json_mutations(json.loads((finished / name).read_text())))
-    (workdir / name).write_text(json.dumps(value))
-    found = read(workdir)
-    assert all(line.isprintable() for line in found.problems)
-    values = document([Run("run", found, None, ())], None)
-    json.dumps(values, allow_nan=False)
-    assert len(markdown(values).splitlines()) == 3
-    assert "</html>" in page.render(values, [], page.Drawings([], [[]], [[]], [[]], [], [[]] * len(values["packed"])))
+    text = (finished / name).read_text()
+    values = list(map(json.loads, text.splitlines())) if name == "metrics.jsonl" else json.loads(text)
+    changed = data.draw(json_mutations(values))
+    lines = changed if name == "metrics.jsonl" and isinstance(changed, list) else [changed]
+    (workdir / name).write_text("\n".join(map(json.dumps, lines)))
+    out = workdir.parent / "report.html"
+    try:
+        values = report([workdir], out, num_examples=1)
+    except RunError as error:
+        assert str(error).startswith("no run to report on") and str(error).isprintable()
+    else:
+        assert all(line.isprintable() for line in values["runs"][0]["problems"] + values["runs"][0]["notes"])
+        assert "</html>" in out.read_text() and len(out.with_suffix(".md").read_text().splitlines()) == 3

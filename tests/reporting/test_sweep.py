@@ -7,7 +7,7 @@ import pytest
 
 from big_distill.config import Config, ObjectiveConfig, OptimizerConfig, SourceConfig, TeacherConfig, ViewConfig
 from big_distill.reporting.records import Record
-from big_distill.reporting.sweep import Point, epochs_of, labels, sweep
+from big_distill.reporting.sweep import Point, Spread, epochs_of, labels, sweep
 
 CONFIG = Config(
     num_classes=10, batch_size=100, total_steps=100, total_epochs=10.0, dtype="float32",
@@ -36,8 +36,8 @@ def test_patience():
     assert (found.field, found.log) == ("total_epochs", True)
     assert list(found.lines) == ["view.regime=fixed", "view.regime=function_matching"]
     first, second = found.lines["view.regime=fixed"]
-    assert first == Point(10.0, 2, pytest.approx((0.6, 0.5, 0.7)), (0.5, 0.5, 0.5))
-    assert second == Point(100.0, 1, (0.8, 0.8, 0.8), (0.5, 0.5, 0.5))
+    assert first == Point(10.0, Spread(2, pytest.approx(0.6), 0.5, 0.7), Spread(2, 0.5, 0.5, 0.5))
+    assert second == Point(100.0, Spread(1, 0.8, 0.8, 0.8), Spread(1, 0.5, 0.5, 0.5))
     assert labels(runs)[2] == "total_epochs=10, view.regime=fixed, seed=1"
 
 
@@ -65,7 +65,7 @@ def test_what_goes_with_the_duration_makes_no_lines():
     ]
     found = sweep(runs)
     assert (found.along, list(found.lines)) == (("optimizer.lr",), [""])
-    assert [point.runs for point in found.lines[""]] == [2, 2, 2]
+    assert [point.accuracy.runs for point in found.lines[""]] == [2, 2, 2]
     crossed = [*runs, record(0.5, optimizer=OptimizerConfig(lr=1.0))]
     assert sweep(crossed) is None, "one length at two rates: the rate is no longer told by the length"
 
@@ -105,11 +105,19 @@ def test_lines_are_named_in_few_words():
 def test_names_that_tell_lines_apart_stay_however_long():
     found = sweep(crossed(*(taught(path, regime) for path in "ab" for regime in ("fixed", "consistent"))))
     assert len(found.lines) == 4 and found.implied == ()
-    assert {point.runs for points in found.lines.values() for point in points} == {1}
-    close = [
-        {**taught(path), "optimizer": OptimizerConfig(lr=lr)} for path, lr in (("a", 0.12345671), ("b", 0.12345672))
-    ]
-    assert len(sweep(crossed(*close)).lines) == 2, "two rates that look the same do not tell runs apart"
+    assert {point.accuracy.runs for points in found.lines.values() for point in points} == {1}
+    close = [{"optimizer": OptimizerConfig(lr=lr)} for lr in (0.12345671, 0.12345672)]
+    assert list(sweep(crossed(*close)).lines) == ["optimizer.lr=0.12345671", "optimizer.lr=0.12345672"]
+
+
+def test_a_seed_counts_once():
+    """Nor does a run that measured nothing."""
+    runs = [patient("fixed", 10, 0, 0.5), patient("fixed", 10, 1, None), patient("fixed", 100, 0, 0.8)]
+    again = dataclasses.replace(runs[0], workdir=pathlib.Path("runs/again"))
+    found = sweep([*runs, again])
+    assert found.repeated == ("runs/again",)
+    first, _ = found.lines[""]
+    assert first.accuracy == Spread(1, 0.5, 0.5, 0.5) and first.agreement.runs == 2
 
 
 def test_what_makes_no_figure():
