@@ -18,14 +18,14 @@ agreement 78.66 %; on labels alone 63.52 %. `patient` is to be run.
 
 import pathlib
 
-from big_distill.config_files import load_config, parse_arg, smoke, teacher_of
+from big_distill.config_files import load_config, parse_arg, smoke, teacher_of, template
 
 
 def get_config(arg=""):
     arg = parse_arg(arg, variant="student_paper|tuned|patient", teacher="cnn|none", smoke=False)
     tuned = arg.variant != "student_paper"
-    path = pathlib.Path(__file__).with_name("cifar10_teacher.py")
-    config = load_config(path, "variant=tuned" if tuned else "")
+    variant = "variant=tuned" if tuned else ""
+    config = load_config(pathlib.Path(__file__).with_name("cifar10_teacher.py"), variant)
     teacher = teacher_of(config)
     config.student.features = (16, 32)
     config.optimizer.lr = 4e-3 if tuned else 1e-3
@@ -33,12 +33,9 @@ def get_config(arg=""):
         config.total_epochs = 100
     if arg.teacher == "cnn":
         config.teacher.config = teacher
-        config.objective.name = "hinton"
-        config.objective.temperature = 4.0 if tuned else 10.0
-        config.objective.alpha = 0.9
-        config.objective.scale_soft_by_t2 = tuned
+        config.objective = load_config(pathlib.Path(__file__).with_name("mnist_kd.py"), variant).objective
     if arg.teacher == "cnn" and arg.variant == "patient":
         config.view.regime = "function_matching"
-        config.objective.name = "function_matching"
+        config.objective = template().objective
         config.objective.temperature = 2.0
     return smoke(config) if arg.smoke else config

@@ -1,5 +1,6 @@
 """Every config in configs/ runs `:smoke`, says what it must, and has the papers' settings."""
 
+import dataclasses
 import itertools
 import pathlib
 import re
@@ -74,23 +75,24 @@ def test_every_choice_resolves_and_has_a_smoke(path):
         resolve(load_config(path, f"{chosen},smoke"), 1, "cpu")
 
 
-def test_the_student_papers_settings():
-    path = next(p for p in CONFIGS if p.stem == "cifar10_kd")
-    config = resolve(load_config(path), 1, "cpu")
+def resolved(name, arg=""):
+    return resolve(load_config(next(p for p in CONFIGS if p.stem == name), arg), 1, "cpu")
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("mnist_kd", 25), ("cifar10_kd", 10)])
+def test_the_student_papers_settings(name, epochs):
+    config = resolved(name)
+    assert config.objective.name == "hinton" and config.teacher.config.total_epochs == epochs
     assert (config.student.features, config.teacher.config.student.features) == ((16, 32), (256, 512))
     assert (config.objective.temperature, config.objective.alpha, config.objective.scale_soft_by_t2) == (10, 0.9, False)
-    assert (config.total_epochs, config.batch_size, config.optimizer.lr) == (10, 64, 1e-3)
+    assert (config.total_epochs, config.batch_size, config.optimizer.lr) == (epochs, 64, 1e-3)
 
 
 @pytest.mark.parametrize(
     ("name", "variant"), [("mnist_kd", "tuned"), ("cifar10_kd", "tuned"), ("cifar10_kd", "patient")]
 )
 def test_what_is_tuned_holds_a_part_of_the_training_split_out(name, variant):
-    path = next(p for p in CONFIGS if p.stem == name)
-    paper, tuned, alone = (
-        resolve(load_config(path, arg), 1, "cpu")
-        for arg in ("", f"variant={variant}", f"variant={variant},teacher=none")
-    )
+    paper, tuned, alone = (resolved(name, arg) for arg in ("", f"variant={variant}", f"variant={variant},teacher=none"))
     teacher = tuned.teacher.config
     for config, as_paper in ((tuned, paper), (alone, paper), (teacher, paper.teacher.config)):
         assert config.student == as_paper.student
@@ -99,7 +101,69 @@ def test_what_is_tuned_holds_a_part_of_the_training_split_out(name, variant):
         assert (config.source.train, config.source.validation) == (f"train[:{learnt}]", f"train[{learnt}:]")
     assert teacher.total_epochs == paper.teacher.config.total_epochs
     assert tuned.total_epochs == alone.total_epochs == (100 if variant == "patient" else paper.total_epochs)
-    assert teacher == resolve(load_config(path, "variant=tuned"), 1, "cpu").teacher.config
+    assert teacher == resolved(name, "variant=tuned").teacher.config
+
+
+def test_patience_is_function_matching_and_no_more():
+    """No field of Hinton's is left over, which would be part of the fingerprint."""
+    objective = resolved("cifar10_kd", "variant=patient").objective
+    assert objective == dataclasses.replace(Config().objective, name="function_matching", temperature=2.0)
+
+
+@pytest.mark.parametrize("network", ["small", "large"])
+def test_equal_bytes_differ_in_the_method_alone(network):
+    methods = ("prune_distill", "prune", "distill", "labels")
+    found = {name: resolved("cifar10_equal_bytes", f"method={name},network={network}") for name in methods}
+    for name, config in found.items():
+        first = config.init_config or config.teacher.config
+        assert (config.source.train, config.source.validation) == ("train[:45000]", "train[45000:]")
+        assert config.view == dataclasses.replace(found["prune"].view, regime=config.view.regime)
+        assert (config.batch_size, config.optimizer) == (128, found["prune"].optimizer)
+        taught = 0 if name == "labels" or not config.compress.sparsity else first.total_epochs
+        assert config.total_epochs + taught == 40, "as many epochs for all"
+        assert bool(config.compress.sparsity) == name.startswith("prune")
+        assert (config.teacher.config is None) == (name in ("prune", "labels"))
+        assert (config.objective.name == "function_matching") == (config.teacher.config is not None)
+        if first:
+            assert first.student.features == ((16, 32) if network == "small" else (64, 128))
+    pruned, narrow = (found[name].student.features for name in ("prune", "labels"))
+    assert found["prune_distill"].student.features == pruned and found["distill"].student.features == narrow
+    assert narrow < pruned
+
+
+def test_patience_is_taught_by_who_saw_more():
+    config, alone = resolved("cifar10_patience"), resolved("cifar10_patience", "teacher=none")
+    teacher = config.teacher.config
+    assert (config.source.train, alone.source.train, teacher.source.train) == (
+        "train[:2000]", "train[:2000]", "train[:45000]",
+    )  # fmt: skip
+    assert {c.source.validation for c in (config, alone, teacher)} == {"train[45000:]"}
+    assert (config.student.features, teacher.student.features) == ((16, 32), (64, 128))
+    assert (config.view.regime, alone.objective.name) == ("function_matching", "cross_entropy")
+    assert (config.total_epochs, config.optimizer) == (alone.total_epochs, alone.optimizer)
+
+
+def test_flowers_choose_nothing_on_what_they_learn_from():
+    teacher = resolved("flowers64_teacher", "data=trainval")
+    assert (teacher.source.train, teacher.source.num_train_examples) == ("train+validation", 2040)
+    assert not teacher.source.validation and resolved("flowers64_teacher", "data=train").source.validation
+    student, alone = (resolved("flowers64_fm", f"teacher={name}") for name in ("lite0", "none"))
+    for config in (student, alone):
+        assert (config.source.train, config.source.num_train_examples) == ("train", 1020)
+    assert (student.view.image_size, student.view.size_for_student, alone.view.image_size) == (128, 64, 64)
+    assert (student.student, student.optimizer, student.total_epochs) == (
+        alone.student, alone.optimizer, alone.total_epochs,
+    )  # fmt: skip
+
+
+def test_a_pruned_resnet_matches_its_dense_self():
+    for structure, sparsity in (("channels", 0.5), ("weights", 0.92)):
+        config = resolved("prune_distill_cifar10", f"structure={structure}")
+        assert config.init_from == "teacher" and config.objective.name == "function_matching"
+        assert config.teacher.config.student.name == config.student.name == "bit"
+        assert (config.source.train, config.teacher.config.source.train) == ("train[:45000]", "train[:45000]")
+        assert config.source.validation == "train[45000:]"
+        assert (config.compress.structure, config.compress.sparsity) == (structure, sparsity)
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,31 @@ def test_a_teacher_inside_an_unfinished_run(run, tmp_path):
     assert "teacher, at its end" in (tmp_path / "figures" / "run1_accuracy.svg").read_text()
 
 
+def test_latencies_of_different_machines_are_not_compared(run, tmp_path):
+    """Each machine has its front and its figure; of one that is not known, what each run packed."""
+    undrawn(run)
+    other = tmp_path / "other"
+    rows = json.loads((run / "pack.json").read_text())
+    slow, fast = (
+        [{**rows[0], "latency_ms": factor * (1.0 + i), "accuracy": 0.5 + 0.1 * i, "machine": machine} for i in range(2)]
+        for factor, machine in ((100, "snail"), (1, "hare"))
+    )
+    (run / "pack.json").write_text(json.dumps(slow))
+    shutil.copytree(run, other)
+    for packed, drawn in ((fast, {"latency1", "latency2"}), (slow, {"latency"})):
+        (other / "pack.json").write_text(json.dumps(packed))
+        figures = tmp_path / f"figures{len(drawn)}"
+        (group,) = report([run, other], tmp_path / "report.html", compare=False, figures_dir=figures)["packed"]
+        assert {path.stem.removeprefix("packed1_") for path in figures.iterdir()} == drawn | {"bytes"}
+        assert all(file["on_latency_front"] for file in group["files"]), "the fast ones beat the slow ones elsewhere"
+        check(tmp_path / "report.html")
+    for path, packed in ((run, slow), (other, fast)):
+        rows = [{key: value for key, value in row.items() if key != "machine"} for row in packed]
+        (path / "pack.json").write_text(json.dumps(rows))
+    (group,) = report([run, other], tmp_path / "report.html", compare=False, figures_dir=tmp_path / "more")["packed"]
+    assert len(list((tmp_path / "more").iterdir())) == 3 and {file["machine"] for file in group["files"]} == {None}
+
+
 @pytest.mark.parametrize("flags", [{"split": "fifth"}, {"data_dir": "/nowhere"}])
 def test_a_flag_that_suits_no_run(run, tmp_path, flags):
     if "data_dir" in flags:
