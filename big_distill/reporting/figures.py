@@ -195,7 +195,7 @@ def tradeoff(
         costs = [dot.cost for dot in dots] + [cost for _, cost, _ in teachers if cost]
         _log_x(axes, np.array(costs))
         axes.margins(x=0.08, y=0.12)
-        axes.set_xlabel(x_label)
+        axes.set_xlabel(_label(x_label))
         axes.set_title("accuracy, %")
 
     return _drawing(name, title, draw, height=1.1 * _HEIGHT)
