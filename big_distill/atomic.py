@@ -29,7 +29,8 @@ def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(path.name + ".tmp")
+    """No other process's: of two that write the same file the last one's stays, whole."""
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
 def check_writable(path: pathlib.Path) -> None:

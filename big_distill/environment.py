@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
 def machine() -> str:
     """What times are measured on, in words: `environment`'s devices and host."""
     here = environment()
-    host = f"{here['cpu']}, {here['num_cpus']} CPUs"
+    host = f"{here['cpu']}, {here['num_cpus']} CPU{'s' * (here['num_cpus'] != 1)}"
     return host if here["platform"] == "cpu" else f"{here['num_devices']} x {here['device_kind']}, host {host}"
 
 

@@ -56,7 +56,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", "report.html", "The page; .json and .md beside it have its name.")
     flags.DEFINE_string("split", None, "Split to compare on, in TFDS syntax. Default: each run's test split.")
     flags.DEFINE_bool("compare", True, "Run students and teachers over a split, for the differences.")
-    flags.DEFINE_integer("examples", 12, "Images of each kind and run, at most.", lower_bound=0)
+    flags.DEFINE_integer("examples", 12, "Images of each kind and run, at most.", lower_bound=0, upper_bound=1000)
     flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the runs had them.")
     flags.DEFINE_string("figures", None, "Also write each figure into this directory, as SVG.")
 

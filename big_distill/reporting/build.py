@@ -16,7 +16,6 @@ from big_distill import workdir as workdirs
 from big_distill.errors import BigDistillError, ConfigError, DataError, RunError, printable
 from big_distill.metrics import say
 from big_distill.reporting import comparison, document, figures, page, svg
-from big_distill.reporting.comparison import Comparison
 from big_distill.reporting.document import AGREEMENT, KL, LOSS, SPEED, Run
 from big_distill.reporting.figures import Drawing, Line
 from big_distill.reporting.records import Record, finite, read_all, runs_of
@@ -25,6 +24,7 @@ from big_distill.reporting.sweep import in_order, labels, sweep
 _MOST_LABELS = 7
 _NOT_PACKED = "no pack.json: big_distill.pack makes files, and measures their size and latency"
 _MOST_LINES = 10
+_MOST_APART = 0.01  # what is the same accuracy, computed on two machines
 _MOST_DRAWN = 16
 """Runs of which each is run beside its teacher and has its own figures, which take a quarter of a second each."""
 _STROKES = {"test": 0, "validation": 1, "training batches": 2}
@@ -59,8 +59,8 @@ def report(
     """
     records = in_order(read_all(directories))
     files = [out, *(out.with_suffix(suffix) for suffix in (".json", ".md"))]
-    _check_ours(files)
     _check_writable(files, figures_dir)
+    _check_ours(files)
     each = len(records) <= _MOST_DRAWN
     runs = _all_compared(records, split, data_dir, num_examples if compare and each else None)
     swept = sweep(records)
@@ -139,50 +139,53 @@ def _all_compared(
     runs: list[Run] = []
     refused: list[BigDistillError] = []
     for record, name in zip(records, labels(records), strict=True):
-        found: Comparison | None = None
-        notes: list[str] = []
+        run = Run(name, record, None)
         if num_examples is not None:
             try:
-                found, notes = _compared(record, name, split, data_dir, num_examples)
+                run = _compared(record, name, split, data_dir, num_examples)
             except BigDistillError as error:
                 refused += [error] if isinstance(error, ConfigError | DataError) else []
-                notes = [f"not compared with a teacher: {error}"]
+                run = Run(name, record, None, warnings=[f"not compared with a teacher: {error}"])
             except OSError as error:
-                notes = [printable(f"not compared with a teacher: {error.filename} cannot be read: {error.strerror}")]
-        runs.append(Run(name, record, found, notes))
+                line = printable(f"not compared with a teacher: {error.filename} cannot be read: {error.strerror}")
+                run = Run(name, record, None, warnings=[line])
+        runs.append(run)
     if refused and (split or data_dir) and not any(run.comparison for run in runs):
         flags = " ".join(f"--{name}={value}" for name, value in (("split", split), ("data_dir", data_dir)) if value)
         raise ConfigError(f"{flags}: of no run can it be read: {refused[0]}")
     return runs
 
 
-def _compared(
-    record: Record, name: str, split: str | None, data_dir: str | None, num_examples: int
-) -> tuple[Comparison | None, list[str]]:
-    """And lines about what could not be compared.
+def _compared(record: Record, name: str, split: str | None, data_dir: str | None, num_examples: int) -> Run:
+    """A run beside its teacher, if it is finished.
 
     Raises:
       BigDistillError: there are no data, or no student.
     """
     config = record.config
     if config is None or record.summary is None:
-        return None, ["not compared with a teacher: it is not finished"] if config else []
+        notes = ["not compared with a teacher: it is not finished"] if config else []
+        return Run(name, record, None, notes)
     found = comparison.compare(record.workdir, config, split, data_dir, num_examples, name)
     alone = found.teacher is None and not found.problems
-    return found, [*(["trained without a teacher: there is none to compare with"] if alone else []), *found.problems]
+    notes = ["trained without a teacher: there is none to compare with"] if alone else []
+    warnings = list(found.problems)
+    told, measured = record.score("accuracy"), found.student.accuracy
+    same_split = found.split == config.evaluated_on.test
+    if same_split and told is not None and measured is not None and abs(told - measured) > _MOST_APART:
+        said, seen = document.percent(told), document.percent(measured)
+        warnings.append(f"its summary says {said} of {found.split}, its weights have {seen}")
+    return Run(name, record, found, notes, warnings)
 
 
 def _lines(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """What is wrong or missing, for the terminal: each thing once, with the runs that it is about."""
-    about: dict[str, list[str]] = {}
-    for run in runs:
-        for line in run["notes"] + ([_NOT_PACKED] if run["packed"] is False else []):
-            about.setdefault(line, []).append(run["name"])
-    lines = [line for run in runs for line in run["problems"]]
-    for line, names in about.items():
-        others = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        lines.append(f"{'; '.join(names[:3])}{others}: {line}")
-    return lines
+    """What is wrong or missing, for the terminal."""
+    others = (
+        (run["name"], [*run["warnings"], *run["notes"], *([_NOT_PACKED] if run["packed"] is False else [])])
+        for run in runs
+    )
+    problems = [line for run in runs for line in run["problems"]]
+    return problems + [f"{names}: {line}" for names, line in document.about(others)]
 
 
 def _together(runs: Sequence[Run]) -> list[Drawing]:

@@ -52,6 +52,11 @@ class Answers:
         return float(self.probabilities[:, 0].mean())
 
     @property
+    def accuracy(self) -> float | None:
+        """Share of the examples of which the likeliest class is right; None without labels."""
+        return None if self.bins is None else float(self.bins[1].sum() / self.bins[2].sum())
+
+    @property
     def ece(self) -> float | None:
         """Expected calibration error, as `scoring` has it."""
         return None if self.bins is None else scoring.expected_calibration_error(self.bins)

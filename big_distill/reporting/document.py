@@ -3,23 +3,24 @@
 Rates are fractions, times are seconds unless a key says `_ms`, what is not known is null. The keys:
 
 * `big_distill_report`: 1, the version of these keys; `big_distill`: the version that wrote it.
-* `runs`: for each `name`, `workdir`, `status`, `step`, `total_steps`, `problems` (lines), `notes` (lines on what could
-  not be compared), `packed` (whether it has pack.json; null if it is not finished), `student` and `teacher` (`model`,
-  `accuracy` on the test split, `num_params`; null without a teacher; of a student that is not finished also `last`:
-  its `accuracy` when it was last measured, and the `step` and `split`), `agreement`, `kl` (nats), `epochs`,
-  `images_per_second`, `wall_seconds`, `fingerprint`, `changed` (the fields of the config that have not the schema's
-  defaults), `config`, `sessions` (of environment.json), `curves` (by network and metric `steps` and `values`, at most
-  about 200), `median_images_per_second` (by network), `comparison`.
+* `runs`: for each `name`, `workdir`, `status`, `step`, `total_steps`, `problems` (lines), `notes` and `warnings`
+  (lines on what there was not to compare, and on what could not be), `packed` (whether it has pack.json; null if it is
+  not finished), `student` and `teacher` (`model`, `accuracy` on the test split, `num_params`; null without a teacher;
+  of a student that is not finished also `last`: its `accuracy` when it was last measured, and the `step` and `split`),
+  `agreement`, `kl` (nats), `epochs`, `images_per_second`, `wall_seconds`, `fingerprint`, `changed` (the fields of the
+  config that have not the schema's defaults), `config`, `sessions` (of environment.json), `curves` (by network and
+  metric `steps` and `values`, at most about 200), `throughput` (by network `median_images_per_second` of what was
+  logged, and of the whole run `images_per_second` and `wall_seconds`), `comparison`.
 * `comparison` of a run: `split`, `num_examples`, `student` and `teacher` (`accuracy`, `confidence`, `ece`, `bins`: by
   bin of confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`,
   `student` and `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
   `difference` of the accuracies; `p_value` and `significant`, see `comparison.ClassScore`), `agreement`, `examples`
   (`lost`, `won`, and without labels `differ`, where they disagree: `truth`, null without labels, and [class,
   probability] of each network's likeliest three).
-* `sweep`: `field`, `along` (numbers that go with it in these runs), `implied` (fields that differ from line to line,
-  too, and that those in the labels tell), `repeated` (directories left out, whose fields and seeds another run has),
-  and `lines`: `label`, and `points`: `x`, `accuracy` and `agreement` (`runs`: of how many seeds, `mean`, `least`,
-  `most`; null where it was not measured).
+* `sweep`: `field` (null where no number joins points: means over seeds), `along` (numbers that go with it in these
+  runs), `implied` (fields that differ from line to line, too, and that those in the labels tell), `repeated`
+  (directories left out, whose fields and seeds another run has), and `lines`: `label`, and `points`: `x`, `accuracy`
+  and `agreement` (`runs`: of how many seeds, `mean`, `least`, `most`; null where it was not measured).
 * `packed`: for each data set and split `dataset`, `split`, `files` (the rows of pack.json with `number`, `run`,
   `on_bytes_front`, `on_latency_front`: among the files measured on the same `machine`) and `teachers` (`name`,
   `accuracy`, `bytes`: in float32, 4 a parameter).
@@ -32,7 +33,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,13 +57,15 @@ LOSS, KL, AGREEMENT = "train/loss", "train/kl", "train/agreement"
 class Run:
     """A run directory with its name on the page, and what was found by running it.
 
-    notes: a line about each thing that could not be compared.
+    notes: a line about each thing that there was not to compare.
+    warnings: a line about each thing that could not be compared, or is not what the run says.
     """
 
     name: str
     record: Record
     comparison: Comparison | None
-    notes: Sequence[str]
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 def document(runs: Sequence[Run], sweep: Sweep | None) -> dict[str, Any]:
@@ -105,6 +108,7 @@ def _run(run: Run) -> dict[str, Any]:
         "total_steps": config.total_steps if config else None,
         "problems": list(record.problems),
         "notes": list(run.notes),
+        "warnings": list(run.warnings),
         "packed": (record.workdir / PACK_FILE).exists() if record.summary else None,
         "student": {"model": architecture(config.student) if config else None, **student},
         "teacher": (
@@ -126,8 +130,8 @@ def _run(run: Run) -> dict[str, Any]:
         "config": to_dict(config) if config else None,
         "sessions": list(record.sessions),
         "curves": {who: _curves(inner) for who, inner in runs_of(record)},
-        "median_images_per_second": {
-            who: float(np.median(speeds)) for who, inner in runs_of(record) if len(speeds := inner.series(SPEED)[1])
+        "throughput": {
+            who: _throughput(inner, speeds) for who, inner in runs_of(record) if len(speeds := inner.series(SPEED)[1])
         },
         "comparison": run.comparison and _comparison(run.comparison),
     }
@@ -159,6 +163,12 @@ def _curves(record: Record) -> dict[str, Any]:
     return found
 
 
+def _throughput(record: Record, speeds: np.ndarray) -> dict[str, Any]:
+    summary = record.summary or {}
+    whole = {name: finite(summary.get(name)) for name in ("images_per_second", "wall_seconds")}
+    return {"median_images_per_second": float(np.median(speeds)), **whole}
+
+
 def _comparison(found: Comparison) -> dict[str, Any]:
     return {
         "split": found.split,
@@ -185,7 +195,7 @@ def _answers(answers: Answers) -> dict[str, Any]:
         for c, r, n in zip(confidence.tolist(), correct.tolist(), count.tolist(), strict=True)
     ]
     return {
-        "accuracy": float(correct.sum() / count.sum()),
+        "accuracy": answers.accuracy,
         "confidence": answers.confidence,
         "ece": answers.ece,
         "bins": bins,
@@ -210,7 +220,7 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
 def _packed(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """What may be compared: files of the same data set and split."""
     inside = [
-        Run(run.name if own is run.record else f"{run.name}, {who}", own, None, ())
+        Run(run.name if own is run.record else f"{run.name}, {who}", own, None)
         for run in runs
         for who, own in runs_of(run.record)
     ]
@@ -264,10 +274,11 @@ def _files(rows: Sequence[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def by_machine(files: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Packed files whose latencies may be compared; of an unknown machine those of one run."""
+    """Packed files whose latencies may be compared; those of an unknown machine are left out."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for file in files:
-        groups.setdefault(file["machine"] or f"the machine that packed {file['run']}", []).append(file)
+        if file["machine"]:
+            groups.setdefault(file["machine"], []).append(file)
     return groups
 
 
@@ -332,6 +343,16 @@ def _cell(text: str) -> str:
     for character, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
         text = text.replace(character, instead)
     return text
+
+
+def about(lines_of: Iterable[tuple[str, Sequence[str]]]) -> list[tuple[str, str]]:
+    """Of (run, its lines): each line once, after the names of the runs that it is about."""
+    names: dict[str, list[str]] = {}
+    for name, lines in lines_of:
+        for line in lines:
+            names.setdefault(line, []).append(name)
+    more = {line: f" and {len(own) - 3} more" if len(own) > 3 else "" for line, own in names.items()}
+    return [("; ".join(own[:3]) + more[line], line) for line, own in names.items()]
 
 
 def state(run: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ _HEIGHT = 225
 _LEGEND_LINE = 13
 _MOST_MARKED = 15
 _MARKERS = "osD^vP*"
+_TEACHERS = "*Xphd"
+_CLOSE = 1.5  # costs are, within this factor
 _DASHES = ("-", "--", "-.", ":")
 _WIDEST_LABEL, _NARROW_LABEL = 60, 25
 _MOST_TICKS = 6
@@ -59,7 +61,7 @@ class Dot:
     on_front: bool
 
 
-STROKES = ({"linestyle": "-"}, {"linestyle": "--"}, {"linestyle": "-", "alpha": 0.65, "linewidth": 0.9})
+STROKES: tuple[dict[str, Any], ...] = ({}, {"linestyle": "--"}, {"linestyle": "-", "alpha": 0.65, "linewidth": 0.9})
 """Of curves of one colour."""
 
 
@@ -113,11 +115,12 @@ def swept(sweep: Sweep, score: str) -> Drawing | None:
     Bars and bands go from the worst to the best seed. A point of one seed has neither, and is hollow beside others.
     """
     shown = {
-        label: [(point.x, spread) for point in points if (spread := getattr(point, score))]
+        label: [(point.x or 0.0, spread) for point in points if (spread := getattr(point, score))]
         for label, points in sweep.lines.items()
     }
-    if not any(shown.values()):
+    if sweep.field is None or not any(shown.values()):
         return None
+    field = sweep.field
     some_seeds = any(spread.runs > 1 for points in shown.values() for _, spread in points)
 
     def draw(axes: Axes) -> None:
@@ -140,10 +143,10 @@ def swept(sweep: Sweep, score: str) -> Drawing | None:
         if len(set(xs)) <= _MOST_TICKS:
             axes.xaxis.set_major_locator(FixedLocator(sorted(set(xs))))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-        axes.set_xlabel(sweep.field)
+        axes.set_xlabel(field)
         axes.set_title(f"{score} on the test split, %")
 
-    return _drawing(f"sweep_{score}", f"{score} against {sweep.field}", draw, height=1.15 * _HEIGHT)
+    return _drawing(f"sweep_{score}", f"{score} against {field}", draw, height=1.15 * _HEIGHT)
 
 
 def tradeoff(
@@ -186,15 +189,20 @@ def tradeoff(
                     textcoords="offset points",
                     fontsize=8,
                 )
-        for label, cost, accuracy in teachers:
-            axes.axhline(100 * accuracy, color=svg.INK, linestyle=(0, (4, 3)), linewidth=1)
+        for index, (label, cost, accuracy) in enumerate(teachers):
+            dashes = (0, (4, 3) + (1, 3) * index)
+            axes.axhline(100 * accuracy, color=svg.INK, linestyle=dashes, linewidth=1)
             if cost is None:
                 axes.lines[-1].set_label(_label(label))
             else:
-                axes.plot([cost], [100 * accuracy], "*", color=svg.INK, markersize=9, label=_label(label))
-        costs = [dot.cost for dot in dots] + [cost for _, cost, _ in teachers if cost]
-        _log_x(axes, np.array(costs))
+                mark = _TEACHERS[index % len(_TEACHERS)]
+                axes.plot([cost], [100 * accuracy], mark, color=svg.INK, markersize=9, label=_label(label))
+        costs = np.array([dot.cost for dot in dots] + [cost for _, cost, _ in teachers if cost])
+        _log_x(axes, costs)
         axes.margins(x=0.08, y=0.12)
+        if costs.max() < _CLOSE * costs.min():  # Matplotlib would make it a decade
+            axes.set_xlim(costs.min() / _CLOSE, _CLOSE * costs.max())
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101))
         axes.set_xlabel(_label(x_label))
         axes.set_title("accuracy, %")
 

@@ -68,6 +68,7 @@ def render(values: dict[str, Any], runs: Sequence[Run], drawings: Drawings) -> s
         "nats": document.nats,
         "milliseconds": document.milliseconds,
         "state": document.state,
+        "about": lambda runs: document.about((run["name"], run["warnings"]) for run in runs),
         "figure": _figure,
         "picture": _picture,
         "as_json": lambda value: json.dumps(value, ensure_ascii=False),

@@ -99,12 +99,12 @@ class Record:
         return None
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of a metric, where it was logged and is finite."""
+        """Steps and values of a metric, where it was logged, is finite and can be."""
         pairs = ((finite(line["step"]), finite(line.get(name))) for line in self.metrics)
         found = [
             (step, value)
             for step, value in pairs
-            if step is not None and 0 < step <= _MAX_EXACT_INT and value is not None and abs(value) <= _MAX_METRIC
+            if step is not None and 0 < step <= _MAX_EXACT_INT and value is not None and _can_be(name, value)
         ]
         steps, values = zip(*found, strict=True) if found else ((), ())
         return np.array(steps, np.float64), np.array(values, np.float64)
@@ -137,7 +137,7 @@ def read(workdir: pathlib.Path) -> Record:
     sessions = attempt(workdirs.ENVIRONMENT_FILE, lambda: workdirs.sessions(workdir)) or []
     saved = attempt(workdirs.CHECKPOINTS_DIR, lambda: saved_steps(workdir)) or []
     damaged = bool(problems)
-    problems += _contradictions(workdir, config, summary, packed or ())
+    problems += _contradictions(workdir, config, summary, metrics, packed or ())
     inner = {
         name: read(workdir / name) for name in (workdirs.TEACHER_DIR, workdirs.INIT_DIR) if (workdir / name).is_dir()
     }
@@ -228,6 +228,15 @@ def _plausible_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     return summary
 
 
+def _can_be(name: str, value: float) -> bool:
+    """Of a metric: rates are from 0 to 1, a KL not below 0."""
+    kind = name.rpartition("/")[2]
+    least, most = {"accuracy": (0.0, 1.0), "agreement": (0.0, 1.0), "kl": (-_KL_ROUNDING, _MAX_METRIC)}.get(
+        kind, (-_MAX_METRIC, _MAX_METRIC)
+    )
+    return least <= value <= most
+
+
 def _is_rate(value: Any) -> bool:
     return value is None or _is_nan(value) or 0 <= value <= 1
 
@@ -237,7 +246,9 @@ def _is_nan(value: float) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _contradictions(workdir: pathlib.Path, config: Config | None, summary: Any, packed: Any) -> list[str]:
+def _contradictions(
+    workdir: pathlib.Path, config: Config | None, summary: Any, metrics: Sequence[dict[str, Any]], packed: Any
+) -> list[str]:
     """Lines on files that can be read, and do not belong together or hold what cannot be."""
     lines = []
     if summary:
@@ -247,9 +258,26 @@ def _contradictions(workdir: pathlib.Path, config: Config | None, summary: Any, 
         if config and theirs and theirs != fingerprint(config):
             file = workdir / workdirs.SUMMARY_FILE
             lines.append(f"{file} is not of this config: it has fingerprint {theirs}, the config {fingerprint(config)}")
+        if config and summary["steps"] > config.total_steps:
+            file = workdir / workdirs.SUMMARY_FILE
+            lines.append(f"{file} is not of this config: it says {summary['steps']:,} of {config.total_steps:,} steps")
+    wrong = {
+        f"{name} of {value}"
+        for line in metrics
+        for name in line
+        if (value := finite(line[name])) is not None and not _can_be(name, value)
+    }
+    if wrong:
+        lines.append(f"{workdir / METRICS_FILE}: left out what cannot be, such as {min(wrong)}")
     if dropped := sum(not _drawable(row) for row in packed):
         what = "bytes and latency_ms are above 0, accuracy and agreement from 0 to 1"
         lines.append(f"{workdir / workdirs.PACK_FILE}: {dropped} of {len(packed)} rows left out: {what}")
+    for row in packed:
+        file = workdir / pathlib.PurePath(row["path"]).name
+        with contextlib.suppress(OSError, ValueError):
+            if (size := file.stat().st_size) != row["bytes"]:
+                told = f"{workdir / workdirs.PACK_FILE}: bytes is {row['bytes']:,} of {file.name}"
+                lines.append(f"{told}, which has {size:,}")
     return [printable(line) for line in lines]
 
 

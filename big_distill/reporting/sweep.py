@@ -12,9 +12,12 @@ from typing import Any
 from big_distill.config import Config, leaves
 from big_distill.errors import printable
 from big_distill.reporting.records import Record, finite
+from big_distill.workdir import INIT_DIR, TEACHER_DIR
 
 _DURATION = "total_epochs"
+_DURATIONS = (_DURATION, "total_steps")
 _LONGEST_LABEL = 64
+_LONGEST_NAME = 96
 _MOST_NAMED = 4
 
 
@@ -32,27 +35,27 @@ class Spread:
 class Point:
     """Runs that differ in their seed alone.
 
-    x: the value of the field.
+    x: the value of the field; None without one.
     accuracy, agreement: None where it was not measured.
     """
 
-    x: float
+    x: float | None
     accuracy: Spread | None
     agreement: Spread | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Test accuracy and agreement against a field.
+    """Test accuracy and agreement against a field, or over seeds alone.
 
-    field: dotted name; `log`: whether its values span a decade.
+    field: dotted name, None if no number joins points; `log`: whether its values span a decade.
     along: numbers that make no lines because they go with it in these runs, such as a warm-up with the duration.
     implied: other fields that differ from line to line, and are not named because those that are tell them.
     repeated: directories left out, because another of the runs has all their fields and seeds.
     lines: by the other fields that differ, in words, such as 'view.regime=consistent'.
     """
 
-    field: str
+    field: str | None
     log: bool
     along: tuple[str, ...]
     implied: tuple[str, ...]
@@ -113,28 +116,34 @@ def _shown(value: Any) -> str:
 
 
 def labels(records: Sequence[Record]) -> list[str]:
-    """What to call each run: the fields that set it apart, if that is short and tells all apart, else its place."""
-    places = list(map(printable, _places([record.workdir for record in records])))
-    configs = [record.config for record in records if record.config]
-    if len(configs) < 2:
-        return places
-    names = differing(configs)
-    told = [
-        in_words(names, fields_of(record.config)) if record.config and 0 < len(names) <= _MOST_NAMED else ""
-        for record in records
-    ]
-    told = list(map(printable, told))
-    unique = len(set(told)) == len(told) and all(0 < len(label) <= _LONGEST_LABEL for label in told)
-    return told if unique else places
+    """What to call each run: the fields that set it apart, if that is short and tells all apart, else its place.
+
+    Of many fields those are left out that the others imply, if there are more runs than fields.
+    """
+    if names := _naming(records):
+        return [printable(in_words(names, fields_of(record.config))) for record in records if record.config]
+    return list(map(printable, _places([record.workdir for record in records])))
+
+
+def _naming(records: Sequence[Record]) -> list[str]:
+    """The fields that `labels` names, seeds last; [] if it names none."""
+    fields = [fields_of(record.config) for record in records if record.config]
+    names = differing([record.config for record in records if record.config])
+    if len(fields) < len(records) or not names or len(names) > max(_MOST_NAMED, len(fields)):
+        return []
+    seeds = list(filter(is_seed, names))
+    kept = _telling_apart([name for name in names if name not in seeds], fields, _LONGEST_NAME) + seeds
+    told = {printable(in_words(kept, own)) for own in fields}
+    return kept if len(told) == len(records) and max(map(len, told)) <= _LONGEST_NAME else []
 
 
 def in_order(records: Sequence[Record]) -> list[Record]:
-    """By the fields that their `labels` name, as a sweep has them: line by line, then along its axis, seeds last."""
-    if labels(records) == list(map(printable, _places([record.workdir for record in records]))):
+    """As a sweep has them: line by line, then along its axis, seeds last. As given where nothing tells them apart."""
+    found, named = sweep(records), _naming(records)
+    if not found and not named:
         return list(records)
-    found = sweep(records)
-    names = differing([record.config for record in records if record.config])
-    axis = [found.field] if found else []
+    names = named or differing([record.config for record in records if record.config])
+    axis = [found.field] if found and found.field else []
     ranked = [name for name in names if name not in axis and not is_seed(name)] + axis + list(filter(is_seed, names))
 
     def key(record: Record) -> list[Any]:
@@ -145,17 +154,20 @@ def in_order(records: Sequence[Record]) -> list[Record]:
 
 
 def _places(paths: Sequence[pathlib.Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest ends of the paths that tell them apart; of a run inside another with that one's name."""
     parts = [pathlib.Path(os.path.realpath(path)).parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
-        ends = ["/".join(own[-depth:]) for own in parts]
+        ends = ["/".join(own[-depth - (own[-1] in (TEACHER_DIR, INIT_DIR)) :]) for own in parts]
         if len(set(ends)) == len(ends):
             return ends
     return list(map(str, paths))
 
 
 def sweep(records: Sequence[Record]) -> Sweep | None:
-    """The figure that the finished runs make: None if they differ in no number, or no two points would be joined."""
+    """What the finished runs make: a figure against a number in which they differ, or means over seeds; else None.
+
+    The number is the duration if that joins two points, else the one of most values that does.
+    """
     once: dict[Hashable, Record] = {}
     repeated = []
     for record in records:
@@ -169,33 +181,49 @@ def sweep(records: Sequence[Record]) -> Sweep | None:
     fields = [fields_of(config) for config in configs]
     values = {name: {own.get(name) for own in fields} for name in names}
     numeric = [name for name in names if all(_is_number(value) for value in values[name])]
-    if not numeric:
-        return None
-    durations = [name for name in numeric if name in (_DURATION, "total_steps")]
-    field = durations[0] if durations else max(numeric, key=lambda name: len(values[name]))
-    along = [name for name in numeric if name != field and durations and _follows(name, field, fields)]
-    others = [name for name in names if name != field and name not in along]
-    told = _telling_apart(others, fields)
-    groups: dict[str, dict[float, list[Record]]] = {}
+    by_values = sorted(numeric, key=lambda name: (name not in _DURATIONS, -len(values[name])))
+    for field in (*by_values, None):
+        along = []
+        if field is not None and field in _DURATIONS:
+            along = [name for name in numeric if name != field and _follows(name, field, fields)]
+        others = [name for name in names if name != field and name not in along]
+        told = _telling_apart(others, fields, _LONGEST_LABEL)
+        lines = _lines(field, told, fields, runs)
+        if any(len(points) > 1 for points in lines.values()) if field else len(runs) > len(lines):
+            xs = [point.x for points in lines.values() for point in points if point.x is not None]
+            return Sweep(
+                field=field,
+                log=bool(xs) and min(xs) > 0 and max(xs) / min(xs) >= 10,
+                along=tuple(along),
+                implied=tuple(name for name in others if name not in told),
+                repeated=tuple(repeated),
+                lines=lines,
+            )
+    return None
+
+
+def _lines(
+    field: str | None, told: Sequence[str], fields: Sequence[dict[str, Any]], runs: Sequence[Record]
+) -> dict[str, tuple[Point, ...]]:
+    """By what `told` says of them, in the order of its values, the points along a field, or one without."""
+    groups: dict[str, dict[float | None, list[Record]]] = {}
     for own, record in sorted(zip(fields, runs, strict=True), key=lambda run: [_rank(run[0].get(n)) for n in told]):
-        x: Any = own[field]
-        groups.setdefault(in_words(told, own), {}).setdefault(float(x), []).append(record)
-    lines = {label: tuple(_point(x, same) for x, same in sorted(by_x.items())) for label, by_x in groups.items()}
-    if max(len(points) for points in lines.values()) < 2:
-        return None
-    xs = [point.x for points in lines.values() for point in points]
-    implied = tuple(name for name in others if name not in told)
-    return Sweep(field, min(xs) > 0 and max(xs) / min(xs) >= 10, tuple(along), implied, tuple(repeated), lines)
+        x = float(own[field]) if field else None
+        groups.setdefault(in_words(told, own), {}).setdefault(x, []).append(record)
+    return {
+        label: tuple(_point(x, same) for x, same in sorted(by_x.items(), key=lambda item: item[0] or 0.0))
+        for label, by_x in groups.items()
+    }
 
 
-def _telling_apart(names: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _telling_apart(names: Sequence[str], runs: Sequence[Mapping[str, Any]], longest: int) -> list[str]:
     """The names, until labels are short without those that tell no more runs apart, paths and numbers first.
 
     What tells runs apart stays, however long the labels are.
     """
 
     def is_short(names: Sequence[str]) -> bool:
-        return max(len(in_words(names, own)) for own in runs) <= _LONGEST_LABEL
+        return max(len(in_words(names, own)) for own in runs) <= longest
 
     def num_labels(names: Sequence[str]) -> int:
         return len({in_words(names, own) for own in runs})
@@ -226,7 +254,7 @@ def _is_number(value: Any) -> bool:
     return finite(value) is not None
 
 
-def _point(x: float, records: Sequence[Record]) -> Point:
+def _point(x: float | None, records: Sequence[Record]) -> Point:
     return Point(x, *(_spread([record.score(name) for record in records]) for name in ("accuracy", "agreement")))
 
 

@@ -61,6 +61,22 @@ def test_the_front_is_filled_and_joined(axes):
     assert at["teacher"] == [[400, 95]] and at["other"] == [[0, 60], [1, 60]]
 
 
+def test_one_file_has_an_axis_that_can_be_read(axes):
+    figures.tradeoff("name", "title", "ms", [Dot("a", 1, 0.217, 1.0, True)], [("one", None, 0.9), ("two", None, 0.8)])
+    left, right = axes().get_xlim()
+    assert right / left < 3 and axes().get_ylim()[1] <= 101
+    dashes = [line.get_linestyle() for line in axes().lines if line.get_label() in ("one", "two")]
+    patterns = {str(line._unscaled_dash_pattern) for line in axes().lines if line.get_label() in ("one", "two")}
+    assert len(dashes) == len(patterns) == 2, "teachers do not look alike"
+
+
+def test_no_two_of_many_curves_look_alike(axes):
+    lines = [Line(f"{i}", np.arange(1.0, 30), np.arange(1.0, 30), colour=i) for i in range(10)]
+    figures.curves("name", "title", "loss", lines, percent=False)
+    looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in axes().lines}
+    assert len(looks) == 10
+
+
 def test_calibration_is_accuracy_against_confidence(axes):
     bins = np.zeros((3, 4))
     bins[:, 1], bins[:, 3] = (4.0, 2.0, 10.0), (27.0, 30.0, 30.0)  # sums of confidence, of what is right, examples

@@ -105,6 +105,11 @@ def test_the_page_is_whole_and_says_what_the_files_say(made, finished):
     table = out.with_suffix(".md").read_text().splitlines()
     assert len(table) == 3 and len({line.count("|") for line in table}) == 1
     assert run["curves"]["teacher"]["train/loss"]["steps"][-1] == 120
+    teachers = json.loads((finished / "teacher" / "summary.json").read_text())
+    speed = run["throughput"]["teacher"]
+    assert (speed["images_per_second"], speed["wall_seconds"]) == (
+        teachers["images_per_second"], teachers["wall_seconds"],
+    )  # fmt: skip
 
 
 def test_the_surest_losses_come_first():
@@ -192,7 +197,7 @@ def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
         f"{tmp_path / 'none'} is not a directory",
         "stopped: not compared with a teacher: it is not finished",
         "teacher: trained without a teacher: there is none to compare with",
-        "damaged; teacher: no pack.json",
+        "damaged; run/teacher: no pack.json",
     ):
         assert told.count(line) == 1, line
     for line in ("line 1 is damaged", "holds no run", "is not a directory", "it is not finished", "Not packed, which"):
@@ -229,11 +234,31 @@ def test_files_that_do_not_belong_together(run, finished, tmp_path):
         r"summary.json is not of this config: it has fingerprint 0{12}, the config \w{12}", *values["problems"]
     )
     assert values["comparison"] is None and values["status"] == "finished"
-    assert re.search("does not hold the weights that summary.json has the hash of", *values["notes"])
+    assert re.search("does not hold the weights that summary.json has the hash of", *values["warnings"])
+    assert values["warnings"][0] in check(tmp_path / "report.html").text.split("What was run")[1], "at the top"
     (run / "student.npz").unlink()
     values = report([run], tmp_path / "report.html", num_examples=2)["runs"][0]
     assert values["student"]["accuracy"] == summary["student"]["accuracy"]
     assert any("its weights are missing" in line for line in values["problems"])
+
+
+def test_what_the_files_contradict(run, tmp_path):
+    """A summary that its weights do not bear out, rates that cannot be, a size that the file has not."""
+    undrawn(run)
+    summary = json.loads((run / "summary.json").read_text())
+    changes = {"steps": 9_000, "student": {**summary["student"], "accuracy": 0.123}}
+    (run / "summary.json").write_text(json.dumps(summary | changes))
+    (run / "metrics.jsonl").write_text('{"step": 1, "eval/test/accuracy": 50.0, "train/kl": -3.0}\n')
+    rows = json.loads((run / "pack.json").read_text())
+    (run / "pack.json").write_text(json.dumps([rows[0] | {"bytes": 1}, *rows[1:]]))
+    (values,) = report([run], tmp_path / "report.html", num_examples=0)["runs"]
+    measured = f"{100 * summary['student']['accuracy']:.2f} %"
+    assert values["warnings"][-1] == f"its summary says 12.30 % of test, its weights have {measured}"
+    problems = "\n".join(values["problems"])
+    assert "it says 9,000 of 120 steps" in problems
+    assert "left out what cannot be, such as eval/test/accuracy of 50.0" in problems
+    assert "pack.json: bytes is 1 of student.bdz, which has" in problems and len(values["problems"]) == 3
+    assert not values["curves"]["student"]["eval/test/accuracy"]["steps"]
 
 
 def test_answers_that_are_no_numbers(run, tmp_path):
@@ -246,7 +271,7 @@ def test_answers_that_are_no_numbers(run, tmp_path):
     (run / "summary.json").write_text(json.dumps(summary | {"params_sha256": sha}))
     values = report([run], tmp_path / "report.html", num_examples=2)["runs"][0]
     assert values["comparison"] is None
-    assert re.search("its student's answers are not finite on 397 of 397 images of test", *values["notes"])
+    assert re.search("its student's answers are not finite on 397 of 397 images of test", *values["warnings"])
     assert "nan" not in check(tmp_path / "report.html").text.lower().split()
 
 
@@ -265,7 +290,7 @@ def test_a_teacher_inside_an_unfinished_run(run, tmp_path):
 
 
 def test_latencies_of_different_machines_are_not_compared(run, tmp_path):
-    """Each machine has its front and its figure; of one that is not known, what each run packed."""
+    """Each machine has its front and its figure; one that is not known has none."""
     undrawn(run)
     other = tmp_path / "other"
     rows = json.loads((run / "pack.json").read_text())
@@ -286,7 +311,9 @@ def test_latencies_of_different_machines_are_not_compared(run, tmp_path):
         rows = [{key: value for key, value in row.items() if key != "machine"} for row in packed]
         (path / "pack.json").write_text(json.dumps(rows))
     (group,) = report([run, other], tmp_path / "report.html", compare=False, figures_dir=tmp_path / "more")["packed"]
-    assert len(list((tmp_path / "more").iterdir())) == 3 and {file["machine"] for file in group["files"]} == {None}
+    assert [path.stem for path in (tmp_path / "more").iterdir()] == ["packed1_bytes"]
+    assert not any(file["on_latency_front"] for file in group["files"])
+    assert "whose machine is not known, not at all" in check(tmp_path / "report.html").text
 
 
 @pytest.mark.parametrize("flags", [{"split": "fifth"}, {"data_dir": "/nowhere"}])
@@ -305,7 +332,7 @@ def test_without_a_split(run, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["config"]["source"] |= {"test": "", "validation": ""}
     (run / "config.json").write_text(json.dumps(config))
-    (line,) = report([run], tmp_path / "report.html")["runs"][0]["notes"]
+    (line,) = report([run], tmp_path / "report.html")["runs"][0]["warnings"]
     assert "no test split and no validation split: --split says" in line
 
 
@@ -332,7 +359,7 @@ def test_without_data_at_hand(run, tmp_path, capsys):
     assert told.startswith("run: not compared with a teacher: /nowhere cannot be read") and told.count("\n") == 1
     assert "/nowhere cannot be read" in page.text
     report([run], tmp_path / "report.html", compare=False)
-    assert not capsys.readouterr().out and "not looked at" in check(tmp_path / "report.html").text
+    assert not capsys.readouterr().out and "Not looked at: run." in check(tmp_path / "report.html").text
 
 
 def test_without_labels(run, tmp_path, capsys, monkeypatch):

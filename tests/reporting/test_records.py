@@ -157,5 +157,5 @@ def test_fuzzed_files_make_a_page(finished, tmp_path_factory, data):
     except RunError as error:
         assert str(error).startswith("no run to report on") and str(error).isprintable()
     else:
-        assert all(line.isprintable() for line in values["runs"][0]["problems"] + values["runs"][0]["notes"])
+        assert all(line.isprintable() for line in values["runs"][0]["problems"] + values["runs"][0]["warnings"])
         assert "</html>" in out.read_text() and len(out.with_suffix(".md").read_text().splitlines()) == 3

@@ -2,12 +2,13 @@
 
 import dataclasses
 import pathlib
+from unittest.mock import ANY
 
 import pytest
 
 from big_distill.config import Config, ObjectiveConfig, OptimizerConfig, SourceConfig, TeacherConfig, ViewConfig
 from big_distill.reporting.records import Record
-from big_distill.reporting.sweep import Point, Spread, epochs_of, labels, sweep
+from big_distill.reporting.sweep import Point, Spread, epochs_of, in_order, labels, sweep
 
 CONFIG = Config(
     num_classes=10, batch_size=100, total_steps=100, total_epochs=10.0, dtype="float32",
@@ -67,7 +68,7 @@ def test_what_goes_with_the_duration_makes_no_lines():
     assert (found.along, list(found.lines)) == (("optimizer.lr",), [""])
     assert [point.accuracy.runs for point in found.lines[""]] == [2, 2, 2]
     crossed = [*runs, record(0.5, optimizer=OptimizerConfig(lr=1.0))]
-    assert sweep(crossed) is None, "one length at two rates: the rate is no longer told by the length"
+    assert sweep(crossed).field == "optimizer.lr", "one length at two rates: the rate is no longer told by the length"
 
 
 def crossed(*changes):
@@ -120,8 +121,25 @@ def test_a_seed_counts_once():
     assert first.accuracy == Spread(1, 0.5, 0.5, 0.5) and first.agreement.runs == 2
 
 
+def test_seeds_alone_are_averaged():
+    """Also of runs that differ in words."""
+    found = sweep([record(0.5 + 0.1 * seed, seed=seed) for seed in range(3)])
+    assert (found.field, found.lines) == (None, {"": (Point(None, Spread(3, pytest.approx(0.6), 0.5, 0.7), ANY),)})
+    runs = [
+        record(0.5, seed=seed, objective=ObjectiveConfig(name=name))
+        for seed in (0, 1)
+        for name in ("hinton", "mine:own")
+    ]
+    assert list(sweep(runs).lines) == ["objective.name=hinton", "objective.name=mine:own"]
+
+
+def test_a_duration_that_joins_nothing_gives_way():
+    runs = [record(0.5, objective=ObjectiveConfig("hinton", temperature=t)) for t in (1.0, 2.0, 4.0)]
+    found = sweep([*runs, patient("consistent", 100, 0, 0.9)])
+    assert found.field == "objective.temperature" and [len(points) for points in found.lines.values()] == [3, 1]
+
+
 def test_what_makes_no_figure():
-    assert sweep([record(0.5, seed=seed) for seed in range(3)]) is None, "seeds are no field"
     names = [record(0.5, objective=ObjectiveConfig(name=name)) for name in ("hinton", "cross_entropy")]
     assert sweep(names) is None, "no number differs"
     both = [record(0.5), record(0.6, total_epochs=20.0, total_steps=200, objective=ObjectiveConfig(name="hinton"))]
@@ -149,3 +167,24 @@ def test_names():
     assert labels([record(0.5, name="x\ny")]) == ["x\\ny"]
     far = record(0.5, batch_size=1, seed=1, accumulate_steps=3, total_steps=7, init_from="x", name="c")
     assert labels([same[0], far])[1] == "c"
+    inner = [record(0.5, name="a/teacher"), record(0.5, name="b")]
+    assert labels(inner) == ["a/teacher", "b"]
+
+
+def test_of_many_runs_names_leave_out_what_others_imply():
+    """As in a sweep of regimes and durations, labels alone among them; and they come in its order."""
+    runs = [
+        record(0.5, name=f"{path}{epochs}{seed}", total_epochs=epochs, total_steps=int(10 * epochs), seed=seed, **own)
+        for epochs in (100.0, 10.0)
+        for seed in (1, 0)
+        for path, own in (
+            ("a", taught("teacher", temperature=2.0)),
+            ("b", taught("teacher", "function_matching", temperature=2.0)),
+            ("c", taught(None, name="cross_entropy")),
+        )
+    ]
+    told = labels(in_order(runs))
+    assert told[:2] == [
+        f"total_epochs=10, objective.name=cross_entropy, view.regime=consistent, seed={seed}" for seed in (0, 1)
+    ]
+    assert len(set(told)) == 12 and all("path" not in name for name in told)
