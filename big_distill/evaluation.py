@@ -26,7 +26,7 @@ from big_distill.views import to_unit
 from big_distill.workdir import CHECKPOINTS_DIR, read_config
 
 EvalStep = Callable[..., scoring.Sums]
-_Sums = TypeVar("_Sums")
+_Result = TypeVar("_Result")
 
 
 class Stopped(Exception):
@@ -62,11 +62,11 @@ def jit_eval_step(student: weights.Architecture, config: Config, mesh: Mesh) -> 
 
 
 def jit_eval(
-    make_step: Callable[[Model, Card], Callable[..., _Sums]],
+    make_step: Callable[[Model, Card], Callable[..., _Result]],
     student: weights.Architecture,
     config: Config,
     mesh: Mesh,
-) -> Callable[..., _Sums]:
+) -> Callable[..., _Result]:
     """`make_step(model, card)` for a network: what it returns is on every device."""
     step = make_step(sharding.gathering(mesh, student.build(config.dtype)), student.card)
     return jax.jit(steps.at_precision(step, config.matmul_precision), out_shardings=sharding.replicated(mesh))
