@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging as std_logging
+import os
 import pathlib
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -169,8 +171,14 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _unraisable(error: Any) -> None:
-    """Python's own words, but for a write that ends after the save it belonged to has failed and closed its loop."""
-    if str(error.exc_value) != "Event loop is closed":
+    """Python's own words, but for two things.
+
+    A write that ends after the save it belonged to has failed and closed its loop is not spoken of, and a Ctrl-C that
+    came in a callback, such as JAX's in the garbage collector, comes again outside.
+    """
+    if isinstance(error.exc_value, KeyboardInterrupt):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    elif str(error.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(error)
 
 

@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -87,3 +89,27 @@ def test_nothing_of_it_remains():
     time.sleep(0.5)  # in which a timer would have ended this process
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+SWALLOWS = """
+import os, signal, sys, time
+from big_distill import cli
+
+class Callback:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(10):
+            pass
+
+def main():
+    Callback()
+    time.sleep(30)
+
+cli.run(main)
+"""
+
+
+def test_an_interrupt_that_a_callback_swallowed_comes_again():
+    """Of a command that is no training, as `report`: JAX's callback in the garbage collector is such a place."""
+    done = subprocess.run([sys.executable, "-c", SWALLOWS], capture_output=True, text=True, check=False, timeout=25)
+    assert (done.returncode, done.stderr) == (130, "big_distill: interrupted\n")
