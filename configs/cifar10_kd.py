@@ -13,7 +13,7 @@ epochs, by Hinton's distillation. T and alpha: see mnist_kd. Run here as `:smoke
 for the student also T = 4, the soft term times T^2, and a learning rate of 4e-3, none of which was compared with
 others. `patient`: function matching from that teacher for 100 epochs instead. `teacher=none` is the student on labels
 alone, for as long. Run here (seed 0, `--config.teacher.dtype=bfloat16`): teacher 69.87 %, student 64.24 % of test,
-agreement 78.66 %; on labels alone 63.52 %. `patient` is to be run.
+agreement 78.66 %; on labels alone 63.52 %. `patient` from there: 65.82 %, agreement 81.34 %; on labels alone 64.66 %.
 """
 
 import pathlib
