@@ -138,6 +138,7 @@ def test_what_a_config_names_is_loaded(tmp_path, monkeypatch):
     workdir.write_config(tmp_path, workdir.Config(student=ModelConfig(name="mine:model"), num_classes=2, batch_size=1))
     values = json.loads((tmp_path / "config.json").read_text())
     values["config"]["view"]["image_size"], values["config"]["dtype"] = 8, "float32"
+    values["config"]["source"] |= {"name": "digits", "num_train_examples": 1}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert weights.load(tmp_path).architecture == architecture
 
@@ -150,7 +151,7 @@ def test_a_run_directorys_config_is_read_without_its_code(canary, tmp_path):
         "view": {"image_size": 8},
         "student": {"name": "canary:model"},
     }
-    values |= {"source": {"name": "canary:model"}, "objective": {"name": "canary:model"}}
+    values |= {"source": {"name": "canary:model", "num_train_examples": 1}, "objective": {"name": "canary:model"}}
     (tmp_path / "config.json").write_text(json.dumps({"config": values}))
     assert workdir.read_config(tmp_path).student.name == "canary:model"
     assert not canary.exists()
