@@ -15,7 +15,7 @@ from markupsafe import Markup
 from big_distill.reporting import document, svg
 from big_distill.reporting.comparison import Example
 from big_distill.reporting.document import Run
-from big_distill.reporting.figures import Drawing, short
+from big_distill.reporting.figures import Drawing
 
 _SHOWN_CLASSES = 6
 _OPEN_RUNS = 3  # as many stand open on a page, else all are folded
@@ -64,7 +64,6 @@ def render(values: dict[str, Any], runs: Sequence[Run], drawings: Drawings) -> s
         "percent": document.percent,
         "count": document.count,
         "duration": document.duration,
-        "accuracy": document.accuracy,
         "nats": document.nats,
         "milliseconds": document.milliseconds,
         "state": document.state,
@@ -74,7 +73,6 @@ def render(values: dict[str, Any], runs: Sequence[Run], drawings: Drawings) -> s
         "as_json": lambda value: json.dumps(value, ensure_ascii=False),
         "as_indented_json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         "points": lambda value: f"{100 * value:+.2f}",
-        "short": short,
     }
     examples = [run.comparison for run in runs]
     return environment.get_template("page.html").render(

@@ -94,7 +94,7 @@ class Record:
         """The student's accuracy when it was last measured, the step and the split: the test split if it can be."""
         for split in ("test", "validation"):
             steps, values = self.series(f"eval/{split}/accuracy")
-            if len(steps) and 0 <= values[-1] <= 1:
+            if len(steps):
                 return float(values[-1]), int(steps[-1]), split
         return None
 
@@ -230,11 +230,12 @@ def _plausible_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 def _can_be(name: str, value: float) -> bool:
     """Of a metric: rates are from 0 to 1, a KL not below 0."""
-    kind = name.rpartition("/")[2]
-    least, most = {"accuracy": (0.0, 1.0), "agreement": (0.0, 1.0), "kl": (-_KL_ROUNDING, _MAX_METRIC)}.get(
-        kind, (-_MAX_METRIC, _MAX_METRIC)
-    )
-    return least <= value <= most
+    match name.rpartition("/")[2]:
+        case "accuracy" | "agreement":
+            return 0 <= value <= 1
+        case "kl":
+            return -_KL_ROUNDING <= value <= _MAX_METRIC
+    return abs(value) <= _MAX_METRIC
 
 
 def _is_rate(value: Any) -> bool:

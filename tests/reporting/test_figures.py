@@ -53,9 +53,8 @@ def test_the_front_is_filled_and_joined(axes):
     figures.tradeoff("name", "title", "bytes", dots, [("teacher", 400.0, 0.95), ("other", None, 0.6)])
     front, *rest = axes().lines
     assert front.get_xydata().tolist() == [[10, 50], [30, 90], [30, 90]] and front.get_drawstyle() == "steps-post"
-    marks = {line.get_fillstyle(): line.get_xydata().tolist() for line in rest if line.get_label() != "other"}
     assert [line.get_xydata().tolist() for line in rest[:3]] == [[[10, 50]], [[20, 40]], [[30, 90]]]
-    assert [line.get_fillstyle() for line in rest[:3]] == ["full", "none", "full"] and marks
+    assert [line.get_fillstyle() for line in rest[:3]] == ["full", "none", "full"]
     assert [text.get_text() for text in axes().texts] == ["1", "3"], "as in the table"
     at = {line.get_label(): line.get_xydata().tolist() for line in rest[3:]}
     assert at["teacher"] == [[400, 95]] and at["other"] == [[0, 60], [1, 60]]
@@ -65,9 +64,8 @@ def test_one_file_has_an_axis_that_can_be_read(axes):
     figures.tradeoff("name", "title", "ms", [Dot("a", 1, 0.217, 1.0, True)], [("one", None, 0.9), ("two", None, 0.8)])
     left, right = axes().get_xlim()
     assert right / left < 3 and axes().get_ylim()[1] <= 101
-    dashes = [line.get_linestyle() for line in axes().lines if line.get_label() in ("one", "two")]
     patterns = {str(line._unscaled_dash_pattern) for line in axes().lines if line.get_label() in ("one", "two")}
-    assert len(dashes) == len(patterns) == 2, "teachers do not look alike"
+    assert len(patterns) == 2, "teachers do not look alike"
 
 
 def test_no_two_of_many_curves_look_alike(axes):
