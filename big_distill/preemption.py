@@ -58,6 +58,7 @@ class Preemption:
         self.requested = False
         self._grace_seconds = grace_seconds
         self._deferred = False
+        self._interrupt: _Interrupt | None = None
         self._times_asked = 0
         self._several = jax.process_count() > 1
         self._timer: threading.Timer | None = None
@@ -118,12 +119,15 @@ class Preemption:
             return
         self.requested = True
         if not self._deferred:
-            raise _Interrupt(signal.Signals(number).name)
+            self._interrupt = _Interrupt(signal.Signals(number).name)
+            raise self._interrupt
         _write("finishing the step, then saving")
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Where a signal is noted, for the loop to ask for."""
+        if self._interrupt is not None:  # swallowed by whatever it went through, as JAX's callbacks do
+            raise self._interrupt
         self._deferred = True
         try:
             yield

@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: saved, within the grace, with a status of their own; the second one changes nothing."""
 
+import contextlib
 import json
 import re
 import signal
@@ -89,6 +90,14 @@ def test_nothing_of_it_remains():
     time.sleep(0.5)  # in which a timer would have ended this process
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+def test_a_signal_that_a_library_swallowed_stops_the_loop_before_its_first_step():
+    with pytest.raises(Preempted, match="stopped by SIGINT, with nothing to save"), Preemption(0) as preemption:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        with preemption.deferred():
+            pytest.fail("trains")
 
 
 SWALLOWS = """
