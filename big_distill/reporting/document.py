@@ -1,4 +1,4 @@
-"""What a page says, as plain values: report.json, and the table of report.md.
+"""What a page says, as plain values: report.json.
 
 Rates are fractions, times are seconds unless a key says `_ms`, what is not known is null. The keys:
 
@@ -33,7 +33,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,7 @@ from big_distill.reporting.records import Record, architecture, finite, runs_of,
 from big_distill.reporting.sweep import Sweep, epochs_of
 from big_distill.workdir import PACK_FILE
 
-_LONGEST = 1e12  # a number from here on is written with an exponent
 _MARK = "big_distill_report"
-_HEADS = ("run", "teacher", "student", "agreement", "KL, nats", "epochs", "images/s", "time")
 SPEED = "train/images_per_second"
 LOSS, KL, AGREEMENT = "train/loss", "train/kl", "train/agreement"
 
@@ -306,106 +304,9 @@ def _teachers(runs: Any, split: str) -> list[dict[str, Any]]:
     ]
 
 
-def markdown(values: dict[str, Any]) -> str:
-    """A table, a run a row."""
-    lines = [list(_HEADS), ["---"] * len(_HEADS)]
-    for run in values["runs"]:
-        lines.append(
-            [
-                run["name"] + ("" if run["status"] == "finished" else f" ({state(run)})"),
-                network(run["teacher"]),
-                network(run["student"]),
-                percent(run["agreement"]),
-                nats(run["kl"]),
-                "-" if run["epochs"] is None else f"{run['epochs']:g}",
-                count(run["images_per_second"]),
-                duration(run["wall_seconds"]),
-            ]
-        )
-    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
-
-
 def is_document(data: bytes) -> bool:
     """Whether a file is report.json."""
     try:
         return _MARK in json.loads(data)
     except (ValueError, TypeError, RecursionError):
         return False
-
-
-def is_markdown(data: bytes) -> bool:
-    """Whether a file is report.md."""
-    return data.startswith(f"| {' | '.join(_HEADS)} |".encode())
-
-
-def _cell(text: str) -> str:
-    """For a Markdown table on a page: no column, tag or link of its own."""
-    for character, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
-        text = text.replace(character, instead)
-    return text
-
-
-def about(lines_of: Iterable[tuple[str, Sequence[str]]]) -> list[tuple[str, str]]:
-    """Of (run, its lines): each line once, after the names of the runs that it is about."""
-    names: dict[str, list[str]] = {}
-    for name, lines in lines_of:
-        for line in lines:
-            names.setdefault(line, []).append(name)
-    more = {line: f" and {len(own) - 3} more" if len(own) > 3 else "" for line, own in names.items()}
-    return [("; ".join(own[:3]) + more[line], line) for line, own in names.items()]
-
-
-def state(run: dict[str, Any]) -> str:
-    """finished, or how far it is."""
-    if run["status"] in ("interrupted", "running") or (run["status"] == "damaged" and run["step"]):
-        total = f" of {count(run['total_steps'])}" if run["total_steps"] else ""
-        return f"{run['status']} at step {count(run['step'])}{total}"
-    return run["status"]
-
-
-def network(values: dict[str, Any] | None) -> str:
-    """99.24 % (79,626 parameters)"""
-    if values is None:
-        return "-"
-    size = "" if values["num_params"] is None else f" ({count(values['num_params'])} parameters)"
-    return f"{accuracy(values)}{size}"
-
-
-def accuracy(network: dict[str, Any]) -> str:
-    """'99.24 %', or of a network that is not finished '99.24 % at step 5,624'."""
-    if (last := network.get("last")) and network["accuracy"] is None:
-        where = "" if last["split"] == "test" else f", {last['split']}"
-        return f"{percent(last['accuracy'])} at step {count(last['step'])}{where}"
-    return percent(network["accuracy"])
-
-
-def percent(value: float | None) -> str:
-    """Of a fraction; '-' for None."""
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def count(value: float | None) -> str:
-    """With commas; '-' for None, and for what no float holds."""
-    value = finite(value)
-    return "-" if value is None else f"{value:,.0f}" if abs(value) < _LONGEST else f"{value:.3g}"
-
-
-def nats(value: float | None) -> str:
-    """To four decimals; '-' for None."""
-    return "-" if value is None else f"{value:.4f}" if abs(value) < _LONGEST else f"{value:.3g}"
-
-
-def milliseconds(value: float) -> str:
-    """To three decimals."""
-    return f"{value:.3f} ms" if value < _LONGEST else f"{value:.3g} ms"
-
-
-def duration(seconds: float | None) -> str:
-    """20 s, 4 min 10 s, 2 h 5 min."""
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{count(hours)} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from big_distill.reporting import document, svg
+from big_distill.reporting import svg, wording
 from big_distill.reporting.comparison import Example
 from big_distill.reporting.document import Run
+from big_distill.reporting.drawings import Drawings
 from big_distill.reporting.figures import Drawing
 
 _SHOWN_CLASSES = 6
 _OPEN_RUNS = 3  # as many stand open on a page, else all are folded
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawings:
-    """The figures of a page.
-
-    together: the students of several runs.
-    curves, throughput, reliability: by run.
-    pareto: by group of files.
-    each: whether each run's own curves were drawn, even if it has none.
-    """
-
-    together: list[Drawing]
-    curves: list[list[Drawing]]
-    throughput: list[list[Drawing]]
-    reliability: list[list[Drawing]]
-    sweep: list[Drawing]
-    pareto: list[list[Drawing]]
-    each: bool = True
-
-    def all(self) -> Iterator[Drawing]:
-        """Every one."""
-        by_run = itertools.chain(self.curves, self.throughput, self.reliability, self.pareto)
-        yield from itertools.chain(self.sweep, self.together, *by_run)
 
 
 def render(values: dict[str, Any], runs: Sequence[Run], drawings: Drawings) -> str:
@@ -61,13 +36,13 @@ def render(values: dict[str, Any], runs: Sequence[Run], drawings: Drawings) -> s
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": document.percent,
-        "count": document.count,
-        "duration": document.duration,
-        "nats": document.nats,
-        "milliseconds": document.milliseconds,
-        "state": document.state,
-        "about": lambda runs: document.about((run["name"], run["warnings"]) for run in runs),
+        "percent": wording.percent,
+        "count": wording.count,
+        "duration": wording.duration,
+        "nats": wording.nats,
+        "milliseconds": wording.milliseconds,
+        "state": wording.state,
+        "about": lambda runs: wording.about((run["name"], run["warnings"]) for run in runs),
         "figure": _figure,
         "picture": _picture,
         "as_json": lambda value: json.dumps(value, ensure_ascii=False),

@@ -19,6 +19,7 @@ _DURATIONS = (_DURATION, "total_steps")
 _LONGEST_LABEL = 64
 _LONGEST_NAME = 96
 _MOST_NAMED = 4
+_Run = tuple[dict[str, Any], Record]  # what sets its results apart from others', and the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +52,19 @@ class Sweep:
     field: dotted name, None if no number joins points; `log`: whether its values span a decade.
     along: numbers that make no lines because they go with it in these runs, such as a warm-up with the duration.
     implied: other fields that differ from line to line, and are not named because those that are tell them.
-    repeated: directories left out, because another of the runs has all their fields and seeds.
     lines: by the other fields that differ, in words, such as 'view.regime=consistent'.
+    repeated: directories left out, because another of the runs has all their fields and seeds.
     """
 
     field: str | None
     log: bool
     along: tuple[str, ...]
     implied: tuple[str, ...]
-    repeated: tuple[str, ...]
     lines: dict[str, tuple[Point, ...]]
+    repeated: tuple[str, ...] = ()
 
 
-def fields_of(config: Config) -> dict[str, Hashable]:
+def fields_of(config: Config) -> dict[str, Any]:
     """All that may set the results of two runs apart, by dotted name: maths and numerics, the duration in epochs.
 
     What another field implies is left out: mixup, which the regime sets if nothing else does, and the teacher's dtype.
@@ -89,11 +90,10 @@ def epochs_of(config: Config) -> float | None:
     return told if abs(epochs - told) * examples <= config.batch_size else float(f"{epochs:.3g}")
 
 
-def differing(configs: Sequence[Config]) -> list[str]:
-    """The fields in which configs differ, in the schema's order, seeds last."""
-    found = [fields_of(config) for config in configs]
-    names = dict.fromkeys(itertools.chain.from_iterable(found))
-    return sorted((name for name in names if len({fields.get(name) for fields in found}) > 1), key=is_seed)
+def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields, of `fields_of`, in which runs differ, in the schema's order, seeds last."""
+    names = dict.fromkeys(itertools.chain.from_iterable(runs))
+    return sorted((name for name in names if len({fields.get(name) for fields in runs}) > 1), key=is_seed)
 
 
 def is_seed(field: str) -> bool:
@@ -128,7 +128,7 @@ def labels(records: Sequence[Record]) -> list[str]:
 def _naming(records: Sequence[Record]) -> list[str]:
     """The fields that `labels` names, seeds last; [] if it names none."""
     fields = [fields_of(record.config) for record in records if record.config]
-    names = differing([record.config for record in records if record.config])
+    names = differing(fields)
     if len(fields) < len(records) or not names or len(names) > max(_MOST_NAMED, len(fields)):
         return []
     seeds = list(filter(is_seed, names))
@@ -142,7 +142,7 @@ def in_order(records: Sequence[Record]) -> list[Record]:
     found, named = sweep(records), _naming(records)
     if not found and not named:
         return list(records)
-    names = named or differing([record.config for record in records if record.config])
+    names = named or differing([fields_of(record.config) for record in records if record.config])
     axis = [found.field] if found and found.field else []
     ranked = [name for name in names if name not in axis and not is_seed(name)] + axis + list(filter(is_seed, names))
 
@@ -175,41 +175,50 @@ def sweep(records: Sequence[Record]) -> Sweep | None:
             continue
         if once.setdefault(tuple(fields_of(record.config).items()), record) is not record:
             repeated.append(printable(str(record.workdir)))
-    runs = list(once.values())
-    configs = [record.config for record in runs if record.config]
-    names = [name for name in differing(configs) if not is_seed(name)]
-    fields = [fields_of(config) for config in configs]
-    values = {name: {own.get(name) for own in fields} for name in names}
-    numeric = [name for name in names if all(_is_number(value) for value in values[name])]
-    by_values = sorted(numeric, key=lambda name: (name not in _DURATIONS, -len(values[name])))
-    for field in (*by_values, None):
-        along = []
-        if field is not None and field in _DURATIONS:
-            along = [name for name in numeric if name != field and _follows(name, field, fields)]
-        others = [name for name in names if name != field and name not in along]
-        told = _telling_apart(others, fields, _LONGEST_LABEL)
-        lines = _lines(field, told, fields, runs)
-        if any(len(points) > 1 for points in lines.values()) if field else len(runs) > len(lines):
-            xs = [point.x for points in lines.values() for point in points if point.x is not None]
-            return Sweep(
-                field=field,
-                log=bool(xs) and min(xs) > 0 and max(xs) / min(xs) >= 10,
-                along=tuple(along),
-                implied=tuple(name for name in others if name not in told),
-                repeated=tuple(repeated),
-                lines=lines,
-            )
+    runs = [(fields_of(record.config), record) for record in once.values() if record.config]
+    names = [name for name in differing([fields for fields, _ in runs]) if not is_seed(name)]
+    values = {name: {fields.get(name) for fields, _ in runs} for name in names}
+    numeric = [name for name in names if all(map(_is_number, values[name]))]
+    for field in (*sorted(numeric, key=lambda name: (name not in _DURATIONS, -len(values[name]))), None):
+        if found := _against(field, names, numeric, runs):
+            return dataclasses.replace(found, repeated=tuple(repeated))
     return None
 
 
-def _lines(
-    field: str | None, told: Sequence[str], fields: Sequence[dict[str, Any]], runs: Sequence[Record]
-) -> dict[str, tuple[Point, ...]]:
+def _against(field: str | None, names: Sequence[str], numeric: Sequence[str], runs: Sequence[_Run]) -> Sweep | None:
+    """The lines of runs against a field, if two points are joined; without a field, if two runs share one.
+
+    Args:
+      field: one of `numeric`, or None.
+      names: the fields in which runs differ, but for seeds.
+      numeric: those of them that are numbers.
+      runs: no two of them alike.
+    """
+    of_runs = [fields for fields, _ in runs]
+    along = []
+    if field in _DURATIONS:
+        along = [name for name in numeric if name != field and _follows(name, field, of_runs)]
+    others = [name for name in names if name != field and name not in along]
+    told = _telling_apart(others, of_runs, _LONGEST_LABEL)
+    lines = _lines(field, told, runs)
+    if not (any(len(points) > 1 for points in lines.values()) if field else len(runs) > len(lines)):
+        return None
+    xs = [point.x for points in lines.values() for point in points if point.x is not None]
+    return Sweep(
+        field=field,
+        log=bool(xs) and min(xs) > 0 and max(xs) / min(xs) >= 10,
+        along=tuple(along),
+        implied=tuple(name for name in others if name not in told),
+        lines=lines,
+    )
+
+
+def _lines(field: str | None, told: Sequence[str], runs: Sequence[_Run]) -> dict[str, tuple[Point, ...]]:
     """By what `told` says of them, in the order of its values, the points along a field, or one without."""
     groups: dict[str, dict[float | None, list[Record]]] = {}
-    for own, record in sorted(zip(fields, runs, strict=True), key=lambda run: [_rank(run[0].get(n)) for n in told]):
-        x = float(own[field]) if field else None
-        groups.setdefault(in_words(told, own), {}).setdefault(x, []).append(record)
+    for fields, record in sorted(runs, key=lambda run: [_rank(run[0].get(name)) for name in told]):
+        x = float(fields[field]) if field else None
+        groups.setdefault(in_words(told, fields), {}).setdefault(x, []).append(record)
     return {
         label: tuple(_point(x, same) for x, same in sorted(by_x.items(), key=lambda item: item[0] or 0.0))
         for label, by_x in groups.items()

@@ -24,7 +24,7 @@ def spread(runs, mean, least, most):
 
 
 SEVERAL = (Point(10, spread(3, 0.5, 0.4, 0.7), None), Point(100, spread(2, 0.6, 0.5, 0.7), None))
-SWEEP = Sweep("total_epochs", True, (), (), (), {"a": (*SEVERAL, Point(1000, spread(1, 0.8, 0.8, 0.8), None))})
+SWEEP = Sweep("total_epochs", True, (), (), {"a": (*SEVERAL, Point(1000, spread(1, 0.8, 0.8, 0.8), None))})
 
 
 def test_a_point_of_one_seed_has_no_band(axes):

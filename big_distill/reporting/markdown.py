@@ -1,0 +1,40 @@
+"""report.md: a table of the runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from big_distill.reporting import wording
+
+_HEADS = ("run", "teacher", "student", "agreement", "KL, nats", "epochs", "images/s", "time")
+
+
+def table(values: dict[str, Any]) -> str:
+    """A table, a run a row."""
+    lines = [list(_HEADS), ["---"] * len(_HEADS)]
+    for run in values["runs"]:
+        lines.append(
+            [
+                run["name"] + ("" if run["status"] == "finished" else f" ({wording.state(run)})"),
+                wording.network(run["teacher"]),
+                wording.network(run["student"]),
+                wording.percent(run["agreement"]),
+                wording.nats(run["kl"]),
+                "-" if run["epochs"] is None else f"{run['epochs']:g}",
+                wording.count(run["images_per_second"]),
+                wording.duration(run["wall_seconds"]),
+            ]
+        )
+    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
+def is_table(data: bytes) -> bool:
+    """Whether a file is report.md."""
+    return data.startswith(f"| {' | '.join(_HEADS)} |".encode())
+
+
+def _cell(text: str) -> str:
+    """For a Markdown table on a page: no column, tag or link of its own."""
+    for character, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
+        text = text.replace(character, instead)
+    return text
