@@ -18,9 +18,9 @@ from ml_collections import ConfigDict, config_flags
 
 from big_distill.config import check_path, fields_of, nearest
 from big_distill.config_files import load_config
-from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, Preempted, RunError
+from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, Interrupted, Preempted, RunError
 
-_INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+_INTERRUPTED, _TERMINATED = 130, 143  # what shells say of a program that Ctrl-C or SIGTERM ended
 
 
 def define_config_flag() -> None:
@@ -135,7 +135,7 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command: exit status 0, or the error's own after one line on stderr."""
 
     def guarded(_: Sequence[str]) -> None:
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what is half done is undone
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that what is half done is undone
         try:
             main()
         except BigDistillError as error:
@@ -173,13 +173,24 @@ def run(main: Callable[[], None]) -> None:
 def _unraisable(error: Any) -> None:
     """Python's own words, but for two things.
 
-    A write that ends after the save it belonged to has failed and closed its loop is not spoken of, and a Ctrl-C that
-    came in a callback, such as JAX's in the garbage collector, comes again outside.
+    A write that ends after the save it belonged to has failed and closed its loop is not spoken of. A signal that came
+    in a callback, such as JAX's in the garbage collector, comes again outside: `Preemption` sees to those of a run.
     """
-    if isinstance(error.exc_value, KeyboardInterrupt):
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    elif str(error.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(error)
+    match error.exc_value:
+        case KeyboardInterrupt():
+            _signal_again(signal.SIGINT)
+        case SystemExit(code=code) if code == _TERMINATED:
+            _signal_again(signal.SIGTERM)
+        case Interrupted():
+            pass
+        case other if str(other) != "Event loop is closed":
+            sys.__unraisablehook__(error)
+
+
+def _signal_again(number: int) -> None:
+    again = threading.Timer(0.1, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def _exit(message: str, status: int) -> None:

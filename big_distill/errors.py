@@ -59,3 +59,7 @@ class Preempted(BigDistillError):
     """A signal asked the run to stop; its state was saved and the same command goes on."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class Interrupted(BaseException):
+    """`Preempted` on its way out of whatever was going on: no handler of errors must take it for one of its own."""

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from big_distill.errors import Preempted
+from big_distill.errors import Interrupted, Preempted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -40,10 +40,6 @@ def _leave_at_once(number: int, _: Any) -> None:
         os._exit(Preempted.exit_status)
 
 
-class _Interrupt(BaseException):
-    """`Preempted` on its way out of whatever was going on: no handler of errors must take it for one of its own."""
-
-
 class Preemption:
     """Turns signals into `requested` where the loop has something to save (`deferred`), elsewhere into `Preempted`.
 
@@ -58,7 +54,7 @@ class Preemption:
         self.requested = False
         self._grace_seconds = grace_seconds
         self._deferred = False
-        self._interrupt: _Interrupt | None = None
+        self._interrupted_by = ""
         self._times_asked = 0
         self._several = jax.process_count() > 1
         self._timer: threading.Timer | None = None
@@ -86,7 +82,7 @@ class Preemption:
         self._restore.close()
         if self._timer is not None:
             self._timer.cancel()
-        if isinstance(error, _Interrupt):
+        if isinstance(error, Interrupted):
             raise Preempted(f"stopped by {error}, with nothing to save; the same command goes on") from None
 
     def _handle(self, number: int, handler: Any) -> None:
@@ -119,15 +115,19 @@ class Preemption:
             return
         self.requested = True
         if not self._deferred:
-            self._interrupt = _Interrupt(signal.Signals(number).name)
-            raise self._interrupt
+            self._interrupted_by = signal.Signals(number).name
+            raise Interrupted(self._interrupted_by)
         _write("finishing the step, then saving")
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Where a signal is noted, for the loop to ask for."""
-        if self._interrupt is not None:  # swallowed by whatever it went through, as JAX's callbacks do
-            raise self._interrupt
+        """Where a signal is noted, for the loop to ask for.
+
+        Raises:
+          Interrupted: one came before, and whatever it went through swallowed it, as JAX's callbacks do.
+        """
+        if self._interrupted_by:
+            raise Interrupted(self._interrupted_by)
         self._deferred = True
         try:
             yield

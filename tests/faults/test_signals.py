@@ -100,25 +100,49 @@ def test_a_signal_that_a_library_swallowed_stops_the_loop_before_its_first_step(
             pytest.fail("trains")
 
 
+def test_a_signal_that_a_library_swallowed_after_the_loop_changes_nothing():
+    with Preemption(0) as preemption:
+        with preemption.deferred():
+            pass
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+    assert preemption.requested  # for who goes on to another stage
+
+
 SWALLOWS = """
 import os, signal, sys, time
-from big_distill import cli
+from big_distill import cli, preemption
 
-class Callback:
+class Callback:  # as JAX's in the garbage collector
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.{0})
         for _ in range(10):
             pass
 
-def main():
+def trains():
+    with preemption.Preemption(20) as noted:
+        Callback()
+        with noted.deferred():
+            time.sleep(30)
+
+def does_not():
     Callback()
     time.sleep(30)
 
-cli.run(main)
+cli.run({1})
 """
 
 
-def test_an_interrupt_that_a_callback_swallowed_comes_again():
-    """Of a command that is no training, as `report`: JAX's callback in the garbage collector is such a place."""
-    done = subprocess.run([sys.executable, "-c", SWALLOWS], capture_output=True, text=True, check=False, timeout=25)
-    assert (done.returncode, done.stderr) == (130, "big_distill: interrupted\n")
+@pytest.mark.parametrize(
+    ("name", "main", "status", "message"),
+    [
+        ("SIGINT", "does_not", 130, "big_distill: interrupted\n"),
+        ("SIGTERM", "does_not", 143, ""),
+        ("SIGINT", "trains", 75, "big_distill: stopped by SIGINT, with nothing to save; the same command goes on\n"),
+    ],
+)
+def test_a_signal_that_a_callback_swallowed_is_heard(name, main, status, message):
+    """Without a word of Python's: it writes what was raised in a callback to stderr."""
+    script = SWALLOWS.format(name, main)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=25)
+    assert (done.returncode, done.stderr) == (status, message)
