@@ -105,6 +105,11 @@ class TeacherConfig:
     min_accuracy: float = cosmetic(0.0, "refuse to start unless the teacher reaches this share on the evaluation split")
     max_fold_kl: float = cosmetic(0.01, "refuse to start when folding changes the teacher by more than this KL in nats")
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What `path` lists."""
+        return tuple(path.strip() for path in self.path.split(",")) if self.path else ()
+
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:

@@ -370,8 +370,7 @@ def _notes(config: Config, compiled: Blueprint, where: chips.Slice) -> list[str]
     """What had to be assumed about what is not here."""
     notes = []
     if config.teacher.config is None:
-        paths = [path.strip() for path in (config.teacher.path or "").split(",")]
-        for path, network in zip(paths, compiled.networks, strict=False):
+        for path, network in zip(config.teacher.paths, compiled.networks, strict=False):
             if pathlib.Path(path).expanduser().exists():
                 continue
             model, size = network.model, network.card.image_size

@@ -242,7 +242,7 @@ def _check_objective(config: Config, prefix: str) -> None:
     require(0 <= alpha <= 1, f"{prefix}.objective.alpha={alpha}: expected a number in [0, 1]")
     smoothing = objective.label_smoothing
     require(0 <= smoothing < 1, f"{prefix}.objective.label_smoothing={smoothing}: expected a number in [0, 1)")
-    if teacher.path and not all(path.strip() for path in teacher.path.split(",")):
+    if not all(teacher.paths):
         raise ConfigError(f"{prefix}.teacher.path={teacher.path!r}: one of the names is empty")
     choice(f"{prefix}.teacher.mean", teacher.mean, ("logits", "probabilities"))
     reads = OBJECTIVES.get(objective.name)
@@ -298,7 +298,7 @@ def _check_teacher(config: Config, prefix: str) -> None:
         f"{path}.dtype='int8': {teacher.config and teacher.config.student.name} has no convolution for it; those of "
         f"{', '.join(name for name, family in MODELS.items() if family.int8)} have",
     )
-    num_teachers = len((teacher.path or "").split(","))
+    num_teachers = max(len(teacher.paths), 1)
     require(
         len(teacher.image_size) in (0, 1, num_teachers),
         f"{path}.image_size={teacher.image_size}: expected one size, or one for each of the {num_teachers} teachers",

@@ -54,6 +54,18 @@ def class_names(networks: Sequence[weights.Network]) -> tuple[str, ...]:
     return next((n.architecture.card.class_names for n in networks if n.architecture.card.class_names), ())
 
 
+def paths_of(config: Config, workdir: pathlib.Path) -> tuple[str, ...]:
+    """Where the networks of a run's teacher are: as its config says, or directories inside the run; () without."""
+    if config.teacher.config:
+        return (str(workdir / TEACHER_DIR),)
+    if config.teacher.paths != (OWN_TEACHER,):
+        return config.teacher.paths
+    owner = workdir.parent  # of the run that this one is the first stage of
+    while owner.name == INIT_DIR and not (owner / TEACHER_DIR).is_dir():
+        owner = owner.parent
+    return (str(owner / TEACHER_DIR),)
+
+
 def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
     """The networks of a run's teacher, none for a supervised run: their weights as the files have them, unfolded.
 
@@ -64,17 +76,8 @@ def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
       RunError: a file that cannot be used.
       ConfigError: a teacher whose classes, channels or size do not suit the run.
     """
-    teacher = config.teacher
-    paths = [str(workdir / TEACHER_DIR)] if teacher.config else [p.strip() for p in (teacher.path or "").split(",")]
-    if paths == [OWN_TEACHER]:
-        owner = workdir.parent  # of the run that this one is the first stage of
-        while owner.name == INIT_DIR and not (owner / TEACHER_DIR).is_dir():
-            owner = owner.parent
-        paths = [str(owner / TEACHER_DIR)]
-    if paths == [""]:
-        return ()
     networks = []
-    for index, path in enumerate(paths):
+    for index, path in enumerate(paths_of(config, workdir)):
         network = weights.load(path, _declared(config))
         network = dataclasses.replace(network, architecture=_as_told(path, index, network.architecture, config))
         weights.check_shapes(network)  # a ViT's are those of one image_size
@@ -91,8 +94,7 @@ def announced(config: Config) -> tuple[weights.Architecture, ...]:
     if config.teacher.config is not None:
         named = [(TEACHER_DIR, weights.architecture_of(config.teacher.config, (), None))]
     else:
-        paths = [path.strip() for path in (config.teacher.path or "").split(",") if path]
-        named = [(path, weights.announced(path, _declared(config))) for path in paths]
+        named = [(path, weights.announced(path, _declared(config))) for path in config.teacher.paths]
     return tuple(_as_told(path, index, found, config) for index, (path, found) in enumerate(named))
 
 

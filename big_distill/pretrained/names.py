@@ -54,8 +54,10 @@ def locate(path: str) -> pathlib.Path:
     if path in PACKAGES:
         return _packaged(path)
     near = difflib.get_close_matches(path.lower(), [*VANITY, *PACKAGES], 1, 0.6)
-    expected = f"did you mean {near[0]!r}?" if near else "expected a path, a URL or a name such as 'bit-m-r50x1'"
-    raise RunError(f"{path} does not exist; {expected}")
+    if near:
+        raise RunError(f"{path} does not exist; did you mean {near[0]!r}?")
+    where = "" if local.is_absolute() else f" from {pathlib.Path.cwd()}"
+    raise RunError(f"{path} does not exist; expected a path{where}, a URL or a name such as 'bit-m-r50x1'")
 
 
 def _packaged(name: str) -> pathlib.Path:

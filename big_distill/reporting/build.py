@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from big_distill.metrics import say
 from big_distill.reporting import comparison, document, markdown, page, svg, wording
 from big_distill.reporting.document import Run
 from big_distill.reporting.drawings import draw
-from big_distill.reporting.records import Record, read_all
-from big_distill.reporting.sweep import in_order, labels, sweep
+from big_distill.reporting.naming import named
+from big_distill.reporting.records import read_all
+from big_distill.reporting.sweep import sweep
 
 _NOT_PACKED = "no pack.json: big_distill.pack makes files, and measures their size and latency"
 _MOST_APART = 0.01  # what is the same accuracy, computed on two machines
@@ -50,17 +52,19 @@ def report(
       RunError: none of the directories holds a run, or a file cannot be written.
       ConfigError: a file that is no report's would be lost, or there is no such split in any run's data.
     """
-    records = in_order(read_all(directories))
+    records = read_all(directories)
     files = [out, *(out.with_suffix(suffix) for suffix in (".json", ".md"))]
     _check_writable(files, figures_dir)
     _check_ours(files)
-    each = len(records) <= _MOST_DRAWN
-    runs = _all_compared(records, split, data_dir, num_examples if compare and each else None)
-    swept = sweep(records)
-    values = document.document(runs, swept)
-    figures = draw(runs, swept, values["packed"], each)
+    few = len(records) <= _MOST_DRAWN
+    together = sweep(records)
+    runs = [Run(name, record) for name, record in named(records, together)]
+    if compare and few:
+        runs = _all_compared(runs, split, data_dir, num_examples)
+    values = document.document(runs, together)
+    figures = draw(runs, together, values["packed"], singly=few)
     html = page.render(values, runs, figures)
-    if not each:
+    if not few:
         say(
             f"{len(runs)} runs: each is drawn, and compared with its teacher, if there are up to {_MOST_DRAWN}; report "
             f"on fewer for that, or see {files[1]} for their curves"
@@ -105,45 +109,39 @@ def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | N
         raise RunError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _all_compared(
-    records: Sequence[Record], split: str | None, data_dir: str | None, num_examples: int | None
-) -> list[Run]:
-    """Each run with its name, and, unless `num_examples` is None, beside its teacher if that can be.
+def _all_compared(runs: Sequence[Run], split: str | None, data_dir: str | None, num_examples: int) -> list[Run]:
+    """Each run beside its teacher, if that can be.
 
     Raises:
       ConfigError: of no run can the split or the directory that was asked for be read.
     """
-    runs: list[Run] = []
+    found: list[Run] = []
     refused: list[BigDistillError] = []
-    for record, name in zip(records, labels(records), strict=True):
-        run = Run(name, record, None)
-        if num_examples is not None:
-            try:
-                run = _compared(record, name, split, data_dir, num_examples)
-            except BigDistillError as error:
-                refused += [error] if isinstance(error, ConfigError | DataError) else []
-                run = Run(name, record, None, warnings=[f"not compared with a teacher: {error}"])
-            except OSError as error:
-                line = printable(f"not compared with a teacher: {error.filename} cannot be read: {error.strerror}")
-                run = Run(name, record, None, warnings=[line])
-        runs.append(run)
-    if refused and (split or data_dir) and not any(run.comparison for run in runs):
+    for run in runs:
+        try:
+            found.append(_compared(run, split, data_dir, num_examples))
+        except BigDistillError as error:
+            refused += [error] if isinstance(error, ConfigError | DataError) else []
+            found.append(dataclasses.replace(run, warnings=[f"not compared with a teacher: {error}"]))
+        except OSError as error:
+            line = f"not compared with a teacher: {error.filename or 'a file'} cannot be read: {error.strerror}"
+            found.append(dataclasses.replace(run, warnings=[printable(line)]))
+    if refused and (split or data_dir) and not any(run.comparison for run in found):
         flags = " ".join(f"--{name}={value}" for name, value in (("split", split), ("data_dir", data_dir)) if value)
         raise ConfigError(f"{flags}: of no run can it be read: {refused[0]}")
-    return runs
+    return found
 
 
-def _compared(record: Record, name: str, split: str | None, data_dir: str | None, num_examples: int) -> Run:
+def _compared(run: Run, split: str | None, data_dir: str | None, num_examples: int) -> Run:
     """A run beside its teacher, if it is finished.
 
     Raises:
       BigDistillError: there are no data, or no student.
     """
-    config = record.config
+    record, config = run.record, run.record.config
     if config is None or record.summary is None:
-        notes = ["not compared with a teacher: it is not finished"] if config else []
-        return Run(name, record, None, notes)
-    found = comparison.compare(record.workdir, config, split, data_dir, num_examples, name)
+        return dataclasses.replace(run, notes=["not compared with a teacher: it is not finished"] if config else [])
+    found = comparison.compare(record.workdir, config, split, data_dir, num_examples, run.name)
     alone = found.teacher is None and not found.problems
     notes = ["trained without a teacher: there is none to compare with"] if alone else []
     warnings = list(found.problems)
@@ -152,7 +150,7 @@ def _compared(record: Record, name: str, split: str | None, data_dir: str | None
     if same_split and told is not None and measured is not None and abs(told - measured) > _MOST_APART:
         said, seen = wording.percent(told), wording.percent(measured)
         warnings.append(f"its summary says {said} of {found.split}, its weights have {seen}")
-    return Run(name, record, found, notes, warnings)
+    return dataclasses.replace(run, comparison=found, notes=notes, warnings=warnings)
 
 
 def _lines(runs: Sequence[dict[str, Any]]) -> list[str]:

@@ -160,47 +160,31 @@ def compare(
     if not split:
         raise ConfigError("it has no test split and no validation split: --split says what to compare on")
     mesh = mesh_for(config)
-    student = student_of(workdir, "final", mesh)
-    summary = read_summary(workdir)
-    if summary and weights.sha256(student.variables["params"]) != summary["params_sha256"]:
-        raise RunError(f"{workdir / WEIGHTS_FILE} does not hold the weights that {SUMMARY_FILE} has the hash of")
+    student = _student(workdir, mesh)
     card = student.architecture.card
     data = open_eval(config, split)
     teacher, problems = None, []
     try:
         teacher = teachers.load(config, workdir, mesh, card.class_names)
     except (BigDistillError, OSError) as error:
-        paths = [pathlib.Path(path.strip()) for path in (config.teacher.path or "/").split(",")]
-        started = (
-            "" if all(path.is_absolute() for path in paths) else f" (config.teacher.path is from {pathlib.Path.cwd()})"
-        )
-        problems.append(f"its teacher cannot be asked: {error}{started}")
+        problems.append(f"its teacher cannot be asked: {error}")
     answer = jit_eval(_make_answers, student.architecture, config, mesh)
     found, label, count = _ask(answer, student.variables, teacher, data, mesh, name)
     if not count:
         raise RunError(f"none of the images of {split} can be read")
-    for who, answers in list(found.items()):
-        if unknown := int((~np.isfinite(answers.probabilities)).any(axis=-1).sum()):
-            line = f"its {who}'s answers are not finite on {unknown:,} of {count:,} images of {split}"
-            if who == "student":
-                raise RunError(line)
-            problems.append(line)
-            del found["teacher"]
-            teacher = None
+    if line := _not_finite("student", found["student"], split):
+        raise RunError(line)
+    if "teacher" in found and (line := _not_finite("teacher", found["teacher"], split)):
+        problems.append(line)
+        del found["teacher"]
     if label is None:
         problems.append("its data have no labels: what is right is not known")
     names = _names(config, card, data)
     by_class: tuple[ClassScore, ...] = ()
-    chosen: dict[str, list[int]] = {"lost": [], "won": [], "differ": []}
-    confidence = found["student"].probabilities[:, 0]
-    if label is not None and teacher is not None:
-        right = {who: answers.classes[:, 0] == label for who, answers in found.items()}
-        by_class = class_scores(names, label, right["student"], right["teacher"])
-        differ = {"lost": right["teacher"] & ~right["student"], "won": right["student"] & ~right["teacher"]}
-        chosen |= {kind: choose(where, label, confidence, num_examples) for kind, where in differ.items()}
-    elif teacher is not None:
-        ours, theirs = (found[who].classes[:, 0] for who in ("student", "teacher"))
-        chosen["differ"] = choose(ours != theirs, theirs, confidence, num_examples)
+    if label is not None and "teacher" in found:
+        student_right, teacher_right = (found[who].classes[:, 0] == label for who in ("student", "teacher"))
+        by_class = class_scores(names, label, student_right, teacher_right)
+    chosen = _chosen(found, label, num_examples)
     pictures = _pictures(data, card, [row for rows in chosen.values() for row in rows])
     examples = {
         kind: tuple(_example(row, pictures[row], label, found, names) for row in rows) for kind, rows in chosen.items()
@@ -216,6 +200,35 @@ def compare(
         differ=examples["differ"],
         problems=tuple(problems),
     )
+
+
+def _student(workdir: pathlib.Path, mesh: Mesh) -> weights.Network:
+    """Raises RunError if the weights are not those of the summary."""
+    student = student_of(workdir, "final", mesh)
+    summary = read_summary(workdir)
+    if summary and weights.sha256(student.variables["params"]) != summary["params_sha256"]:
+        raise RunError(f"{workdir / WEIGHTS_FILE} does not hold the weights that {SUMMARY_FILE} has the hash of")
+    return student
+
+
+def _not_finite(who: str, answers: Answers, split: str) -> str:
+    """A line, if some of the answers are not."""
+    unknown = int((~np.isfinite(answers.probabilities)).any(axis=-1).sum())
+    count = len(answers.probabilities)
+    return f"its {who}'s answers are not finite on {unknown:,} of {count:,} images of {split}" if unknown else ""
+
+
+def _chosen(found: dict[str, Answers], label: np.ndarray | None, most: int) -> dict[str, list[int]]:
+    """The examples to show, by kind: 'lost', 'won' and 'differ', as `Comparison` has them."""
+    chosen: dict[str, list[int]] = {"lost": [], "won": [], "differ": []}
+    if "teacher" not in found:
+        return chosen
+    confidence = found["student"].probabilities[:, 0]
+    ours, theirs = (found[who].classes[:, 0] for who in ("student", "teacher"))
+    if label is None:
+        return chosen | {"differ": choose(ours != theirs, theirs, confidence, most)}
+    lost, won = (theirs == label) & (ours != label), (ours == label) & (theirs != label)
+    return chosen | {"lost": choose(lost, label, confidence, most), "won": choose(won, label, confidence, most)}
 
 
 def _ask(

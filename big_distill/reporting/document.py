@@ -19,11 +19,12 @@ Rates are fractions, times are seconds unless a key says `_ms`, what is not know
   probability] of each network's likeliest three).
 * `sweep`: `field` (null where no number joins points: means over seeds), `along` (numbers that go with it in these
   runs), `implied` (fields that differ from line to line, too, and that those in the labels tell), `repeated`
-  (directories left out, whose fields and seeds another run has), and `lines`: `label`, and `points`: `x`, `accuracy`
-  and `agreement` (`runs`: of how many seeds, `mean`, `least`, `most`; null where it was not measured).
+  (directories left out, whose fields and seeds another run has), and `lines`: `label`, and `points`: `x`,
+  `num_runs`: of how many seeds, `accuracy` and `agreement` (`mean`, `least` and `most` of the `num_runs` in which it
+  was measured; null if it was in none).
 * `packed`: for each data set and split `dataset`, `split`, `files` (the rows of pack.json with `number`, `run`,
-  `on_bytes_front`, `on_latency_front`: among the files measured on the same `machine`) and `teachers` (`name`,
-  `accuracy`, `bytes`: in float32, 4 a parameter).
+  `file`: the name in `path`, `on_bytes_front`, `on_latency_front`: among the files measured on the same `machine`)
+  and `teachers` (`name`, `accuracy`, `bytes`: in float32, 4 a parameter).
 """
 
 from __future__ import annotations
@@ -33,22 +34,21 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 import big_distill
 from big_distill.config import Config, leaves, to_dict
+from big_distill.errors import printable
 from big_distill.reporting import pareto
 from big_distill.reporting.comparison import Answers, Comparison, Example
-from big_distill.reporting.records import Record, architecture, finite, runs_of, teachers_name, thinned
-from big_distill.reporting.sweep import Sweep, epochs_of
-from big_distill.workdir import PACK_FILE
+from big_distill.reporting.fields import epochs_of
+from big_distill.reporting.records import SPEED, Record, architecture, drawn_metrics, finite, runs_of, thinned
+from big_distill.reporting.sweep import Sweep
 
 _MARK = "big_distill_report"
-SPEED = "train/images_per_second"
-LOSS, KL, AGREEMENT = "train/loss", "train/kl", "train/agreement"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Run:
 
     name: str
     record: Record
-    comparison: Comparison | None
+    comparison: Comparison | None = None
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
 
@@ -91,7 +91,6 @@ def _run(run: Run) -> dict[str, Any]:
     record = run.record
     config, summary = record.config, record.summary or {}
     teacher = record.teacher_scores
-    name = teachers_name(record)
     last = None if record.summary else record.last_accuracy
     student = {
         "accuracy": record.score("accuracy"),
@@ -107,15 +106,15 @@ def _run(run: Run) -> dict[str, Any]:
         "problems": list(record.problems),
         "notes": list(run.notes),
         "warnings": list(run.warnings),
-        "packed": (record.workdir / PACK_FILE).exists() if record.summary else None,
+        "packed": record.packed is not None if record.summary else None,
         "student": {"model": architecture(config.student) if config else None, **student},
         "teacher": (
             {
-                "model": name,
+                "model": record.teacher_model,
                 "accuracy": finite(teacher["accuracy"]) if teacher else None,
                 "num_params": teacher["num_params"] if teacher else None,
             }
-            if name or teacher
+            if record.teacher_model or teacher
             else None
         ),
         "agreement": record.score("agreement"),
@@ -144,13 +143,6 @@ def changed(config: Config) -> dict[str, Any]:
         if value != default
     }
     return {"total_epochs": config.total_epochs, **found} if config.total_epochs else found
-
-
-def drawn_metrics(record: Record) -> list[str]:
-    """Of a run: the losses, rates and speeds that it logged."""
-    names = dict.fromkeys(name for line in record.metrics for name in line)
-    kept = {LOSS, KL, AGREEMENT, SPEED}
-    return [n for n in names if n in kept or (n.startswith("eval/") and n.endswith(("/accuracy", "/kl", "/agreement")))]
 
 
 def _curves(record: Record) -> dict[str, Any]:
@@ -243,7 +235,7 @@ def _dataset(config: Config | None) -> str:
     if config is None:
         return "unknown data"
     source = config.evaluated_on
-    return os.path.realpath(source.path) if source.name == "folder" and source.path else source.name
+    return printable(os.path.realpath(source.path) if source.name == "folder" and source.path else source.name)
 
 
 def _short(dataset: str) -> str:
@@ -255,11 +247,13 @@ def _files(rows: Sequence[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
     files = [
         {
             **row,
-            "machine": machine if isinstance(machine := row.get("machine"), str) else None,
+            "machine": printable(machine) if isinstance(machine := row.get("machine"), str) else None,
+            "format": printable(row["format"]),
+            "precision": row["precision"] and printable(row["precision"]),
             "number": number,
             "run": run.name,
             "accuracy": finite(row["accuracy"]),
-            "file": pathlib.PurePath(row["path"]).name,
+            "file": printable(pathlib.PurePath(row["path"]).name),
         }
         for number, (run, row) in enumerate(rows, 1)
     ]
@@ -287,7 +281,7 @@ def _front(files: Sequence[dict[str, Any]], cost: str) -> set[int]:
     return {file["number"] for file, is_best in zip(measured, best, strict=True) if is_best}
 
 
-def _teachers(runs: Any, split: str) -> list[dict[str, Any]]:
+def _teachers(runs: Iterable[Run], split: str) -> list[dict[str, Any]]:
     """Those whose accuracy on this split is known: it is their students' test split."""
     found: dict[tuple[float, int], list[str]] = {}
     for run in runs:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tqdm
 
 from big_distill.reporting import document, figures
-from big_distill.reporting.document import AGREEMENT, KL, LOSS, SPEED, Run
+from big_distill.reporting.document import Run
 from big_distill.reporting.figures import Drawing, Line
-from big_distill.reporting.records import finite, runs_of
+from big_distill.reporting.records import LOSS, SPEED, Record, drawn_metrics, finite, runs_of
 from big_distill.reporting.sweep import Sweep
 
 _MOST_LABELS = 7
@@ -23,55 +23,62 @@ _STROKES = {"test": 0, "validation": 1, "training batches": 2}
 
 
 @dataclasses.dataclass(frozen=True)
+class RunDrawings:
+    """The figures of one run; reliability by network, 'student' and 'teacher'."""
+
+    curves: list[Drawing]
+    throughput: list[Drawing]
+    reliability: dict[str, Drawing]
+
+
+@dataclasses.dataclass(frozen=True)
 class Drawings:
     """The figures of a page.
 
     sweep: accuracy and agreement against a field.
     together: the students of several runs.
-    curves, throughput, reliability: by run.
-    pareto: by group of files.
-    each: whether each run's own curves were drawn, even if it has none.
+    runs: of each run.
+    packed: of each group of files.
+    singly: whether each run's own curves were drawn, even if it has none.
     """
 
     sweep: list[Drawing]
     together: list[Drawing]
-    curves: list[list[Drawing]]
-    throughput: list[list[Drawing]]
-    reliability: list[list[Drawing]]
-    pareto: list[list[Drawing]]
-    each: bool
+    runs: list[RunDrawings]
+    packed: list[list[Drawing]]
+    singly: bool
 
     def all(self) -> Iterator[Drawing]:
         """Every one."""
-        by_run = itertools.chain(self.curves, self.throughput, self.reliability, self.pareto)
-        yield from itertools.chain(self.sweep, self.together, *by_run)
+        yield from itertools.chain(self.sweep, self.together, *self.packed)
+        for run in self.runs:
+            yield from itertools.chain(run.curves, run.throughput, run.reliability.values())
 
 
-def draw(runs: Sequence[Run], swept: Sweep | None, packed: Sequence[dict[str, Any]], each: bool) -> Drawings:
+def draw(runs: Sequence[Run], sweep: Sweep | None, packed: Sequence[dict[str, Any]], singly: bool) -> Drawings:
     """The figures.
 
     Args:
       runs: in the order of the page.
-      swept: what they make together.
+      sweep: what they make together.
       packed: the groups of files of `document.document`.
-      each: whether each run's own curves are drawn.
+      singly: whether each run's own curves are drawn.
     """
-    drawn = [
-        (
-            _curves(index, run) if each else [],
-            _throughput(index, run) if each else [],
-            _reliability(index, run),
-        )
-        for index, run in enumerate(tqdm.tqdm(runs, "figures", unit="run", disable=not sys.stderr.isatty()), 1)
-    ]
+    numbered = enumerate(tqdm.tqdm(runs, "figures", unit="run", disable=not sys.stderr.isatty()), 1)
     return Drawings(
-        sweep=[figure for score in ("accuracy", "agreement") if swept and (figure := figures.swept(swept, score))],
+        sweep=[figure for score in ("accuracy", "agreement") if sweep and (figure := figures.swept(sweep, score))],
         together=_together(runs),
-        curves=[curves for curves, _, _ in drawn],
-        throughput=[speed for _, speed, _ in drawn],
-        reliability=[reliability for _, _, reliability in drawn],
-        pareto=[_tradeoffs(index, group) for index, group in enumerate(packed, 1)],
-        each=each,
+        runs=[_of_run(index, run, singly) for index, run in numbered],
+        packed=[_tradeoffs(index, group) for index, group in enumerate(packed, 1)],
+        singly=singly,
+    )
+
+
+def _of_run(index: int, run: Run, singly: bool) -> RunDrawings:
+    return RunDrawings(
+        curves=_curves(index, run) if singly else [],
+        throughput=_throughput(index, run) if singly else [],
+        reliability=_reliability(index, run),
     )
 
 
@@ -91,52 +98,43 @@ def _together(runs: Sequence[Run]) -> list[Drawing]:
 
 
 def _curves(index: int, run: Run) -> list[Drawing]:
-    record = run.record
-    whole = [
-        (colour, who, own, name)
-        for colour, (who, own) in enumerate(runs_of(record))
-        for name in document.drawn_metrics(own)
+    """Of a run and those inside it: accuracy, KL, agreement and loss against steps."""
+    logged = [
+        (name, _curve(colour, who, own, name))
+        for colour, (who, own) in enumerate(runs_of(run.record))
+        for name in drawn_metrics(own)
     ]
+    teacher = run.record.teacher_scores or {}
+    found = []
+    for figure, label in (
+        ("accuracy", "accuracy, %"),
+        ("kl", "KL(teacher || student), nats"),
+        ("agreement", "agreement with the teacher, %"),
+        ("loss", "loss"),
+    ):
+        lines = [line for name, line in logged if name.endswith(f"/{figure}") and len(line.x)]
+        if lines:
+            drawing = figures.curves(
+                f"run{index}_{figure}",
+                f"{run.name}: {label} against steps",
+                label,
+                lines,
+                percent=figure in ("accuracy", "agreement"),
+                reference=finite(teacher.get("accuracy")) if figure == "accuracy" else None,
+                steps=np.concatenate([line.x for _, line in logged]),
+            )
+            found.append(drawing)
+    return found
 
-    def lines(kept: Callable[[str], bool]) -> list[Line]:
-        found = []
-        for colour, who, own, name in whole:
-            steps, values = own.series(name)
-            if kept(name) and len(steps):
-                if name == LOSS:
-                    what, stroke = own.config.objective.name if own.config else "unknown objective", 0
-                else:
-                    what = "training batches" if name.startswith("train/") else name.split("/")[1]
-                    stroke = _STROKES.get(what, 0)
-                found.append(Line(f"{who}, {what}", steps, values, colour, stroke))
-        return found
 
-    steps = [own.series(name)[0] for _, _, own, name in whole]
-    teacher = record.teacher_scores or {}
-    wanted = (
-        ("accuracy", "accuracy, %", lines(lambda n: n.endswith("/accuracy")), True),
-        ("kl", "KL(teacher || student), nats", lines(lambda n: n == KL or n.endswith("/kl")), False),
-        (
-            "agreement",
-            "agreement with the teacher, %",
-            lines(lambda n: n == AGREEMENT or n.endswith("/agreement")),
-            True,
-        ),
-        ("loss", "loss", lines(lambda n: n == LOSS), False),
-    )
-    return [
-        figures.curves(
-            f"run{index}_{name}",
-            f"{run.name}: {label} against steps",
-            label,
-            own,
-            percent=is_rate,
-            reference=finite(teacher.get("accuracy")) if name == "accuracy" else None,
-            steps=np.concatenate(steps),
-        )
-        for name, label, own, is_rate in wanted
-        if own
-    ]
+def _curve(colour: int, who: str, record: Record, name: str) -> Line:
+    """A metric of a run; named by its split, a loss by its objective."""
+    if name == LOSS:
+        what = record.config.objective.name if record.config else "unknown objective"
+    else:
+        what = "training batches" if name.startswith("train/") else name.split("/")[1]
+    steps, values = record.series(name)
+    return Line(f"{who}, {what}", steps, values, colour, 0 if name == LOSS else _STROKES.get(what, 0))
 
 
 def _throughput(index: int, run: Run) -> list[Drawing]:
@@ -146,15 +144,17 @@ def _throughput(index: int, run: Run) -> list[Drawing]:
     return [figures.curves(f"run{index}_speed", title, "images/s", lines, percent=False)] if lines else []
 
 
-def _reliability(index: int, run: Run) -> list[Drawing]:
+def _reliability(index: int, run: Run) -> dict[str, Drawing]:
     if run.comparison is None:
-        return []
+        return {}
     networks = (("student", run.comparison.student), ("teacher", run.comparison.teacher))
-    return [
-        figures.reliability(f"run{index}_reliability_{who}", f"{run.name}: {who}, accuracy against confidence", answers)
+    return {
+        who: figures.reliability(
+            f"run{index}_reliability_{who}", f"{run.name}: {who}, accuracy against confidence", answers
+        )
         for who, answers in networks
         if answers is not None and answers.bins is not None
-    ]
+    }
 
 
 def _tradeoffs(index: int, group: dict[str, Any]) -> list[Drawing]:

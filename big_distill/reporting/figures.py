@@ -121,7 +121,7 @@ def swept(sweep: Sweep, score: str) -> Drawing | None:
     if sweep.field is None or not any(shown.values()):
         return None
     field = sweep.field
-    some_seeds = any(spread.runs > 1 for points in shown.values() for _, spread in points)
+    some_seeds = any(spread.num_runs > 1 for points in shown.values() for _, spread in points)
 
     def draw(axes: Axes) -> None:
         for index, (label, points) in enumerate(shown.items()):
@@ -129,7 +129,7 @@ def swept(sweep: Sweep, score: str) -> Drawing | None:
             mean, least, most = (
                 100 * np.array([getattr(spread, name) for _, spread in points]) for name in ("mean", "least", "most")
             )
-            several = np.array([spread.runs > 1 for _, spread in points], bool)
+            several = np.array([spread.num_runs > 1 for _, spread in points], bool)
             look = _look(index, marked=True)
             full = several if some_seeds else np.ones(len(x), bool)
             axes.plot(x, mean, label=_label(label or "all runs"), markevery=full, **look)

@@ -20,7 +20,7 @@ def table(values: dict[str, Any]) -> str:
                 wording.network(run["student"]),
                 wording.percent(run["agreement"]),
                 wording.nats(run["kl"]),
-                "-" if run["epochs"] is None else f"{run['epochs']:g}",
+                wording.number(run["epochs"]),
                 wording.count(run["images_per_second"]),
                 wording.duration(run["wall_seconds"]),
             ]

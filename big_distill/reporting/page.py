@@ -41,6 +41,8 @@ def render(values: dict[str, Any], runs: Sequence[Run], drawings: Drawings) -> s
         "duration": wording.duration,
         "nats": wording.nats,
         "milliseconds": wording.milliseconds,
+        "number": wording.number,
+        "accuracy": wording.accuracy,
         "state": wording.state,
         "about": lambda runs: wording.about((run["name"], run["warnings"]) for run in runs),
         "figure": _figure,
@@ -49,13 +51,13 @@ def render(values: dict[str, Any], runs: Sequence[Run], drawings: Drawings) -> s
         "as_indented_json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         "points": lambda value: f"{100 * value:+.2f}",
     }
-    examples = [run.comparison for run in runs]
+    examples = (run.comparison for run in runs)
     return environment.get_template("page.html").render(
         **values,
         drawings=drawings,
-        examples=examples,
+        entries=list(zip(values["runs"], drawings.runs, examples, strict=True)),
+        packed_entries=list(zip(values["packed"], drawings.packed, strict=True)),
         folded=len(runs) > _OPEN_RUNS,
-        each=drawings.each,
         extremes=_extremes,
     )
 

@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from big_distill import teacher
 from big_distill import workdir as workdirs
 from big_distill.checkpoints import saved_steps
 from big_distill.config import Config, ModelConfig, fingerprint
 from big_distill.errors import RunError, printable
 from big_distill.metrics import METRICS_FILE, read_metrics
 
+SPEED, LOSS = "train/images_per_second", "train/loss"
+_TRAINING = {LOSS, SPEED, "train/kl", "train/agreement"}
+_EVALUATION = ("/accuracy", "/kl", "/agreement")
 _PACKED = [
     {
         "format": str,
@@ -48,8 +52,9 @@ class Record:
     step: of its last checkpoint, or of the last line of its metrics if that is later.
     summary: of a finished run, as in summary.json.
     metrics: the lines of metrics.jsonl.
-    packed: the rows of pack.json; None without one.
+    packed: the rows of pack.json that can be drawn, none of a damaged one; None without one.
     sessions: of environment.json; () if it was not recorded.
+    teacher_model: what its teacher is, in words; None without one.
     teacher, init: the runs inside it.
     problems: a line about each thing that is damaged or missing.
     """
@@ -62,6 +67,7 @@ class Record:
     metrics: tuple[dict[str, Any], ...] = ()
     packed: tuple[dict[str, Any], ...] | None = None
     sessions: tuple[dict[str, Any], ...] = ()
+    teacher_model: str | None = None
     teacher: Record | None = None
     init: Record | None = None
     problems: tuple[str, ...] = ()
@@ -133,11 +139,12 @@ def read(workdir: pathlib.Path) -> Record:
     config = attempt(workdirs.CONFIG_FILE, lambda: workdirs.read_config(workdir))
     summary = attempt(workdirs.SUMMARY_FILE, lambda: _plausible_summary(workdir))
     metrics = attempt(METRICS_FILE, lambda: read_metrics(workdir)) or []
-    packed = attempt(workdirs.PACK_FILE, lambda: workdirs.read_json(workdir / workdirs.PACK_FILE, _PACKED))
+    is_packed = (workdir / workdirs.PACK_FILE).exists()
+    packed = attempt(workdirs.PACK_FILE, lambda: workdirs.read_json(workdir / workdirs.PACK_FILE, _PACKED)) or ()
     sessions = attempt(workdirs.ENVIRONMENT_FILE, lambda: workdirs.sessions(workdir)) or []
     saved = attempt(workdirs.CHECKPOINTS_DIR, lambda: saved_steps(workdir)) or []
     damaged = bool(problems)
-    problems += _contradictions(workdir, config, summary, metrics, packed or ())
+    problems += _contradictions(workdir, config, summary, metrics, packed)
     inner = {
         name: read(workdir / name) for name in (workdirs.TEACHER_DIR, workdirs.INIT_DIR) if (workdir / name).is_dir()
     }
@@ -160,8 +167,9 @@ def read(workdir: pathlib.Path) -> Record:
         config=config,
         summary=summary,
         metrics=tuple(metrics),
-        packed=None if packed is None else tuple(row for row in packed if _drawable(row)),
+        packed=tuple(row for row in packed if _drawable(row)) if is_packed else None,
         sessions=tuple(sessions),
+        teacher_model=_teacher_model(workdir, config, summary),
         teacher=inner.get(workdirs.TEACHER_DIR),
         init=inner.get(workdirs.INIT_DIR),
         problems=(*problems, *(line for run in inner.values() for line in run.problems)),
@@ -181,6 +189,12 @@ def read_all(paths: Sequence[pathlib.Path]) -> list[Record]:
     if not any(record.readable for record in records):
         raise RunError(f"no run to report on: {'; '.join(line for record in records for line in record.problems)}")
     return records
+
+
+def drawn_metrics(record: Record) -> list[str]:
+    """Of a run: the losses, rates and speeds that it logged."""
+    names = dict.fromkeys(name for line in record.metrics for name in line)
+    return [n for n in names if n in _TRAINING or (n.startswith("eval/") and n.endswith(_EVALUATION))]
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -248,7 +262,11 @@ def _is_nan(value: float) -> bool:
 
 
 def _contradictions(
-    workdir: pathlib.Path, config: Config | None, summary: Any, metrics: Sequence[dict[str, Any]], packed: Any
+    workdir: pathlib.Path,
+    config: Config | None,
+    summary: dict[str, Any] | None,
+    metrics: Sequence[dict[str, Any]],
+    packed: Sequence[dict[str, Any]],
 ) -> list[str]:
     """Lines on files that can be read, and do not belong together or hold what cannot be."""
     lines = []
@@ -300,31 +318,24 @@ def architecture(model: ModelConfig) -> str:
     return ", ".join(parts)
 
 
-def teachers_name(record: Record) -> str | None:
-    """What the teacher of a run is, in words; None without one."""
-    config = record.config
+def _teacher_model(workdir: pathlib.Path, config: Config | None, summary: dict[str, Any] | None) -> str | None:
+    """What the teacher of a run is: its architecture if it is in a run directory, else the name of its file."""
     if config is None:
-        return "unknown" if record.summary and record.summary.get("teacher") else None
-    if config.teacher.path:
-        names = []
-        for path in config.teacher.path.split(","):
-            architectures = _model_at(pathlib.Path(path.strip()))
-            names.append(architectures or pathlib.PurePath(path.strip()).name)
-        return " + ".join(names)
-    return architecture(config.teacher.config.student) if config.teacher.config else None
-
-
-def _model_at(path: pathlib.Path) -> str | None:
-    """Of a run directory, if there is one."""
-    try:
-        return architecture(workdirs.read_config(path).student)
-    except RunError:
-        return None
+        return "unknown" if summary and summary.get("teacher") else None
+    if config.teacher.config:
+        return architecture(config.teacher.config.student)
+    names = []
+    for path in teacher.paths_of(config, workdir):
+        name = pathlib.PurePath(path).name
+        with contextlib.suppress(RunError):
+            name = architecture(workdirs.read_config(pathlib.Path(path)).student)
+        names.append(name)
+    return " + ".join(names) or None
 
 
 def runs_of(record: Record) -> Iterator[tuple[str, Record]]:
     """The run and those inside it: ('student', run), ('teacher', ...), ("student's init", ...)."""
-    whose = "student" if record.teacher or (record.config and teachers_name(record)) else "network"
+    whose = "student" if record.teacher or record.teacher_model else "network"
     yield whose, record
     for name, inner in (("teacher", record.teacher), ("init", record.init)):
         if inner:

@@ -49,6 +49,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
+def number(value: float | None) -> str:
+    """To six digits; '-' for None."""
+    return "-" if value is None else f"{value:g}"
+
+
 def count(value: float | None) -> str:
     """With commas; '-' for None, and for what no float holds."""
     value = finite(value)

@@ -38,7 +38,7 @@ def test_locate_takes_what_is_there(tmp_path, monkeypatch, server):
         names.locate("BIT-S-R50X1")
     with pytest.raises(RunError, match=r"did you mean 'bit-m-r152x2-flowers128'\?$"):
         names.locate("bit-m-r152x2-flower")
-    with pytest.raises(RunError, match=r"^runs/x/student.npz does not exist; expected a path, a URL or a name such as"):
+    with pytest.raises(RunError, match=rf"^runs/x/student.npz does not exist; expected a path from {tmp_path}, a URL"):
         names.locate("runs/x/student.npz")
 
 

@@ -19,12 +19,8 @@ def axes(monkeypatch):
     return lambda: seen[-1]
 
 
-def spread(runs, mean, least, most):
-    return Spread(runs, mean, least, most)
-
-
-SEVERAL = (Point(10, spread(3, 0.5, 0.4, 0.7), None), Point(100, spread(2, 0.6, 0.5, 0.7), None))
-SWEEP = Sweep("total_epochs", True, (), (), {"a": (*SEVERAL, Point(1000, spread(1, 0.8, 0.8, 0.8), None))})
+SEVERAL = (Point(10, 3, Spread(3, 0.5, 0.4, 0.7), None), Point(100, 2, Spread(2, 0.6, 0.5, 0.7), None))
+SWEEP = Sweep("total_epochs", True, (), (), {"a": (*SEVERAL, Point(1000, 1, Spread(1, 0.8, 0.8, 0.8), None))})
 
 
 def test_a_point_of_one_seed_has_no_band(axes):
@@ -42,7 +38,7 @@ def test_a_point_of_one_seed_has_no_band(axes):
 
 
 def test_where_every_point_is_one_seed_none_is_hollow(axes):
-    alone = {"a": tuple(Point(x, spread(1, 0.5, 0.5, 0.5), None) for x in (1, 2))}
+    alone = {"a": tuple(Point(x, 1, Spread(1, 0.5, 0.5, 0.5), None) for x in (1, 2))}
     figures.swept(dataclasses.replace(SWEEP, lines=alone), "accuracy")
     (line,) = axes().lines
     assert line.get_markevery().all() and not axes().collections
@@ -69,10 +65,10 @@ def test_one_file_has_an_axis_that_can_be_read(axes):
 
 
 def test_no_two_of_many_curves_look_alike(axes):
-    lines = [Line(f"{i}", np.arange(1.0, 30), np.arange(1.0, 30), colour=i) for i in range(10)]
+    lines = [Line(f"{i}", np.arange(1.0, 30), np.arange(1.0, 30), colour=i) for i in range(28)]
     figures.curves("name", "title", "loss", lines, percent=False)
     looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in axes().lines}
-    assert len(looks) == 10
+    assert len(looks) == 28
 
 
 def test_calibration_is_accuracy_against_confidence(axes):

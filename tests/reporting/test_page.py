@@ -12,6 +12,7 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
+from edits import edit
 
 from big_distill import evaluation, weights
 from big_distill.errors import ConfigError, RunError
@@ -147,13 +148,11 @@ def test_names_are_text(run, tmp_path, monkeypatch):
     """Of directories, classes, files, and what a config says: none becomes markup, mathematics or a colour."""
     names = (r"_<script>alert(0)<script>&$\x$ #010101", r'_<script>&$\x$ url(#q) id="q" font: 8px')
     hostile = [tmp_path / name for name in names]
-    rows = json.loads((run / "pack.json").read_text())
-    (run / "pack.json").write_text(json.dumps([{**row, "format": '<i id="runs">', "path": "<b>"} for row in rows]))
+    edit(run / "pack.json", lambda rows: [{**row, "format": '<i id="runs">', "path": "<b>"} for row in rows])
     for i, path in enumerate(hostile):
         shutil.copytree(run, path)
-        config = json.loads((path / "config.json").read_text())
-        config["config"]["init_from"] = f"<b onclick=x>{'long' * 20}{i}"
-        (path / "config.json").write_text(json.dumps(config))
+        start = f"<b onclick=x>{'long' * 20}{i}"
+        edit(path / "config.json", lambda saved, start=start: saved["config"].update(init_from=start))
     with_names(monkeypatch, tuple(f"</td><u>{digit}" for digit in range(10)))
     values = report(hostile, tmp_path / "report.html", num_examples=2, figures_dir=tmp_path / "figures")
     page = check(tmp_path / "report.html")
@@ -162,10 +161,11 @@ def test_names_are_text(run, tmp_path, monkeypatch):
         assert text in page.text
     assert {tag for tag, _ in page.elements}.isdisjoint({"script", "u", "i"})
     assert "<script" not in (tmp_path / "report.md").read_text()
-    for path in (tmp_path / "figures").iterdir():
+    together = list((tmp_path / "figures").glob("together_*"))
+    assert len(together) == 2
+    for path in together:
         texts = [*xml.etree.ElementTree.fromstring(path.read_text()).itertext()]
-        if path.name.startswith("together"):
-            assert all(any(run.name in text for text in texts) for run in hostile), "in the legend, as it is"
+        assert all(any(run.name in text for text in texts) for run in hostile), "in the legend, as it is"
 
 
 def with_names(monkeypatch, names):
@@ -214,28 +214,21 @@ def undrawn(run):
     (run / "metrics.jsonl").unlink()
 
 
-def without(run, key):
-    summary = json.loads((run / "summary.json").read_text())
-    del summary[key]
-    (run / "summary.json").write_text(json.dumps(summary))
-
-
-def test_files_that_do_not_belong_together(run, finished, tmp_path):
+def test_files_that_do_not_belong_together(run, tmp_path):
     """Each has its line; weights that are not those of the summary are not compared."""
     undrawn(run)
     summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps(summary | {"config_fingerprint": "0" * 12}))
-    shutil.copy(run / "student.npz", run / "kept.npz")
+    edit(run / "summary.json", lambda summary: summary | {"config_fingerprint": "0" * 12})
     arrays = dict(np.load(run / "student.npz"))
     first = next(name for name, array in arrays.items() if array.dtype == np.float32 and array.size > 1)
     np.savez(run / "student.npz", **(arrays | {first: arrays[first] + 1}))
     values = report([run], tmp_path / "report.html", num_examples=2)["runs"][0]
-    assert re.search(
-        r"summary.json is not of this config: it has fingerprint 0{12}, the config \w{12}", *values["problems"]
-    )
+    (problem,) = values["problems"]
+    assert re.search(r"summary.json is not of this config: it has fingerprint 0{12}, the config \w{12}", problem)
     assert values["comparison"] is None and values["status"] == "finished"
-    assert re.search("does not hold the weights that summary.json has the hash of", *values["warnings"])
-    assert values["warnings"][0] in check(tmp_path / "report.html").text.split("What was run")[1], "at the top"
+    (warning,) = values["warnings"]
+    assert "does not hold the weights that summary.json has the hash of" in warning
+    assert warning in check(tmp_path / "report.html").text.split("What was run")[1], "at the top"
     (run / "student.npz").unlink()
     values = report([run], tmp_path / "report.html", num_examples=2)["runs"][0]
     assert values["student"]["accuracy"] == summary["student"]["accuracy"]
@@ -245,14 +238,12 @@ def test_files_that_do_not_belong_together(run, finished, tmp_path):
 def test_what_the_files_contradict(run, tmp_path):
     """A summary that its weights do not bear out, rates that cannot be, a size that the file has not."""
     undrawn(run)
-    summary = json.loads((run / "summary.json").read_text())
-    changes = {"steps": 9_000, "student": {**summary["student"], "accuracy": 0.123}}
-    (run / "summary.json").write_text(json.dumps(summary | changes))
+    measured = f"{100 * json.loads((run / 'summary.json').read_text())['student']['accuracy']:.2f} %"
+    edit(run / "summary.json", lambda summary: summary["student"].update(accuracy=0.123))
+    edit(run / "summary.json", lambda summary: summary | {"steps": 9_000})
     (run / "metrics.jsonl").write_text('{"step": 1, "eval/test/accuracy": 50.0, "train/kl": -3.0}\n')
-    rows = json.loads((run / "pack.json").read_text())
-    (run / "pack.json").write_text(json.dumps([rows[0] | {"bytes": 1}, *rows[1:]]))
+    edit(run / "pack.json", lambda rows: rows[0].update(bytes=1))
     (values,) = report([run], tmp_path / "report.html", num_examples=0)["runs"]
-    measured = f"{100 * summary['student']['accuracy']:.2f} %"
     assert values["warnings"][-1] == f"its summary says 12.30 % of test, its weights have {measured}"
     problems = "\n".join(values["problems"])
     assert "it says 9,000 of 120 steps" in problems
@@ -267,11 +258,11 @@ def test_answers_that_are_no_numbers(run, tmp_path):
     ruined = {k: np.full_like(v, np.nan) if v.dtype == np.float32 else v for k, v in arrays.items()}
     np.savez(run / "student.npz", **ruined)
     sha = weights.sha256(weights.load(run).variables["params"])
-    summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps(summary | {"params_sha256": sha}))
+    edit(run / "summary.json", lambda summary: summary | {"params_sha256": sha})
     values = report([run], tmp_path / "report.html", num_examples=2)["runs"][0]
     assert values["comparison"] is None
-    assert re.search("its student's answers are not finite on 397 of 397 images of test", *values["warnings"])
+    (warning,) = values["warnings"]
+    assert "its student's answers are not finite on 397 of 397 images of test" in warning
     assert "nan" not in check(tmp_path / "report.html").text.lower().split()
 
 
@@ -319,9 +310,7 @@ def test_latencies_of_different_machines_are_not_compared(run, tmp_path):
 @pytest.mark.parametrize("flags", [{"split": "fifth"}, {"data_dir": "/nowhere"}])
 def test_a_flag_that_suits_no_run(run, tmp_path, flags):
     if "data_dir" in flags:
-        config = json.loads((run / "config.json").read_text())
-        config["config"]["source"] |= {"name": "mnist"}
-        (run / "config.json").write_text(json.dumps(config))
+        edit(run / "config.json", lambda saved: saved["config"]["source"].update(name="mnist"))
     ((name, value),) = flags.items()
     with pytest.raises(ConfigError, match=f"--{name}={value}: of no run can it be read: "):
         report([run], tmp_path / "report.html", **flags)
@@ -329,9 +318,7 @@ def test_a_flag_that_suits_no_run(run, tmp_path, flags):
 
 
 def test_without_a_split(run, tmp_path):
-    config = json.loads((run / "config.json").read_text())
-    config["config"]["source"] |= {"test": "", "validation": ""}
-    (run / "config.json").write_text(json.dumps(config))
+    edit(run / "config.json", lambda saved: saved["config"]["source"].update(test="", validation=""))
     (line,) = report([run], tmp_path / "report.html")["runs"][0]["warnings"]
     assert "no test split and no validation split: --split says" in line
 
@@ -342,18 +329,15 @@ def test_data_sets_of_one_name(run, tmp_path):
     for parent in ("a", "b"):
         paths.append(tmp_path / parent / "run")
         shutil.copytree(run, paths[-1])
-        config = json.loads((run / "config.json").read_text())
-        config["config"]["source"] |= {"name": "folder", "path": f"/data/{parent}/photos"}
-        (paths[-1] / "config.json").write_text(json.dumps(config))
+        source = {"name": "folder", "path": f"/data/{parent}/photos"}
+        edit(paths[-1] / "config.json", lambda saved, source=source: saved["config"]["source"].update(source))
     values = report(paths, tmp_path / "report.html", compare=False)
     assert [group["dataset"] for group in values["packed"]] == ["/data/a/photos", "/data/b/photos"]
 
 
 def test_without_data_at_hand(run, tmp_path, capsys):
-    config = json.loads((run / "config.json").read_text())
-    config["config"]["source"] |= {"name": "folder", "path": "/nowhere"}
-    (run / "config.json").write_text(json.dumps(config))
-    without(run, "config_fingerprint")
+    edit(run / "config.json", lambda saved: saved["config"]["source"].update(name="folder", path="/nowhere"))
+    edit(run / "summary.json", lambda summary: summary.pop("config_fingerprint") and summary)
     report([run], tmp_path / "report.html")
     page, told = check(tmp_path / "report.html"), capsys.readouterr().out
     assert told.startswith("run: not compared with a teacher: /nowhere cannot be read") and told.count("\n") == 1
@@ -376,25 +360,30 @@ def test_without_labels(run, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "lines",
+    ("lines", "drawn"),
     [
-        [],
-        [{"step": 0, "train/loss": 1.0, "train/images_per_second": 5.0}],
-        [{"step": 7, "train/loss": 0.0, "eval/test/accuracy": 0.5}],
-        [{"step": -3, "train/loss": 1.0}, {"step": 10**30, "train/loss": 1e300}, {"step": 10**400, "train/loss": 1}],
-        [{"step": 1, "train/loss": float("nan")}, {"step": 2, "train/loss": "x"}, {"step": 3, "train/kl": -1e-9}],
-        [
-            {"step": step, "train/loss": 1e-30 * (step * 7919 % 997 + 1), "train/agreement": 1.0}
-            for step in range(1, 5000)
-        ],
+        ([], set()),
+        ([{"step": 0, "train/loss": 1.0, "train/images_per_second": 5.0}], set()),
+        ([{"step": 7, "train/loss": 0.0, "eval/test/accuracy": 0.5}], {"run1_loss", "run1_accuracy"}),
+        ([{"step": -3, "train/loss": 1.0}, {"step": 10**30, "train/loss": 1e300}, {"step": 10**400}], set()),
+        ([{"step": 1, "train/loss": float("nan")}, {"step": 2, "train/loss": "x"}], set()),
+        ([{"step": 3, "train/kl": -1e-9}], {"run1_kl"}),
+        (
+            [
+                {"step": step, "train/loss": 1e-30 * (step * 7919 % 997 + 1), "train/agreement": 1.0}
+                for step in range(1, 5000)
+            ],
+            {"run1_loss", "run1_agreement"},
+        ),
     ],
 )
-def test_strange_metrics_are_drawn_or_left_out(run, tmp_path, lines):
+def test_strange_metrics_are_drawn_or_left_out(run, tmp_path, lines, drawn):
     shutil.rmtree(run / "teacher")
     (run / "pack.json").unlink()
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report([run], tmp_path / "report.html", compare=False, figures_dir=tmp_path / "figures")
     check(tmp_path / "report.html")
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == drawn
     assert all(path.stat().st_size < 60_000 for path in (tmp_path / "figures").iterdir())
 
 
@@ -409,20 +398,18 @@ def test_a_sweep(run, tmp_path):
     ):
         paths.append(tmp_path / str(number))
         shutil.copytree(run, paths[-1])
-        config = json.loads((run / "config.json").read_text())
-        config["config"] |= {"seed": seed, "total_steps": steps, "total_epochs": steps / 30}
-        config["config"]["view"] |= {"regime": regime, "mixup": 0.0}
-        (paths[-1] / "config.json").write_text(json.dumps(config))
-        summary = json.loads((run / "summary.json").read_text())
-        summary["student"]["accuracy"] = accuracy
-        (paths[-1] / "summary.json").write_text(json.dumps(summary))
+        changes = {"seed": seed, "total_steps": steps, "total_epochs": steps / 30}
+        edit(paths[-1] / "config.json", lambda saved, changes=changes: saved["config"].update(changes))
+        view = {"regime": regime, "mixup": 0.0}
+        edit(paths[-1] / "config.json", lambda saved, view=view: saved["config"]["view"].update(view))
+        edit(paths[-1] / "summary.json", lambda summary, score=accuracy: summary["student"].update(accuracy=score))
     values = report(paths[::-1], tmp_path / "report.html", compare=False, figures_dir=tmp_path / "figures")
     assert values["sweep"]["field"] == "total_epochs"
     lines = {line["label"]: line["points"] for line in values["sweep"]["lines"]}
     assert lines["view.regime=fixed"][0]["accuracy"] == pytest.approx(
-        {"runs": 2, "mean": 0.6, "least": 0.5, "most": 0.7}
+        {"num_runs": 2, "mean": 0.6, "least": 0.5, "most": 0.7}
     )
-    assert [point["accuracy"]["runs"] for point in lines["view.regime=fixed"]] == [2, 1]
+    assert [point["num_runs"] for point in lines["view.regime=fixed"]] == [2, 1]
     page = check(tmp_path / "report.html")
     assert "50.00 % to 70.00 %" in page.text and "view.regime=independent" in page.text
     names = [run["name"] for run in values["runs"]]
@@ -451,8 +438,9 @@ def test_of_many_runs_each_has_its_row_alone(run, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(build, "_MOST_DRAWN", 1)
     shutil.copytree(run, tmp_path / "other")
     values = report(
-        [run, tmp_path / "other"], tmp_path / "report.html", compare=False, figures_dir=tmp_path / "figures"
+        [run, tmp_path / "other"], tmp_path / "report.html", num_examples=1, figures_dir=tmp_path / "figures"
     )
+    assert [own["comparison"] for own in values["runs"]] == [None, None]
     assert not list((tmp_path / "figures").glob("run*")) and list((tmp_path / "figures").glob("together*"))
     assert "not drawn" in check(tmp_path / "report.html").text and "2 runs: each is drawn" in capsys.readouterr().out
     assert values["runs"][0]["curves"]["student"]

@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from edits import edit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import json_mutations
 
 from big_distill.errors import RunError
 from big_distill.reporting.build import report
-from big_distill.reporting.records import read, read_all, runs_of, teachers_name, thinned
+from big_distill.reporting.records import read, read_all, runs_of, thinned
 
 pytestmark = pytest.mark.xdist_group("report")
 
@@ -23,8 +25,20 @@ def test_a_finished_run(run):
     steps, values = found.series("train/loss")
     assert steps.tolist() == list(range(10, 121, 10)) and (values > 0).all()
     assert [(who, own.step) for who, own in runs_of(found)] == [("student", 120), ("teacher", 120)]
-    assert teachers_name(found) == "cnn, features 8-16" and teachers_name(found.teacher) is None
+    assert found.teacher_model == "cnn, features 8-16" and found.teacher.teacher_model is None
     assert len(found.packed) == 3 and found.sessions[0]["step"] == 0
+
+
+def test_teachers_by_path(run, tmp_path, monkeypatch):
+    """In words where a run directory tells; a first stage's is that of the second, not of the directory one is in."""
+    student, first = tmp_path / "student", run / "init"
+    for workdir, path in ((student, f"{run}, {run}/student.npz"), (first, "teacher")):
+        shutil.copytree(run / "teacher", workdir)
+        edit(workdir / "config.json", lambda saved, path=path: saved["config"]["teacher"].update(path=path))
+    assert read(student).teacher_model == "cnn, features 4-8 + student.npz"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, tmp_path / "teacher")
+    assert read(first).teacher_model == "cnn, features 8-16"
 
 
 def test_only_what_can_be_drawn_is_drawn(run):
@@ -43,9 +57,9 @@ def test_only_what_can_be_drawn_is_drawn(run):
     (run / "metrics.jsonl").write_text("".join(lines))
     steps, losses = read(run).series("train/loss")
     assert (steps.tolist(), losses.tolist()) == ([8], [2])
-    rows = json.loads((run / "pack.json").read_text())
+    edit(run / "pack.json", lambda rows: rows[:2])
     for change in ({"bytes": 0}, {"bytes": 10**400}, {"latency_ms": float("inf")}, {"latency_ms": -1.0}):
-        (run / "pack.json").write_text(json.dumps([rows[0] | change, rows[1]]))
+        edit(run / "pack.json", lambda rows, change=change: [{**rows[1], "format": "container"} | change, rows[1]])
         assert [row["format"] for row in read(run).packed] == ["safetensors"]
 
 
@@ -93,8 +107,7 @@ def test_a_damaged_file_costs_what_was_in_it(run, name):
     ],
 )
 def test_numbers_that_cannot_be(run, change, line):
-    summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps(summary | change))
+    edit(run / "summary.json", lambda summary: summary | change)
     found = read(run)
     assert (found.status, found.summary) == ("damaged", None)
     (told,) = found.problems
@@ -102,10 +115,9 @@ def test_numbers_that_cannot_be(run, change, line):
 
 
 def test_rows_left_out_are_told(run):
-    rows = json.loads((run / "pack.json").read_text())
-    (run / "pack.json").write_text(json.dumps([rows[0] | {"accuracy": 2.0}, rows[1] | {"bytes": -1}, *rows[2:]]))
+    edit(run / "pack.json", lambda rows: [rows[0] | {"accuracy": 2.0}, rows[1] | {"bytes": -1}, *rows[2:]])
     found = read(run)
-    assert len(found.packed) == len(rows) - 2 and f"2 of {len(rows)} rows left out" in found.problems[0]
+    assert len(found.packed) == 1 and "2 of 3 rows left out" in found.problems[0]
 
 
 def test_a_directory_that_cannot_be_read(run, tmp_path):
@@ -130,8 +142,7 @@ def test_each_directory_once(run, tmp_path):
      ({"num_classes": -1}, "config.num_classes=-1: expected at least 2")],
 )  # fmt: skip
 def test_a_config_of_what_cannot_be(run, change, told):
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"config": config["config"] | change}))
+    edit(run / "config.json", lambda saved: saved["config"].update(change))
     found = read(run)
     assert found.config is None and found.status == "damaged" and told in found.problems[0]
 
@@ -153,9 +164,11 @@ def test_fuzzed_files_make_a_page(finished, tmp_path_factory, data):
     (workdir / name).write_text("\n".join(map(json.dumps, lines)))
     out = workdir.parent / "report.html"
     try:
-        values = report([workdir], out, num_examples=1)
+        values = report([workdir], out, num_examples=1, figures_dir=workdir.parent / "figures")
     except RunError as error:
         assert str(error).startswith("no run to report on") and str(error).isprintable()
     else:
         assert all(line.isprintable() for line in values["runs"][0]["problems"] + values["runs"][0]["warnings"])
+        for path in (workdir.parent / "figures").iterdir():
+            ElementTree.fromstring(path.read_text())
         assert "</html>" in out.read_text() and len(out.with_suffix(".md").read_text().splitlines()) == 3

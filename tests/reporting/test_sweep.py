@@ -5,28 +5,11 @@ import pathlib
 from unittest.mock import ANY
 
 import pytest
+from made_up import CONFIG, patient, record, taught
 
-from big_distill.config import Config, ObjectiveConfig, OptimizerConfig, SourceConfig, TeacherConfig, ViewConfig
-from big_distill.reporting.records import Record
-from big_distill.reporting.sweep import Point, Spread, epochs_of, in_order, labels, sweep
-
-CONFIG = Config(
-    num_classes=10, batch_size=100, total_steps=100, total_epochs=10.0, dtype="float32",
-    source=SourceConfig(name="digits", num_train_examples=1000),
-    view=ViewConfig(image_size=8, mixup=0.0),
-)  # fmt: skip
-
-
-def record(accuracy, agreement=0.5, name="run", **changes):
-    config = dataclasses.replace(CONFIG, **changes)
-    summary = {"student": {"accuracy": accuracy, "num_params": 1}, "agreement": agreement}
-    return Record(pathlib.Path("runs") / name, "finished", config=config, summary=summary)
-
-
-def patient(regime, epochs, seed, accuracy):
-    view = dataclasses.replace(CONFIG.view, regime=regime, mixup=float(regime == "function_matching"))
-    changes = {"total_epochs": float(epochs), "total_steps": 10 * epochs, "seed": seed, "view": view}
-    return record(accuracy, name=f"{regime}-{epochs}-{seed}", **changes)
+from big_distill.config import ObjectiveConfig, OptimizerConfig
+from big_distill.reporting.fields import epochs_of
+from big_distill.reporting.sweep import Point, Spread, sweep
 
 
 def test_patience():
@@ -37,9 +20,8 @@ def test_patience():
     assert (found.field, found.log) == ("total_epochs", True)
     assert list(found.lines) == ["view.regime=fixed", "view.regime=function_matching"]
     first, second = found.lines["view.regime=fixed"]
-    assert first == Point(10.0, Spread(2, pytest.approx(0.6), 0.5, 0.7), Spread(2, 0.5, 0.5, 0.5))
-    assert second == Point(100.0, Spread(1, 0.8, 0.8, 0.8), Spread(1, 0.5, 0.5, 0.5))
-    assert labels(runs)[2] == "total_epochs=10, view.regime=fixed, seed=1"
+    assert first == Point(10.0, 2, Spread(2, pytest.approx(0.6), 0.5, 0.7), Spread(2, 0.5, 0.5, 0.5))
+    assert second == Point(100.0, 1, Spread(1, 0.8, 0.8, 0.8), Spread(1, 0.5, 0.5, 0.5))
 
 
 def test_a_grid_of_temperature_and_alpha():
@@ -66,7 +48,7 @@ def test_what_goes_with_the_duration_makes_no_lines():
     ]
     found = sweep(runs)
     assert (found.along, list(found.lines)) == (("optimizer.lr",), [""])
-    assert [point.accuracy.runs for point in found.lines[""]] == [2, 2, 2]
+    assert [point.num_runs for point in found.lines[""]] == [2, 2, 2]
     crossed = [*runs, record(0.5, optimizer=OptimizerConfig(lr=1.0))]
     assert sweep(crossed).field == "optimizer.lr", "one length at two rates: the rate is no longer told by the length"
 
@@ -78,11 +60,6 @@ def crossed(*changes):
         for epochs in (10.0, 100.0)
         for own in changes
     ]
-
-
-def taught(path, regime="consistent", **objective):
-    teacher = TeacherConfig(path=path and f"/a/long/way/to/the/run/directory/of/{path}")
-    return {"teacher": teacher, "view": ViewConfig(8, regime=regime), "objective": ObjectiveConfig(**objective)}
 
 
 def test_lines_are_named_in_few_words():
@@ -106,7 +83,7 @@ def test_lines_are_named_in_few_words():
 def test_names_that_tell_lines_apart_stay_however_long():
     found = sweep(crossed(*(taught(path, regime) for path in "ab" for regime in ("fixed", "consistent"))))
     assert len(found.lines) == 4 and found.implied == ()
-    assert {point.accuracy.runs for points in found.lines.values() for point in points} == {1}
+    assert {point.num_runs for points in found.lines.values() for point in points} == {1}
     close = [{"optimizer": OptimizerConfig(lr=lr)} for lr in (0.12345671, 0.12345672)]
     assert list(sweep(crossed(*close)).lines) == ["optimizer.lr=0.12345671", "optimizer.lr=0.12345672"]
 
@@ -118,13 +95,13 @@ def test_a_seed_counts_once():
     found = sweep([*runs, again])
     assert found.repeated == ("runs/again",)
     first, _ = found.lines[""]
-    assert first.accuracy == Spread(1, 0.5, 0.5, 0.5) and first.agreement.runs == 2
+    assert first.accuracy == Spread(1, 0.5, 0.5, 0.5) and first.agreement.num_runs == first.num_runs == 2
 
 
 def test_seeds_alone_are_averaged():
     """Also of runs that differ in words."""
     found = sweep([record(0.5 + 0.1 * seed, seed=seed) for seed in range(3)])
-    assert (found.field, found.lines) == (None, {"": (Point(None, Spread(3, pytest.approx(0.6), 0.5, 0.7), ANY),)})
+    assert (found.field, found.lines) == (None, {"": (Point(None, 3, Spread(3, pytest.approx(0.6), 0.5, 0.7), ANY),)})
     runs = [
         record(0.5, seed=seed, objective=ObjectiveConfig(name=name))
         for seed in (0, 1)
@@ -152,39 +129,3 @@ def test_epochs_are_those_that_were_run():
     assert epochs_of(CONFIG) == 10
     assert epochs_of(dataclasses.replace(CONFIG, total_steps=99)) == 10, "as it was rounded"
     assert epochs_of(dataclasses.replace(CONFIG, total_steps=50)) == 5, "total_steps won"
-
-
-def test_names():
-    """Where the fields do not tell runs apart, or are many, the shortest ends of their paths do."""
-    same = [record(0.5, name="a/run"), record(0.5, name="b/run")]
-    assert labels(same) == ["a/run", "b/run"]
-    assert labels(same[:1]) == ["run"]
-    assert labels([*same, Record(pathlib.Path("none"), "empty")]) == [
-        "a/run",
-        "b/run",
-        str(pathlib.Path.cwd().name) + "/none",
-    ]
-    assert labels([record(0.5, name="x\ny")]) == ["x\\ny"]
-    far = record(0.5, batch_size=1, seed=1, accumulate_steps=3, total_steps=7, init_from="x", name="c")
-    assert labels([same[0], far])[1] == "c"
-    inner = [record(0.5, name="a/teacher"), record(0.5, name="b")]
-    assert labels(inner) == ["a/teacher", "b"]
-
-
-def test_of_many_runs_names_leave_out_what_others_imply():
-    """As in a sweep of regimes and durations, labels alone among them; and they come in its order."""
-    runs = [
-        record(0.5, name=f"{path}{epochs}{seed}", total_epochs=epochs, total_steps=int(10 * epochs), seed=seed, **own)
-        for epochs in (100.0, 10.0)
-        for seed in (1, 0)
-        for path, own in (
-            ("a", taught("teacher", temperature=2.0)),
-            ("b", taught("teacher", "function_matching", temperature=2.0)),
-            ("c", taught(None, name="cross_entropy")),
-        )
-    ]
-    told = labels(in_order(runs))
-    assert told[:2] == [
-        f"total_epochs=10, objective.name=cross_entropy, view.regime=consistent, seed={seed}" for seed in (0, 1)
-    ]
-    assert len(set(told)) == 12 and all("path" not in name for name in told)

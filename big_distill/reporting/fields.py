@@ -1,0 +1,97 @@
+"""The fields of configs that set runs apart, and how they are said."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from big_distill.config import Config, leaves
+from big_distill.reporting.records import finite
+
+DURATION = "total_epochs"
+
+
+def result_fields(config: Config) -> dict[str, Any]:
+    """All that may set the results of two runs apart, by dotted name: maths and numerics, the duration in epochs.
+
+    What another field implies is left out: mixup, which the regime sets if nothing else does, and the teacher's dtype.
+    """
+    found = {name: value for kind in ("maths", "numerics") for name, value, _ in leaves(config, kind)}
+    if epochs := epochs_of(config):
+        found = {DURATION: epochs, **found}
+        del found["total_steps"]
+    if config.view.mixup == float(config.view.regime == "function_matching"):
+        del found["view.mixup"]
+    if config.teacher.dtype == config.dtype:
+        del found["teacher.dtype"]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
+def epochs_of(config: Config) -> float | None:
+    """How often a run sees its training split: as its config says, or to three digits as its steps say."""
+    examples = config.source.num_train_examples
+    if not examples:
+        return None
+    epochs = config.total_steps * config.batch_size / examples
+    told = config.total_epochs
+    return told if abs(epochs - told) * examples <= config.batch_size else float(f"{epochs:.3g}")
+
+
+def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields, of `result_fields`, in which runs differ, in the schema's order, seeds last."""
+    names = dict.fromkeys(itertools.chain.from_iterable(runs))
+    return sorted((name for name in names if len({fields.get(name) for fields in runs}) > 1), key=is_seed)
+
+
+def is_seed(field: str) -> bool:
+    """Whether a field changes a run by chance alone."""
+    return field.rpartition(".")[2] == "seed"
+
+
+def in_words(names: Sequence[str], fields: Mapping[str, Any]) -> str:
+    """'view.regime=fixed, optimizer.lr=0.003'"""
+    return ", ".join(f"{name}={_shown(fields.get(name))}" for name in names)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "-".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return "none" if value is None else str(value)
+
+
+def telling_apart(names: Sequence[str], runs: Sequence[Mapping[str, Any]], longest: int) -> list[str]:
+    """The names, until labels are short without those that tell no more runs apart, paths and numbers first.
+
+    What tells runs apart stays, however long the labels are.
+    """
+
+    def is_short(names: Sequence[str]) -> bool:
+        return max(len(in_words(names, own)) for own in runs) <= longest
+
+    def num_labels(names: Sequence[str]) -> int:
+        return len({in_words(names, own) for own in runs})
+
+    def last_to_go(name: str) -> tuple[bool, int]:
+        words = [_shown(own.get(name)) for own in runs]
+        return all(word.isidentifier() for word in words), -max(map(len, words))
+
+    kept = list(names)
+    for name in sorted(names, key=last_to_go):
+        rest = [other for other in kept if other != name]
+        if not is_short(kept) and num_labels(rest) == num_labels(kept):
+            kept = rest
+    return kept
+
+
+def rank(value: Any) -> tuple[bool, float, str]:
+    """To sort a field's values by: numbers first, as such."""
+    return (False, float(value), "") if is_number(value) else (True, 0.0, _shown(value))
+
+
+def is_number(value: Any) -> bool:
+    """That can be drawn."""
+    return finite(value) is not None

@@ -1,0 +1,65 @@
+"""What to call runs on a page, and in which order they come."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from big_distill.errors import printable
+from big_distill.reporting.fields import differing, in_words, is_seed, rank, result_fields, telling_apart
+from big_distill.reporting.records import Record
+from big_distill.reporting.sweep import Sweep
+from big_distill.workdir import INIT_DIR, TEACHER_DIR
+
+_LONGEST = 96
+_MOST_FIELDS = 4
+
+
+def named(records: Sequence[Record], sweep: Sweep | None) -> list[tuple[str, Record]]:
+    """Runs with their names, as a sweep has them: line by line, then along its axis, seeds last.
+
+    A name is the fields that set a run apart, if that is short and tells all apart, else its place. Of many fields
+    those are left out that the others imply, if there are more runs than fields. Where nothing tells runs apart they
+    stay as given.
+
+    Args:
+      records: the runs.
+      sweep: what they make together.
+    """
+    fields = [result_fields(record.config) if record.config else {} for record in records]
+    known = [own for own, record in zip(fields, records, strict=True) if record.config]
+    told = _telling(known) if len(known) == len(records) else []
+    names = [in_words(told, own) for own in fields] if told else _places([record.workdir for record in records])
+    ranked = told or (differing(known) if sweep else [])
+    axis = [sweep.field] if sweep and sweep.field else []
+    ranked = [name for name in ranked if name not in axis and not is_seed(name)] + axis + list(filter(is_seed, ranked))
+    order = sorted(range(len(records)), key=lambda i: [rank(fields[i].get(name)) for name in ranked])
+    return [(printable(names[i]), records[i]) for i in order]
+
+
+def _telling(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields that names are made of, seeds last; [] if they would be long, or not tell all apart."""
+    names = differing(runs)
+    if not names or len(names) > max(_MOST_FIELDS, len(runs)):
+        return []
+    seeds = list(filter(is_seed, names))
+    kept = telling_apart([name for name in names if name not in seeds], runs, _LONGEST) + seeds
+    told = {printable(in_words(kept, own)) for own in runs}
+    return kept if len(told) == len(runs) and max(map(len, told)) <= _LONGEST else []
+
+
+def _places(paths: Sequence[pathlib.Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart; of a run inside another with that one's name.
+
+    Args:
+      paths: of different directories.
+    """
+    parts = [pathlib.Path(os.path.realpath(path)).parts for path in paths]
+    ends: list[str] = []
+    for depth in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(own[-depth - (own[-1] in (TEACHER_DIR, INIT_DIR)) :]) for own in parts]
+        if len(set(ends)) == len(ends):
+            break
+    return ends
