@@ -125,6 +125,8 @@ def swept(sweep: Sweep, score: str) -> Drawing | None:
 
     def draw(axes: Axes) -> None:
         for index, (label, points) in enumerate(shown.items()):
+            if not points:
+                continue
             x = np.array([at for at, _ in points])
             mean, least, most = (
                 100 * np.array([getattr(spread, name) for _, spread in points]) for name in ("mean", "least", "most")

@@ -44,6 +44,17 @@ def test_where_every_point_is_one_seed_none_is_hollow(axes):
     assert line.get_markevery().all() and not axes().collections
 
 
+def test_a_line_that_was_not_measured_leaves_its_colour_free(axes):
+    alone = tuple(Point(x, 1, Spread(1, 0.5, 0.5, 0.5), None) for x in (1, 2))
+    taught = tuple(dataclasses.replace(point, agreement=point.accuracy) for point in alone)
+    found = dataclasses.replace(SWEEP, lines={"alone": alone, "taught": taught})
+    colours = []
+    for score in ("accuracy", "agreement"):
+        figures.swept(found, score)
+        colours.append({line.get_label(): line.get_color() for line in axes().lines})
+    assert list(colours[1]) == ["taught"] and colours[0]["taught"] == colours[1]["taught"]
+
+
 def test_the_front_is_filled_and_joined(axes):
     dots = [Dot("a", 1, 10, 0.5, True), Dot("a", 2, 20, 0.4, False), Dot("b", 3, 30, 0.9, True)]
     figures.tradeoff("name", "title", "bytes", dots, [("teacher", 400.0, 0.95), ("other", None, 0.6)])
