@@ -129,6 +129,7 @@ def does_not():
     Callback()
     time.sleep(600)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's job in the background inherits as ignored
 cli.run({1})
 """
 
