@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # lazily: importing big_distill alone imports nothing heavy
-        from big_distill.inference import load
+        from big_distill.export.predictor import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,9 +16,9 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from big_distill.config import check_path, fields_of, nearest
-from big_distill.config_files import load_config
-from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, Interrupted, Preempted, RunError
+from big_distill.config.fields import check_path, fields_of
+from big_distill.config.files import load_config
+from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, Interrupted, Preempted, RunError, nearest
 
 _INTERRUPTED, _TERMINATED = 130, 143  # what shells say of a program that Ctrl-C or SIGTERM ended
 
@@ -196,14 +196,3 @@ def _signal_again(number: int) -> None:
 def _exit(message: str, status: int) -> None:
     print(f"big_distill: {message}", file=sys.stderr)
     sys.exit(status)
-
-
-def aligned(lines: list[list[str]]) -> str:
-    """A table as text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def line(cells: list[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
-
-    return "\n".join(map(line, lines))

@@ -17,8 +17,8 @@ import sys
 from absl import flags
 
 from big_distill import cli
-from big_distill.diagnosis import Diagnosis, examine
 from big_distill.errors import ConfigError, RunError
+from big_distill.reporting.diagnosis import Diagnosis, examine
 
 
 def define_flags() -> None:

@@ -1,6 +1,8 @@
 """The errors a user can cause or meet: each prints as one line and ends the program with its own exit status."""
 
+import difflib
 import errno
+from collections.abc import Sequence
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 """Of an OSError for which the disk is to blame."""
@@ -11,6 +13,12 @@ _MAX_MESSAGE = 2000
 def printable(text: str) -> str:
     """As one line, with whatever else cannot be printed escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """`; did you mean 'x'?`, or the choices when nothing is near."""
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(names)}"
 
 
 class BigDistillError(Exception):

@@ -19,7 +19,8 @@ from absl import flags
 
 from big_distill import cli
 from big_distill.errors import ConfigError
-from big_distill.evaluation import evaluate_run
+from big_distill.export.evaluation import evaluate_file
+from big_distill.training.evaluation import evaluate_run
 
 
 def define_flags() -> None:
@@ -39,8 +40,11 @@ def main() -> None:
         raise ConfigError("--workdir=DIR is needed: a run directory")
     if args.packed and args.step != "final":
         raise ConfigError(f"--packed={args.packed} takes the place of --step={args.step}: give one of them")
-    packed = pathlib.Path(args.packed) if args.packed else None
-    scores = evaluate_run(pathlib.Path(args.workdir), args.split, args.step, args.data_dir, packed)
+    workdir = pathlib.Path(args.workdir)
+    if args.packed:
+        scores = evaluate_file(pathlib.Path(args.packed), workdir, args.split, args.data_dir)
+    else:
+        scores = evaluate_run(workdir, args.split, args.step, args.data_dir)
     if jax.process_index() == 0:
         print(json.dumps(scores) if args.json else table(scores))
 

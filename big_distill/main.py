@@ -34,10 +34,11 @@ import jax
 from absl import flags
 
 from big_distill import cli
-from big_distill.config import describe_fields, fingerprint
+from big_distill.config import fingerprint
+from big_distill.config.fields import describe_fields
 from big_distill.errors import BigDistillError, ConfigError, PeerLost
-from big_distill.preemption import leave_on_signals
 from big_distill.resolve import resolve
+from big_distill.training.preemption import leave_on_signals
 
 _LAST_SECONDS = 3  # process 0 leaves after those that fail alike: it holds what connects them
 _SRUN_SETS = ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # what JAX wants of SLURM
@@ -75,7 +76,7 @@ def main() -> None:
         config_dict.source.data_dir = args.data_dir
     config = resolve(config_dict, jax.device_count(), jax.default_backend())
     workdir = pathlib.Path(args.workdir or f"runs/{cli.config_path().stem}-{fingerprint(config)}")
-    from big_distill.train import train_and_evaluate  # here, so that --help and mistakes in the config answer at once
+    from big_distill.training.loop import train_and_evaluate
 
     try:
         summary = train_and_evaluate(config, workdir)

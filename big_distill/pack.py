@@ -36,8 +36,8 @@ import jax
 from absl import flags
 
 from big_distill import cli
-from big_distill.cli import aligned
 from big_distill.errors import ConfigError
+from big_distill.terminal import aligned
 
 
 def define_flags() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     args = flags.FLAGS
     if not args.workdir:
         raise ConfigError("--workdir=DIR is needed: a run directory")
-    from big_distill.packing import pack  # here, so that --help answers at once
+    from big_distill.export.packing import pack
 
     rows = pack(pathlib.Path(args.workdir), args.formats, args.step, args.split, args.data_dir, args.quantize)
     if jax.process_index() == 0:

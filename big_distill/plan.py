@@ -34,10 +34,13 @@ from typing import Any, cast
 import jax
 from absl import flags
 
-from big_distill import atomic, chips, cli, planning
-from big_distill.config import Config, fields_of
+from big_distill import cli
+from big_distill.config import Config
+from big_distill.config.fields import fields_of
 from big_distill.errors import ConfigError, RunError
-from big_distill.plan_tables import report
+from big_distill.files import atomic
+from big_distill.planning import chips, estimate
+from big_distill.planning.tables import report
 from big_distill.resolve import resolve
 
 _MAX_PRICE = 1e6
@@ -89,13 +92,13 @@ def main() -> None:
     resolved = [(name, _resolved(config, where), where) for name, config, where in opened]
     _, config, where = resolved[0]
     slices = [chips.open_slice(name, "--weak_scaling") for name in scaled]
-    planning.check_batches(config, where, batches)
-    planning.check_slices(where, slices)
-    first = planning.plan(*resolved[0], args.eval)
+    estimate.check_batches(config, where, batches)
+    estimate.check_slices(where, slices)
+    first = estimate.plan(*resolved[0], args.eval)
     if dump:
         _write(dump, first.hlo)
-    first = planning.with_slices(planning.with_batches(first, config, batches), config, slices)
-    plans = [first, *(planning.plan(*one, args.eval) for one in resolved[1:])]
+    first = estimate.with_slices(estimate.with_batches(first, config, batches), config, slices)
+    plans = [first, *(estimate.plan(*one, args.eval) for one in resolved[1:])]
     if args.json:
         found = [one.to_json(args.price) for one in plans]
         print(json.dumps(found if args.compare else found[0], indent=2, allow_nan=False))

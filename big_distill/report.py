@@ -70,7 +70,7 @@ def main() -> None:
     out = pathlib.Path(args.out)
     if out.suffix != ".html":
         raise ConfigError(f"--out={args.out}: expected FILE.html")
-    from big_distill.reporting.build import report  # here, so that --help answers at once
+    from big_distill.reporting.build import report
 
     report(
         workdirs,

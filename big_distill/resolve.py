@@ -6,9 +6,6 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from big_distill import plugins
-from big_distill.checks import at_least, check_regex, choice, require
-from big_distill.compression_rules import check_compress
 from big_distill.config import (
     OWN_TEACHER,
     PROFILED_STEPS,
@@ -18,9 +15,12 @@ from big_distill.config import (
     SourceConfig,
     ViewConfig,
     freeze,
+    user_code,
 )
+from big_distill.config.checks import at_least, check_numbers, choice, require
+from big_distill.config.compress_checks import check_compress
 from big_distill.errors import ConfigError
-from big_distill.families import MODELS, check_model
+from big_distill.models.families import MODELS, check_model
 
 OBJECTIVES = {  # what each reads
     "function_matching": ("teacher",),
@@ -71,7 +71,7 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
     check_numbers(config, prefix)
     _check_devices(config, num_devices, prefix)
     if ":" in config.source.name:
-        plugins.load(config.source.name, f"{prefix}.source.name")
+        user_code.load(config.source.name, f"{prefix}.source.name")
     view = _resolve_view(config, prefix)
     eval_source = _resolve_eval_source(config, prefix)
     check_model(config.student, view.size_for_student, f"{prefix}.student")
@@ -175,45 +175,6 @@ def needs_labels(objective: ObjectiveConfig) -> bool:
     return "labels" in reads and not ("teacher" in reads and objective.alpha == 1)
 
 
-def check_numbers(config: Config, prefix: str) -> None:
-    """What holds of a config's numbers wherever it is run.
-
-    Raises:
-      ConfigError: one of them cannot be.
-    """
-    source, optimizer = config.source, config.optimizer
-    at_least(f"{prefix}.num_classes", config.num_classes, 2)
-    require(bool(source.name), f"{prefix}.source.name must be set: digits, a TFDS set, folder or your own")
-    for name in ("batch_size", "accumulate_steps", "steps_per_dispatch", "log_every_steps", "keep_latest"):
-        at_least(f"{prefix}.{name}", getattr(config, name), 1)
-    for name in ("seed", "total_steps", "total_epochs", "eval_every_steps", "checkpoint_every_steps", "keep_best"):
-        at_least(f"{prefix}.{name}", getattr(config, name), 0)
-    at_least(f"{prefix}.profile_at_step", config.profile_at_step, 0)
-    at_least(f"{prefix}.source.num_train_examples", source.num_train_examples, 1)
-    for name in ("source", "eval_source"):
-        _check_reading(getattr(config, name), f"{prefix}.{name}")
-    require(
-        not config.eval_source.resident,
-        f"{prefix}.eval_source.resident=True: only the training split, {prefix}.source, can be resident",
-    )
-    at_least(f"{prefix}.grace_seconds", config.grace_seconds, 0)
-    for name in ("lr", "weight_decay", "clip_norm", "max_skipped_steps"):
-        at_least(f"{prefix}.optimizer.{name}", getattr(optimizer, name), 0)
-    check_regex(f"{prefix}.optimizer.decay_mask", optimizer.decay_mask)
-    check_regex(f"{prefix}.init_fresh", config.init_fresh or "")
-    require(
-        config.init_fresh is None or bool(config.init_from or config.init_config),
-        f"{prefix}.init_fresh={config.init_fresh!r} needs {prefix}.init_from",
-    )
-    for name in ("momentum", "b1", "b2"):
-        value = getattr(optimizer, name)
-        require(0 <= value < 1, f"{prefix}.optimizer.{name}={value}: expected a number in [0, 1)")
-    at_least(f"{prefix}.mesh.fsdp", config.mesh.fsdp, 1)
-    at_least(f"{prefix}.view.image_size", config.view.image_size, 1)
-    channels = config.view.channels
-    require(channels in (1, 3), f"{prefix}.view.channels={channels}: expected 1 or 3")
-
-
 def _check_devices(config: Config, num_devices: int, prefix: str) -> None:
     require(
         num_devices % config.mesh.fsdp == 0,
@@ -224,14 +185,6 @@ def _check_devices(config: Config, num_devices: int, prefix: str) -> None:
         f"{prefix}.batch_size={config.batch_size} is not divisible by {num_devices} devices x "
         f"accumulate_steps={config.accumulate_steps}",
     )
-
-
-def _check_reading(source: SourceConfig, path: str) -> None:
-    for name in ("num_threads", "prefetch"):
-        at_least(f"{path}.{name}", getattr(source, name), 1)
-    at_least(f"{path}.cache_bytes", source.cache_bytes, 0)
-    bad = source.max_bad_fraction
-    require(0 <= bad <= 1, f"{path}.max_bad_fraction={bad}: expected a number in [0, 1]")
 
 
 def _check_objective(config: Config, prefix: str) -> None:

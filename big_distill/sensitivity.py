@@ -18,10 +18,10 @@ import jax
 from absl import flags
 
 from big_distill import cli
-from big_distill.checks import check_regex
-from big_distill.cli import aligned
+from big_distill.config.checks import check_regex
 from big_distill.errors import ConfigError
-from big_distill.workdir import SENSITIVITY_PLOT
+from big_distill.run_dir.layout import SENSITIVITY_PLOT
+from big_distill.terminal import aligned
 
 
 def define_flags() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     args = flags.FLAGS
     if not args.workdir:
         raise ConfigError("--workdir=DIR is needed: a run directory")
-    from big_distill import plots, scanning  # here, so that --help answers at once
+    from big_distill.reporting import plots, sensitivity
 
     try:
         shares = sorted(set(map(float, args.shares)))
@@ -52,7 +52,7 @@ def main() -> None:
         raise ConfigError(f"--tolerance={args.tolerance}: expected a number")
     check_regex("--layers", args.layers)
     workdir = pathlib.Path(args.workdir)
-    found = scanning.scan(workdir, args.structure, args.split, shares, args.layers, args.step, args.data_dir)
+    found = sensitivity.scan(workdir, args.structure, args.split, shares, args.layers, args.step, args.data_dir)
     if jax.process_index() == 0:
         rates = found.rates(args.tolerance)
         print(table(found, rates))
@@ -67,7 +67,7 @@ def main() -> None:
         )
 
 
-def table(found: scanning.Scan, rates: dict[str, float]) -> str:  # type: ignore[name-defined]  # noqa: F821
+def table(found: sensitivity.Scan, rates: dict[str, float]) -> str:  # type: ignore[name-defined]  # noqa: F821
     """One layer a line: the metric in per cent for each share, and the rate."""
     lines = [[found.metric, *(f"{100 * share:g} %" for share in found.shares), "rate"]]
     for layer, values in found.by_layer.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -64,17 +65,69 @@ Aux = dict[str, Representation]
 """How some of a student's parameters are represented, by path; `compress` writes it."""
 
 
+@struct.dataclass
+class Outputs:
+    """What a network makes of a batch of images. A part is None where the network has none, or where nobody reads it.
+
+    logits: float32 [B, K].
+    embedding: [B, D], what the head reads, before dropout.
+    maps: one map [B, h, w, C] a stage, the last one before pooling; of a ViT the patch tokens in their grid, after the
+      last normalisation.
+    token_logits: float32 [B, K], of a second head, as that of DeiT's distillation token.
+    """
+
+    logits: Any = None
+    embedding: Any = None
+    maps: tuple[Any, ...] | None = None
+    token_logits: Any = None
+
+    def only(self, parts: Collection[str]) -> Outputs:
+        """The named parts alone. XLA does not compute the others, if nothing else reads them."""
+        return Outputs(**{name: getattr(self, name) for name in OUTPUTS if name in parts})
+
+
+OUTPUTS = tuple(field.name for field in dataclasses.fields(Outputs))
+
+
+@struct.dataclass
+class Targets:
+    """What students are taught on a batch of views: as much of it as some objective reads.
+
+    labels: float32 [B, K], mixed as the views are; None from an unlabelled source.
+    logits: float32 [B, K], the mean of the teachers; None without a teacher, or with one that has no classes.
+    teachers: the other outputs of each teacher, in the teachers' order.
+    """
+
+    labels: Any = None
+    logits: Any = None
+    teachers: tuple[Outputs, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A network as two pure functions; nothing outside `models/` knows more of it.
 
     init: `(rng, image [B, H, W, C] float32) -> {'params': ..., 'batch_stats': ...}` (batch_stats only if the network
       has any).
-    apply: `(variables, image, *, train, rng=None) -> (logits [B, K] float32, batch_stats)`.
+    apply: `(variables, image, *, train, rng=None) -> (Outputs, batch_stats)`. A function that returns logits [B, K] in
+      the place of `Outputs` is taken, too: they become float32.
     """
 
     init: Callable[..., dict[str, Any]]
-    apply: Callable[..., tuple[jax.Array, Any]]
+    apply: Callable[..., tuple[Outputs, Any]]
+
+    def __post_init__(self) -> None:
+        """Makes `Outputs` of logits alone."""
+        given = self.apply
+
+        @functools.wraps(given)
+        def apply(*args: Any, **kwargs: Any) -> tuple[Outputs, Any]:
+            outputs, batch_stats = given(*args, **kwargs)
+            if not isinstance(outputs, Outputs):
+                outputs = Outputs(logits=outputs.astype(jnp.float32))
+            return outputs, batch_stats
+
+        object.__setattr__(self, "apply", apply)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 #
 #   bash launch/test.sh                     # all but the slow and the soak tests
 #   bash launch/test.sh -m slow
-#   bash launch/test.sh -n 0 -x tests/test_objectives.py
+#   bash launch/test.sh -n 0 -x tests/step/test_objectives.py
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

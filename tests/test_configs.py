@@ -7,10 +7,11 @@ import re
 
 import pytest
 
-from big_distill.config import Config, fields_of
-from big_distill.config_files import load_config
+from big_distill.config import Config
+from big_distill.config.fields import fields_of
+from big_distill.config.files import load_config
 from big_distill.resolve import resolve
-from big_distill.train import train_and_evaluate
+from big_distill.training.loop import train_and_evaluate
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 REQUIRED = """digits_fm mnist_teacher mnist_kd cifar10_teacher cifar10_kd flowers_teacher flowers_fm flowers64_fm

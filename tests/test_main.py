@@ -10,8 +10,8 @@ import pytest
 from processes import ROOT, cluster, losses, run, saved_steps, start, timeless
 
 from big_distill import cli, weights
-from big_distill.checkpoints import verify
 from big_distill.errors import ConfigError
+from big_distill.run_dir.checkpoints import verify
 
 DIGITS = ["--config=configs/digits_fm.py", "--config.total_steps=20", "--config.teacher.config.total_steps=10",
           "--config.log_every_steps=1", "--config.eval_every_steps=5", "--config.teacher.config.eval_every_steps=5",
@@ -74,7 +74,7 @@ def test_training_imports_no_tensorflow(tmp_path):
     """Teacher, student, evaluations and checkpoints: of all that a run imports, Python says so on stderr."""
     status, _, stderr = run(f"{FM}:smoke", f"--workdir={tmp_path}", PYTHONPROFILEIMPORTTIME="1")
     imported = set(re.findall(r"^import time:.*\|\s+(\S+)$", stderr, re.MULTILINE))
-    assert status == 0 and {"big_distill.train", "orbax.checkpoint", "clu.metric_writers"} <= imported
+    assert status == 0 and {"big_distill.training.loop", "orbax.checkpoint", "clu.metric_writers"} <= imported
     assert not {name for name in imported if name.split(".")[0] == "tensorflow"}
 
 

@@ -27,8 +27,7 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from big_distill.config import nearest
-from big_distill.errors import ConfigError, DataError
+from big_distill.errors import ConfigError, DataError, nearest
 
 Example = dict[str, Any]  # 'image' is pixels, to be stored as PNG, or the bytes of an image file, stored untouched
 

@@ -24,19 +24,18 @@ from big_distill.data.draws import Draws, Stream, inception_boxes
 from big_distill.data.reading import DecodedSplit, Reader, RowPartFn, load, whole
 from big_distill.data.transforms import Decoded, Ragged, central_view, crop_resize, pack_groups
 from big_distill.errors import DataError
-from big_distill.resolve import needs_labels
 from big_distill.state import Resident
 
 HostBatch = dict[str, np.ndarray]
 
 
-def check_source(config: Config, source: Source) -> None:
-    """Raises DataError unless the training split is what the config says it is."""
+def check_source(config: Config, source: Source, needs_labels: bool) -> None:
+    """Raises DataError unless the training split is what the config says it is, and has the labels that are needed."""
     expected = config.source.num_train_examples
     if source.num_examples != expected:
         raise DataError(f"config.source.num_train_examples={expected}, but {source.name} has {source.num_examples}")
     check_classes(config, source)
-    if needs_labels(config.objective) and source.num_classes is None:
+    if needs_labels and source.num_classes is None:
         raise DataError(f"config.objective.name={config.objective.name!r} needs labels, but {source.name} has none")
 
 

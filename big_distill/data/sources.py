@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from big_distill import plugins
-from big_distill.config import SourceConfig
+from big_distill.config import SourceConfig, user_code
 from big_distill.data import Example, Source, array_source
 from big_distill.data.draws import permutation
 from big_distill.errors import ConfigError, DataError
@@ -267,7 +266,7 @@ def _tfds_builder(name: str, data_dir: str | None) -> Any:
 
 
 def _own_source(source: SourceConfig, split: str) -> Source:
-    made = plugins.load(source.name, "config.source.name")(source, split)
+    made = user_code.load(source.name, "config.source.name")(source, split)
     if not isinstance(made, Source):
         raise ConfigError(f"config.source.name={source.name!r} returned {type(made).__name__}, expected a Source")
     return made

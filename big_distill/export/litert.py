@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from big_distill import atomic, weights
+from big_distill import weights
 from big_distill.errors import ConfigError, RunError
 from big_distill.export import litert_int8
+from big_distill.export.function import Classifier, check_pixels, pixels_shape, pixels_to_logits
 from big_distill.export.interpreter import bind, interpret
 from big_distill.export.litert_substitutes import IN_FLOATS, IN_INT8, Substitutes
-from big_distill.export.program import Classifier, check_pixels, pixels_shape, program
+from big_distill.files import atomic
 
 Function = Callable[[jax.Array], jax.Array]
 
@@ -38,7 +39,9 @@ def write(path: pathlib.Path, network: weights.Network) -> None:
       RunError: the converter has no operations for this network.
     """
     with _quiet():
-        atomic.write(path, _converted(_substituted(program(network), IN_FLOATS), pixels_shape(network), np.uint8))
+        atomic.write(
+            path, _converted(_substituted(pixels_to_logits(network), IN_FLOATS), pixels_shape(network), np.uint8)
+        )
 
 
 def write_int8(path: pathlib.Path, network: weights.Network, pixels: np.ndarray) -> None:
@@ -58,7 +61,7 @@ def write_int8(path: pathlib.Path, network: weights.Network, pixels: np.ndarray)
     images = pixels.astype(np.float32)
     images[0].flat[:2] = 0, 255  # so that one step of the input is one of its bytes
     with _quiet():
-        function = _substituted(program(network), IN_INT8)
+        function = _substituted(pixels_to_logits(network), IN_INT8)
         model = _converted(function, pixels_shape(network), np.float32)
         atomic.write(path, litert_int8.quantized(model, images))
 

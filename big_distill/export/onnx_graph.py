@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from big_distill import atomic, weights
+from big_distill import weights
 from big_distill.errors import ConfigError, RunError
 from big_distill.export import onnx_primitives
+from big_distill.export.function import Classifier, check_pixels, pixels_shape, pixels_to_logits
 from big_distill.export.interpreter import bind, interpret, type_of
 from big_distill.export.onnx_builder import BATCH, INPUT, Builder, Tensor, Value, has_batch
-from big_distill.export.program import Classifier, check_pixels, pixels_shape, program
+from big_distill.files import atomic
 
 OPSET, IR_VERSION = 17, 8
 """Of 2022: ONNX Runtime 1.12, TensorRT 8.6 and OpenVINO 2022.2 read them already, and nothing newer is needed."""
@@ -37,7 +38,7 @@ def write(path: pathlib.Path, network: weights.Network) -> None:
     """
     shape = pixels_shape(network)
     card = {"image_size": shape[0], "class_names": network.architecture.card.class_names}
-    atomic.write(path, model(program(network), shape, card).SerializeToString())
+    atomic.write(path, model(pixels_to_logits(network), shape, card).SerializeToString())
 
 
 def read(path: pathlib.Path) -> Classifier:

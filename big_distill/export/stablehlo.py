@@ -12,16 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from big_distill import atomic, weights
+from big_distill import weights
 from big_distill.errors import RunError
-from big_distill.export.program import Classifier, check_pixels, pixels_shape, program
+from big_distill.export.function import Classifier, check_pixels, pixels_shape, pixels_to_logits
+from big_distill.files import atomic
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(path: pathlib.Path, network: weights.Network) -> None:
     """Writes a network with its preprocessing, whole or not at all."""
-    logits = program(network)
+    logits = pixels_to_logits(network)
 
     def logits_of_one(image: jax.Array) -> jax.Array:
         return logits(image[None])[0]

@@ -8,26 +8,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from big_distill import plugins
-from big_distill.config import ModelConfig
+from big_distill.config import ModelConfig, user_code
 from big_distill.errors import ConfigError
-from big_distill.families import BIT_BLOCKS
 from big_distill.models import bit, cnn, efficientnet_lite, inverted_residual, mobilenet_v3, vit
+from big_distill.models.families import BIT_BLOCKS
 from big_distill.models.folding import abstract_cast, cast, fold
-from big_distill.models.forms import (
+from big_distill.models.int8 import abstract_quantized, input_ranges, quantize
+from big_distill.models.inverted_residual import Unit
+from big_distill.models.variants import (
     FACTORS,
     INPUT_RANGE,
     format_ranks,
-    formed,
     kernel_applications,
     parse_ranks,
     range_of,
+    with_variants,
 )
-from big_distill.models.inverted_residual import Unit
-from big_distill.models.quantization import abstract_quantized, input_ranges, quantize
 from big_distill.state import Model
 
 __all__ = [
@@ -68,7 +66,7 @@ def build(model: ModelConfig, num_classes: int, dtype: str, folded: bool = False
     Raises:
       ConfigError: the user's own function cannot be imported, or does not return a Model.
     """
-    return formed(_family(model, num_classes, dtype, folded), model)
+    return with_variants(_family(model, num_classes, dtype, folded), model)
 
 
 def features_of(model: ModelConfig) -> tuple[int, ...]:
@@ -136,16 +134,17 @@ def _family(model: ModelConfig, num_classes: int, dtype: str, folded: bool) -> M
             width, _, num_heads = vit.SIZES[name]
             return from_linen(vit.ViT(features, width, num_heads, model.patch_size, num_classes, dtype))
         case _:
-            own = plugins.load(str(model.name), "model.name")(model, num_classes, dtype)
+            own = user_code.load(str(model.name), "model.name")(model, num_classes, dtype)
             if not isinstance(own, Model):
                 raise ConfigError(f"model.name={model.name!r}: expected a Model, got {type(own).__name__}")
             return own
 
 
 def from_linen(network: nn.Module) -> Model:
-    """The Model of a Flax module with `__call__(self, image [B, H, W, C], *, train) -> logits [B, K]`.
+    """Makes a Model of a Flax module.
 
-    The module may have BatchNorm (its collection `batch_stats`) and dropout (fed by `apply`'s `rng`).
+    Its `__call__(self, image [B, H, W, C], *, train)` returns `Outputs`, or logits [B, K] alone. The module may have
+    BatchNorm (its collection `batch_stats`) and dropout (fed by `apply`'s `rng`).
     """
 
     def init(rng: jax.Array, image: jax.Array) -> dict[str, Any]:
@@ -153,14 +152,14 @@ def from_linen(network: nn.Module) -> Model:
 
     def apply(
         variables: Mapping[str, Any], image: jax.Array, *, train: bool, rng: jax.Array | None = None
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[Any, Any]:
         rngs = {} if rng is None else {"dropout": rng}
         batch_stats = variables.get("batch_stats", {})
         if train and batch_stats:
-            logits, updated = network.apply(variables, image, train=True, rngs=rngs, mutable=["batch_stats"])
+            outputs, updated = network.apply(variables, image, train=True, rngs=rngs, mutable=["batch_stats"])
             batch_stats = updated["batch_stats"]
         else:
-            logits = network.apply(variables, image, train=train, rngs=rngs)
-        return logits.astype(jnp.float32), batch_stats
+            outputs = network.apply(variables, image, train=train, rngs=rngs)
+        return outputs, batch_stats
 
     return Model(init, apply)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_distill.config import ModelConfig
-from big_distill.models.forms import FACTORS
 from big_distill.models.layers import BATCH_NORM_EPSILON, STD_CONV_EPSILON
+from big_distill.models.variants import FACTORS
 
 
 def fold(model: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def _shifts(x: jax.Array, size: int, stride: int, pads: Pads, fill: float) -> li
 
 
 class Kernel(nn.Module):
-    """What all layers with a kernel share: `apply_kernel`, which `forms.formed` may compute in another way."""
+    """A layer with a kernel. `variants.with_variants` may compute its `apply_kernel` in another way."""
 
     features: int
     dtype: str

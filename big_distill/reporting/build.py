@@ -8,16 +8,16 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from big_distill import atomic
-from big_distill import workdir as workdirs
 from big_distill.errors import BigDistillError, ConfigError, DataError, RunError, printable
-from big_distill.metrics import say
+from big_distill.files import atomic
 from big_distill.reporting import comparison, document, markdown, page, svg, wording
 from big_distill.reporting.document import Run
 from big_distill.reporting.drawings import draw
 from big_distill.reporting.naming import named
 from big_distill.reporting.records import read_all
 from big_distill.reporting.sweep import sweep
+from big_distill.run_dir import layout
+from big_distill.terminal import say
 
 _NOT_PACKED = "no pack.json: big_distill.pack makes files, and measures their size and latency"
 _MOST_APART = 0.01  # what is the same accuracy, computed on two machines
@@ -88,7 +88,7 @@ def _check_ours(files: Sequence[pathlib.Path]) -> None:
       ConfigError: it would.
     """
     html, values, table = files
-    in_run = (html.parent / workdirs.CONFIG_FILE).exists() and values.name in workdirs.JSON_FILES
+    in_run = (html.parent / layout.CONFIG_FILE).exists() and values.name in layout.JSON_FILES
     for path, is_ours in ((values, document.is_document), (table, markdown.is_table)):
         if (path is values and in_run) or (path.is_file() and not is_ours(path.read_bytes())):
             raise ConfigError(f"--out={html}: {path} beside it is not of a report and would be lost")

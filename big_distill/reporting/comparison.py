@@ -17,15 +17,17 @@ from jax.sharding import Mesh
 from PIL import Image
 from scipy.stats import binomtest, false_discovery_control
 
-from big_distill import scoring, sharding, steps, weights
 from big_distill import teacher as teachers
+from big_distill import weights
 from big_distill.config import Config
 from big_distill.data.pipeline import EvalPipeline
 from big_distill.errors import BigDistillError, ConfigError, RunError
-from big_distill.evaluation import jit_eval, mesh_for, open_eval, student_of
+from big_distill.parallel import sharding
+from big_distill.run_dir.layout import SUMMARY_FILE, WEIGHTS_FILE, read_summary
 from big_distill.state import Batch, Card, Model, Teacher
-from big_distill.views import for_network, to_unit
-from big_distill.workdir import SUMMARY_FILE, WEIGHTS_FILE, read_summary
+from big_distill.step import scoring, steps
+from big_distill.step.views import for_network, to_unit
+from big_distill.training.evaluation import jit_eval, mesh_for, open_eval, student_of
 
 TOP = 3
 _FALSE_DISCOVERIES = 0.05  # of the classes that are called significant

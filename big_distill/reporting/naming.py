@@ -11,7 +11,7 @@ from big_distill.errors import printable
 from big_distill.reporting.fields import differing, in_words, is_seed, rank, result_fields, telling_apart
 from big_distill.reporting.records import Record
 from big_distill.reporting.sweep import Sweep
-from big_distill.workdir import INIT_DIR, TEACHER_DIR
+from big_distill.run_dir.layout import INIT_DIR, TEACHER_DIR
 
 _LONGEST = 96
 _MOST_FIELDS = 4

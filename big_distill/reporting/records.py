@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from big_distill import teacher
-from big_distill import workdir as workdirs
-from big_distill.checkpoints import saved_steps
 from big_distill.config import Config, ModelConfig, fingerprint
 from big_distill.errors import RunError, printable
-from big_distill.metrics import METRICS_FILE, read_metrics
+from big_distill.run_dir import layout
+from big_distill.run_dir.checkpoints import saved_steps
+from big_distill.run_dir.metrics import METRICS_FILE, read_metrics
 
 SPEED, LOSS = "train/images_per_second", "train/loss"
 _TRAINING = {LOSS, SPEED, "train/kl", "train/agreement"}
@@ -122,7 +122,7 @@ def read(workdir: pathlib.Path) -> Record:
         if not workdir.is_dir():
             return Record(workdir, "empty", problems=(printable(f"{workdir} is not a directory"),))
         with os.scandir(workdir):
-            (workdir / workdirs.CONFIG_FILE).exists()
+            (workdir / layout.CONFIG_FILE).exists()
     except OSError as error:
         return Record(workdir, "unreadable", problems=(printable(f"{workdir} cannot be read: {error.strerror}"),))
     problems: list[str] = []
@@ -136,30 +136,28 @@ def read(workdir: pathlib.Path) -> Record:
             problems.append(printable(f"{workdir / name} cannot be read: {error.strerror}"))
         return None
 
-    config = attempt(workdirs.CONFIG_FILE, lambda: workdirs.read_config(workdir))
-    summary = attempt(workdirs.SUMMARY_FILE, lambda: _plausible_summary(workdir))
+    config = attempt(layout.CONFIG_FILE, lambda: layout.read_config(workdir))
+    summary = attempt(layout.SUMMARY_FILE, lambda: _plausible_summary(workdir))
     metrics = attempt(METRICS_FILE, lambda: read_metrics(workdir)) or []
-    is_packed = (workdir / workdirs.PACK_FILE).exists()
-    packed = attempt(workdirs.PACK_FILE, lambda: workdirs.read_json(workdir / workdirs.PACK_FILE, _PACKED)) or ()
-    sessions = attempt(workdirs.ENVIRONMENT_FILE, lambda: workdirs.sessions(workdir)) or []
-    saved = attempt(workdirs.CHECKPOINTS_DIR, lambda: saved_steps(workdir)) or []
+    is_packed = (workdir / layout.PACK_FILE).exists()
+    packed = attempt(layout.PACK_FILE, lambda: layout.read_json(workdir / layout.PACK_FILE, _PACKED)) or ()
+    sessions = attempt(layout.ENVIRONMENT_FILE, lambda: layout.sessions(workdir)) or []
+    saved = attempt(layout.CHECKPOINTS_DIR, lambda: saved_steps(workdir)) or []
     damaged = bool(problems)
     problems += _contradictions(workdir, config, summary, metrics, packed)
-    inner = {
-        name: read(workdir / name) for name in (workdirs.TEACHER_DIR, workdirs.INIT_DIR) if (workdir / name).is_dir()
-    }
+    inner = {name: read(workdir / name) for name in (layout.TEACHER_DIR, layout.INIT_DIR) if (workdir / name).is_dir()}
     step = max([*saved, *(line["step"] for line in metrics if 0 < line["step"] <= _MAX_EXACT_INT)], default=0)
     held = None
     with contextlib.suppress(OSError):
-        held = workdirs.holder(workdir)
+        held = layout.holder(workdir)
     if damaged and not held:
         status = "damaged"
     elif held or summary or step or config or inner:
-        status = workdirs.status(held=bool(held), finished=bool(summary), begun=step > 0)
+        status = layout.status(held=bool(held), finished=bool(summary), begun=step > 0)
     else:
         status = "empty"
     if status == "empty":
-        problems.append(printable(f"{workdir} holds no run: it has no {workdirs.CONFIG_FILE}"))
+        problems.append(printable(f"{workdir} holds no run: it has no {layout.CONFIG_FILE}"))
     return Record(
         workdir=workdir,
         status=status,
@@ -170,8 +168,8 @@ def read(workdir: pathlib.Path) -> Record:
         packed=tuple(row for row in packed if _drawable(row)) if is_packed else None,
         sessions=tuple(sessions),
         teacher_model=_teacher_model(workdir, config, summary),
-        teacher=inner.get(workdirs.TEACHER_DIR),
-        init=inner.get(workdirs.INIT_DIR),
+        teacher=inner.get(layout.TEACHER_DIR),
+        init=inner.get(layout.INIT_DIR),
         problems=(*problems, *(line for run in inner.values() for line in run.problems)),
     )
 
@@ -223,7 +221,7 @@ def finite(value: Any) -> float | None:
 
 def _plausible_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     """Raises RunError if a number in it is none that can be."""
-    summary = workdirs.written_summary(workdir)
+    summary = layout.written_summary(workdir)
     if summary is None:
         return None
     rates = {f"{who}.accuracy": (summary[who] or {}).get("accuracy") for who in ("student", "teacher")}
@@ -236,7 +234,7 @@ def _plausible_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
         if value is not None and not _is_nan(value) and not least <= value <= _MAX_EXACT_INT:
             wrong.append(name)
     if wrong:
-        path, values = workdir / workdirs.SUMMARY_FILE, rates | amounts
+        path, values = workdir / layout.SUMMARY_FILE, rates | amounts
         found = ", ".join(f"{name} is {reprlib.repr(values[name])}" for name in wrong)
         raise RunError(f"{path} is damaged: its {found}, which cannot be")
     return summary
@@ -271,14 +269,14 @@ def _contradictions(
     """Lines on files that can be read, and do not belong together or hold what cannot be."""
     lines = []
     if summary:
-        if not (workdir / workdirs.WEIGHTS_FILE).is_file():
-            lines.append(f"{workdir} has no {workdirs.WEIGHTS_FILE}: its weights are missing; its numbers are shown")
+        if not (workdir / layout.WEIGHTS_FILE).is_file():
+            lines.append(f"{workdir} has no {layout.WEIGHTS_FILE}: its weights are missing; its numbers are shown")
         theirs = summary.get("config_fingerprint")
         if config and theirs and theirs != fingerprint(config):
-            file = workdir / workdirs.SUMMARY_FILE
+            file = workdir / layout.SUMMARY_FILE
             lines.append(f"{file} is not of this config: it has fingerprint {theirs}, the config {fingerprint(config)}")
         if config and summary["steps"] > config.total_steps:
-            file = workdir / workdirs.SUMMARY_FILE
+            file = workdir / layout.SUMMARY_FILE
             lines.append(f"{file} is not of this config: it says {summary['steps']:,} of {config.total_steps:,} steps")
     wrong = {
         f"{name} of {value}"
@@ -290,12 +288,12 @@ def _contradictions(
         lines.append(f"{workdir / METRICS_FILE}: left out what cannot be, such as {min(wrong)}")
     if dropped := sum(not _drawable(row) for row in packed):
         what = "bytes and latency_ms are above 0, accuracy and agreement from 0 to 1"
-        lines.append(f"{workdir / workdirs.PACK_FILE}: {dropped} of {len(packed)} rows left out: {what}")
+        lines.append(f"{workdir / layout.PACK_FILE}: {dropped} of {len(packed)} rows left out: {what}")
     for row in packed:
         file = workdir / pathlib.PurePath(row["path"]).name
         with contextlib.suppress(OSError, ValueError):
             if (size := file.stat().st_size) != row["bytes"]:
-                told = f"{workdir / workdirs.PACK_FILE}: bytes is {row['bytes']:,} of {file.name}"
+                told = f"{workdir / layout.PACK_FILE}: bytes is {row['bytes']:,} of {file.name}"
                 lines.append(f"{told}, which has {size:,}")
     return [printable(line) for line in lines]
 
@@ -328,7 +326,7 @@ def _teacher_model(workdir: pathlib.Path, config: Config | None, summary: dict[s
     for path in teacher.paths_of(config, workdir):
         name = pathlib.PurePath(path).name
         with contextlib.suppress(RunError):
-            name = architecture(workdirs.read_config(pathlib.Path(path)).student)
+            name = architecture(layout.read_config(pathlib.Path(path)).student)
         names.append(name)
     return " + ".join(names) or None
 

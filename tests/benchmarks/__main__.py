@@ -30,7 +30,7 @@ import saves
 import start_up
 import train_steps
 
-from big_distill import atomic
+from big_distill.files import atomic
 
 SECTIONS = {"step": train_steps.rows, "input": inputs.rows, "start": start_up.rows, "save": saves.rows}
 

@@ -27,9 +27,9 @@ class Finder:
     """Puts `report` in place when the loop imports `metrics`: not before, which would move the import."""
 
     def find_spec(self, name, path=None, target=None):
-        if name == "big_distill.train":
+        if name == "big_distill.training.loop":
             sys.meta_path.remove(self)
-            from big_distill import metrics
+            from big_distill.run_dir import metrics
 
             metrics.Stopwatch.start = report
 

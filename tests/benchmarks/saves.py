@@ -11,7 +11,7 @@ import jax
 import measure
 import train_steps
 
-from big_distill.checkpoints import Checkpoints
+from big_distill.run_dir.checkpoints import Checkpoints
 
 
 def rows(effort: measure.Effort) -> Iterator[measure.Row]:

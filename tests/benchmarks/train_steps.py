@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import measure
 
-from big_distill import run, sharding, weights
 from big_distill import teacher as teachers
+from big_distill import weights
 from big_distill.config import Config
-from big_distill.config_files import teacher_of, template
+from big_distill.config.files import teacher_of, template
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 from big_distill.models import layers
+from big_distill.parallel import sharding
 from big_distill.resolve import resolve
+from big_distill.training import setup
 
 CNN = {"name": "cnn", "features": (256, 512)}
 SMALL_CNN = {"name": "cnn", "features": (16, 32)}
@@ -80,9 +82,9 @@ class Job:
         variables = jax.jit(architecture.build("float32").init)(rng, image)
         self.teacher = weights.Network(architecture, variables)
 
-    def build(self) -> run.Computation:
+    def build(self) -> setup.Computation:
         """The steps, not yet traced: every way has its own."""
-        return run.build(self.config, weights.architecture_of(self.config, (), None), self.mesh)
+        return setup.build(self.config, weights.architecture_of(self.config, (), None), self.mesh)
 
     def folded(self) -> Any:
         """The teacher as runs have it."""

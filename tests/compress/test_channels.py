@@ -7,9 +7,10 @@ import networks
 import numpy as np
 import pytest
 
-from big_distill import models, transition
+from big_distill import models, weights
 from big_distill.compress import channels, low_rank
 from big_distill.models import vit
+from big_distill.training import transition
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,7 @@ def small_vit(monkeypatch):
 def logits(network):
     image = np.random.default_rng(1).random((3, *network.architecture.input_shape[1:]), np.float32)
     model = network.architecture.build("float32")
-    return np.asarray(jax.jit(lambda v: model.apply(v, image, train=False)[0])(network.variables))
+    return np.asarray(jax.jit(lambda v: model.apply(v, image, train=False)[0].logits)(network.variables))
 
 
 @pytest.mark.parametrize("family", networks.FAMILIES)
@@ -29,15 +30,15 @@ def test_a_smaller_network_computes_what_silent_channels_leave(family):
     found = transition.prunable(network.architecture)
     features = models.features_of(network.architecture.model)
     assert tuple(layer.size for layer in found) == features and features
-    arrays = transition.arrays_of(network)
+    arrays = weights.arrays_of(network)
     gone = {layer.kernel: np.arange(0, layer.size, 3)[: layer.size - 1] for layer in found}
     silent = arrays
     for layer in found:
         silent = channels.silence(layer, silent, gone[layer.kernel])
     kept = [np.setdiff1d(np.arange(layer.size), gone[layer.kernel]) for layer in found]
-    smaller = transition.rebuilt(network, channels.cut(found, arrays, kept), features=tuple(map(len, kept)))
+    smaller = weights.rebuilt(network, channels.cut(found, arrays, kept), features=tuple(map(len, kept)))
     assert sum(x.size for x in jax.tree.leaves(smaller.variables)) < sum(x.size for x in arrays.values())
-    want = logits(transition.rebuilt(network, silent))
+    want = logits(weights.rebuilt(network, silent))
     assert np.abs(want - logits(network)).max() > 1e-3 * want.std()
     if "bit" in family or family == "mobile_group":  # GroupNorm also counts silent channels
         return
@@ -54,23 +55,23 @@ def test_channels_of_factored_layers(family):
     )
     kernel = layers[convolution][0].kernel
     rank = kernel.shape[-1] // 2
-    arrays = transition.arrays_of(network)
+    arrays = weights.arrays_of(network)
     del arrays[f"params/{convolution}/kernel"]
     for factor, value in low_rank.factorize(kernel, (0, rank)).items():
         arrays[f"params/{convolution}/{factor}/kernel"] = value
     ranks = models.format_ranks({convolution: (0, rank)})
-    factored = transition.rebuilt(network, arrays, ranks=ranks)
+    factored = weights.rebuilt(network, arrays, ranks=ranks)
     found = transition.prunable(factored.architecture)
     kept = [np.arange(layer.size) for layer in found]
     index = next((i for i, layer in enumerate(found) if convolution in layer.kernel), None)
     if index is not None:
         kept[index] = np.arange(rank)  # as many as its ranks
-    arrays = transition.arrays_of(factored)
-    smaller = transition.rebuilt(factored, channels.cut(found, arrays, kept), features=tuple(map(len, kept)))
+    arrays = weights.arrays_of(factored)
+    smaller = weights.rebuilt(factored, channels.cut(found, arrays, kept), features=tuple(map(len, kept)))
     silent = arrays
     for layer, own in zip(found, kept, strict=True):
         silent = channels.silence(layer, silent, np.setdiff1d(np.arange(layer.size), own))
-    want, got = logits(transition.rebuilt(factored, silent)), logits(smaller)
+    want, got = logits(weights.rebuilt(factored, silent)), logits(smaller)
     if family != "bit":
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * want.std())
 
@@ -80,8 +81,8 @@ def test_a_bit_without_channels_is_a_bit_that_never_had_them():
     network = networks.make_example("bit").network
     found = transition.prunable(network.architecture)
     kept = [np.arange(0, layer.size, 2) for layer in found]
-    arrays = transition.arrays_of(network)
-    smaller = transition.rebuilt(network, channels.cut(found, arrays, kept), features=tuple(map(len, kept)))
+    arrays = weights.arrays_of(network)
+    smaller = weights.rebuilt(network, channels.cut(found, arrays, kept), features=tuple(map(len, kept)))
     unit, before = smaller.variables["params"]["block1"]["unit01"], network.variables["params"]["block1"]["unit01"]
     np.testing.assert_array_equal(unit["conv1"]["kernel"], before["conv1"]["kernel"][..., ::2])
     np.testing.assert_array_equal(unit["conv2"]["kernel"], before["conv2"]["kernel"][:, :, ::2, ::2])

@@ -14,10 +14,10 @@ from big_distill import compress, weights
 from big_distill.compress import pruning, sharing
 from big_distill.config import CompressConfig, Config
 from big_distill.errors import ConfigError, Preempted
-from big_distill.evaluation import evaluate_run
 from big_distill.resolve import resolve
 from big_distill.state import Representation, materialize
-from big_distill.train import train_and_evaluate
+from big_distill.training.evaluation import evaluate_run
+from big_distill.training.loop import train_and_evaluate
 
 KEY = jax.random.key(0)
 
@@ -33,7 +33,7 @@ def params(seed=0):
 
 def plan(total_steps=100, init_from=None, **fields):
     run = Config(num_classes=10, total_steps=total_steps, init_from=init_from, compress=CompressConfig(**fields))
-    return compress.plan(run, params())
+    return compress.make_scheme(run, params())
 
 
 def zeros(how):
@@ -148,7 +148,7 @@ def test_two_of_every_four_inputs_stay():
     dense = params()
     dense["conv1"]["kernel"] = jnp.float32(np.random.default_rng(0).normal(size=(3, 3, 8, 6)))
     run = Config(num_classes=10, total_steps=10, compress=CompressConfig(structure="2:4", prune_end=0.3))
-    asked = compress.plan(run, dense)
+    asked = compress.make_scheme(run, dense)
     assert asked.prunes and asked.done_at == 3
     _, masks = asked.encode(dense)
     assert not any(map(zeros, masks.values()))
@@ -163,7 +163,7 @@ def test_two_of_every_four_inputs_stay():
         assert (np.where(groups, sizes, np.inf).min(-2) >= np.where(groups, 0, sizes).max(-2)).all()
     assert zeros(masks["head/kernel"]) == 0, "30 inputs are no multiple of 4"
     with pytest.raises(ConfigError, match=r"config.compress.structure='2:7': no kernel's inputs fit it"):
-        compress.plan(dataclasses.replace(run, compress=CompressConfig(structure="2:7")), dense)
+        compress.make_scheme(dataclasses.replace(run, compress=CompressConfig(structure="2:7")), dense)
 
 
 def test_integers_with_a_scale_a_filter():
@@ -194,7 +194,7 @@ def test_zeros_of_what_is_not_fresh_stay():
     run = Config(
         num_classes=10, total_steps=9, init_from="run", init_fresh="head/.*", compress=CompressConfig(integer_bits=8)
     )
-    _, aux = compress.plan(run, dense).encode(dense)
+    _, aux = compress.make_scheme(run, dense).encode(dense)
     assert (zeros(aux["fc1/kernel"]), zeros(aux["head/kernel"])) == (600, 0)
 
 
@@ -204,7 +204,7 @@ def test_a_factor_is_called_by_its_layer_too():
     dense["fc1"] = {"bias": dense["fc1"]["bias"], "first": first, "last": last}
     for layers, count in (("fc1/kernel", 2), ("fc1/first/kernel", 1), (".*/kernel", 4)):
         run = Config(num_classes=10, total_steps=9, compress=CompressConfig(layers=layers, integer_bits=8))
-        assert len(compress.plan(run, dense).encode(dense)[1]) == count
+        assert len(compress.make_scheme(run, dense).encode(dense)[1]) == count
 
 
 def test_pruned_integers():

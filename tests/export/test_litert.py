@@ -11,7 +11,7 @@ import pytest
 
 from big_distill.errors import ConfigError, DataError, RunError
 from big_distill.export import litert
-from big_distill.export.program import program
+from big_distill.export.function import program
 
 pytestmark = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("tensorflow", "ai_edge_litert"))),  # whose import takes seconds

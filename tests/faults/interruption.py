@@ -3,7 +3,7 @@
 import os
 import signal
 
-from big_distill import metrics
+from big_distill.run_dir import metrics
 
 
 def interrupt_after(patch, num_steps, number=signal.SIGTERM):

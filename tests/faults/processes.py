@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from big_distill import weights
-from big_distill.metrics import read_metrics
+from big_distill.run_dir.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 STAGED = "--config=tests/faults/staged_digits.py"

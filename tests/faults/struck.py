@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 
-from big_distill import checkpoints, cli, main, metrics, run, train
+from big_distill import cli, main
+from big_distill.run_dir import checkpoints, metrics
+from big_distill.training import loop, setup
 
 
 def strike(names):
@@ -49,15 +51,15 @@ def arm(names, stage, event, count, milliseconds):
     def named(*args):
         now[0] = args[-1]
         try:
-            return loop(*args)
+            return train(*args)
         finally:
             now[0] = ""
 
-    loop, train._train = train._train, named
-    train.open_run = announced(train.open_run, "open")
+    train, loop._train = loop._train, named
+    loop.open_run = announced(loop.open_run, "open")
     metrics.Progress.update = announced(metrics.Progress.update, "step", "hang")
     checkpoints.Checkpoints.save = announced(checkpoints.Checkpoints.save, "save")
-    run.Run.evaluate = announced(run.Run.evaluate, "evaluate")
+    setup.Run.evaluate = announced(setup.Run.evaluate, "evaluate")
 
 
 if __name__ == "__main__":

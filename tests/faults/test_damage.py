@@ -10,14 +10,15 @@ import pytest
 from interruption import interrupt_after
 from processes import ROOT, timeless
 
-from big_distill import checkpoints, checksums
-from big_distill.config_files import load_config
-from big_distill.diagnosis import examine
+from big_distill.config.files import load_config
 from big_distill.errors import Preempted, RunError
-from big_distill.evaluation import evaluate_run
-from big_distill.metrics import METRICS_FILE
+from big_distill.files import checksums
+from big_distill.reporting.diagnosis import examine
 from big_distill.resolve import resolve
-from big_distill.train import train_and_evaluate
+from big_distill.run_dir import checkpoints
+from big_distill.run_dir.metrics import METRICS_FILE
+from big_distill.training.evaluation import evaluate_run
+from big_distill.training.loop import train_and_evaluate
 
 
 def truncated(path):

@@ -10,12 +10,12 @@ import processes
 import pytest
 from processes import ROOT, STAGED
 
-from big_distill import sharding
-from big_distill.config_files import load_config
+from big_distill.config.files import load_config
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
+from big_distill.parallel import sharding
 from big_distill.resolve import resolve
-from big_distill.train import train_and_evaluate
+from big_distill.training.loop import train_and_evaluate
 
 GOLDEN = pathlib.Path(__file__).with_name("golden.json")
 

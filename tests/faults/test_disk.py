@@ -7,7 +7,7 @@ import processes
 import pytest
 from processes import STAGED
 
-from big_distill import checkpoints
+from big_distill.run_dir import checkpoints
 
 # Some 700 kB a checkpoint.
 COMMAND = [f"{STAGED}:stages=teacher", "--config.student.features=(64,128)", "--config.keep_latest=50"]

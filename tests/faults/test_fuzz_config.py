@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 from mutations import ODD_NUMBERS, ODD_TEXTS, ODD_VALUES, assert_one_line, bounded, json_mutations, mutations
 
-from big_distill import cli, workdir
-from big_distill.config import Config, differences, fields_of, fingerprint, from_dict, to_dict
-from big_distill.config_files import load_config
+from big_distill import cli
+from big_distill.config import Config, differences, fingerprint, from_dict, to_dict
+from big_distill.config.fields import fields_of
+from big_distill.config.files import load_config
 from big_distill.errors import BigDistillError, ConfigError, RunError
 from big_distill.resolve import resolve
+from big_distill.run_dir import layout
 
 FILE = pathlib.Path(__file__).parents[2] / "configs" / "digits_fm.py"
 RESOLVED = resolve(load_config(FILE), 1, "cpu")
@@ -31,7 +33,7 @@ def folder(tmp_path_factory):
 def assert_read(folder):
     with bounded():
         try:
-            config = workdir.read_config(folder)
+            config = layout.read_config(folder)
         except RunError as error:
             return assert_one_line(error, folder / "config.json")
         assert isinstance(config, Config) and from_dict(to_dict(config)) == config

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import assert_one_line, bounded, json_mutations, mutations
 
-from big_distill.artifact import container, encodings, huffman
 from big_distill.errors import RunError
+from big_distill.weights import container
+from big_distill.weights.container import encodings, huffman
 
 RANDOM = np.random.default_rng(0)
 MEGABYTES = 100  # at the peak, of files of some kB: 4,096 times their size, and twice that on the way

@@ -13,11 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import assert_one_line, bounded, json_mutations, mutations
 
-from big_distill import calibration, metrics, packing, preflight, programs, teacher, weights, workdir
+from big_distill import models, teacher, weights
 from big_distill.config import Config, ModelConfig, TeacherConfig
 from big_distill.errors import BigDistillError
+from big_distill.export import executable, formats, packing
 from big_distill.main import closing_table
+from big_distill.run_dir import layout, metrics
 from big_distill.state import Card
+from big_distill.teacher import activation_ranges, check
+from big_distill.weights import files
+from big_distill.weights.card import card_beside
 
 CARD = Card(image_size=32, mean=(0.5, 0.4, 0.3), class_names=("rose", "daisy", "lily"))
 BIT = weights.Architecture(ModelConfig(name="bit", blocks=(1,), width=0.125), 3, 3, 40, CARD)
@@ -26,18 +31,18 @@ PROGRAM = b"an exported program"
 
 
 def read_summary(folder):
-    if summary := workdir.read_summary(folder):
+    if summary := layout.read_summary(folder):
         closing_table(summary, folder)
 
 
 def note_resume(folder):
-    workdir.note_resume(folder, 7)
-    assert workdir.resumed_at(folder)[-1] == 7
+    layout.note_resume(folder, 7)
+    assert layout.resumed_at(folder)[-1] == 7
 
 
 def note_session(folder):
-    workdir.note_session(folder, 7, ENVIRONMENT)
-    assert workdir.sessions(folder)[-1]["versions"] == ENVIRONMENT["versions"]
+    layout.note_session(folder, 7, ENVIRONMENT)
+    assert layout.sessions(folder)[-1]["versions"] == ENVIRONMENT["versions"]
 
 
 def read_architecture(folder):
@@ -52,13 +57,13 @@ def built(architecture):
 
 
 def judge(folder):
-    for result in preflight._read(folder, "key") or []:
-        preflight._judge(result, Config(teacher=TeacherConfig(min_accuracy=0.5)), "the teacher")
+    for result in check._read(folder, "key") or []:
+        check._judge(result, Config(teacher=TeacherConfig(min_accuracy=0.5)), "the teacher")
 
 
 def read_ranges(folder):
     """For a network with one convolution."""
-    if ranges := calibration.read(folder, "identity"):
+    if ranges := activation_ranges.read(folder, "identity"):
         kernels = {"params": {"conv": {"kernel": np.ones((1, 1, 2, 2))}, "head": {"kernel": np.ones((2, 2))}}}
         network = weights.Network(MLP, kernels)
         teacher.frozen_variables([network], Config(teacher=TeacherConfig(dtype="int8"), dtype="float32"), ranges)
@@ -71,11 +76,11 @@ def add_rows(folder):
 
 def read_program(folder):
     (folder / "w.onnx").write_bytes(PROGRAM)
-    built(programs.read(folder / "w.onnx").architecture)
+    built(executable.read(folder / "w.onnx").architecture)
 
 
 def read_card_of_others(folder):
-    card = weights._beside(folder / "w.npz", CARD, 3)
+    card = card_beside(folder / "w.npz", CARD, 3)
     assert card.image_size > 0 and all(math.isfinite(value) for value in (*card.mean, *card.std))
 
 
@@ -112,8 +117,8 @@ FILES = {  # name: (what is in it, what reads it)
 @pytest.fixture(params=FILES)
 def file(request, tmp_path, monkeypatch):
     """A file of a run directory: its path, what is in it, and what reads it."""
-    monkeypatch.setattr(teacher.models, "fold", lambda _, variables: variables)
-    monkeypatch.setitem(programs.READERS, ".onnx", lambda _: None)
+    monkeypatch.setattr(models, "fold", lambda _, variables: variables)
+    monkeypatch.setitem(formats.FORMATS, "onnx", dataclasses.replace(formats.FORMATS["onnx"], read=lambda _: None))
     value, read = FILES[request.param]
     return types.SimpleNamespace(path=tmp_path / request.param, value=value, read=read)
 
@@ -164,14 +169,14 @@ def test_fuzzed_metrics(lines, tail, tmp_path):
 @pytest.fixture(scope="module")
 def arrays():
     variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), MLP.abstract_variables())
-    return weights.arrays_of(weights.Network(MLP, variables))
+    return weights.contents(weights.Network(MLP, variables))
 
 
 @given(data=st.data())
 def test_fuzzed_cards(data, arrays, tmp_path):
     """Of a whole weight file: its card, or the shapes and types of its arrays."""
     card = json.dumps(data.draw(json_mutations(dataclasses.asdict(MLP)))).encode()
-    damaged = arrays | {weights._CARD: np.frombuffer(card, np.uint8)}
+    damaged = arrays | {files._CARD: np.frombuffer(card, np.uint8)}
     if data.draw(st.booleans()):
         name = data.draw(st.sampled_from(sorted(arrays)))
         damaged[name] = np.zeros(

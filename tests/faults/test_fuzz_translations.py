@@ -11,7 +11,7 @@ from mutations import assert_one_line, bounded
 
 from big_distill.config import ModelConfig
 from big_distill.errors import RunError
-from big_distill.pretrained import files
+from big_distill.weights.pretrained import files
 
 
 def vit():

@@ -15,7 +15,7 @@ from mutations import assert_one_line, bounded, json_mutations, mutations
 from torch_writer import Storage, saved, tensor, view
 
 from big_distill.errors import RunError
-from big_distill.pretrained import files
+from big_distill.weights.pretrained import files
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pickletools reads even what is refused
 MEGABYTES = 30

@@ -18,12 +18,13 @@ from mutations import assert_one_line, bounded
 from PIL import Image
 from test_fuzz_container import sealed
 
-from big_distill import weights, workdir
-from big_distill.artifact import huffman
+from big_distill import models, weights
 from big_distill.config import ModelConfig
 from big_distill.data.transforms import BadImage, decode
 from big_distill.errors import RunError
+from big_distill.run_dir import layout
 from big_distill.state import Card, Model
+from big_distill.weights.container import huffman
 
 
 @pytest.fixture
@@ -124,9 +125,7 @@ def test_no_weight_file_runs_anything(name, canary, tmp_path):
 def test_what_a_config_names_is_loaded(tmp_path, monkeypatch):
     """Code of your own, named by you: in the config, or in that of the run directory that the file lies in."""
     params = {"scale": np.ones(2, np.float32)}
-    monkeypatch.setattr(
-        weights.models.plugins, "load", lambda *_: lambda *_: Model(lambda *_: {"params": params}, None)
-    )
+    monkeypatch.setattr(models.user_code, "load", lambda *_: lambda *_: Model(lambda *_: {"params": params}, None))
     architecture = weights.Architecture(ModelConfig(name="mine:model"), 2, 1, 8, Card(image_size=8))
     weights.save(tmp_path / "student.npz", weights.Network(architecture, {"params": params}))
     with pytest.raises(RunError, match=r"asks for 'mine:model', which only a config may: .*; nothing was imported"):
@@ -135,7 +134,7 @@ def test_what_a_config_names_is_loaded(tmp_path, monkeypatch):
     other = dataclasses.replace(architecture, model=ModelConfig(name="mine:other"))
     with pytest.raises(RunError, match=r"asks for 'mine:model'"):
         weights.load(tmp_path / "student.npz", other)
-    workdir.write_config(tmp_path, workdir.Config(student=ModelConfig(name="mine:model"), num_classes=2, batch_size=1))
+    layout.write_config(tmp_path, layout.Config(student=ModelConfig(name="mine:model"), num_classes=2, batch_size=1))
     values = json.loads((tmp_path / "config.json").read_text())
     values["config"]["view"]["image_size"], values["config"]["dtype"] = 8, "float32"
     values["config"]["source"] |= {"name": "digits", "num_train_examples": 1}
@@ -153,7 +152,7 @@ def test_a_run_directorys_config_is_read_without_its_code(canary, tmp_path):
     }
     values |= {"source": {"name": "canary:model", "num_train_examples": 1}, "objective": {"name": "canary:model"}}
     (tmp_path / "config.json").write_text(json.dumps({"config": values}))
-    assert workdir.read_config(tmp_path).student.name == "canary:model"
+    assert layout.read_config(tmp_path).student.name == "canary:model"
     assert not canary.exists()
 
 

@@ -9,12 +9,12 @@ import optax
 import pytest
 from processes import ROOT, outcome
 
-from big_distill.config_files import load_config
+from big_distill.config.files import load_config
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 from big_distill.errors import NonFiniteError, Preempted
 from big_distill.resolve import resolve
-from big_distill.train import train_and_evaluate
+from big_distill.training.loop import train_and_evaluate
 
 LAM = np.float32(0.625)  # no step draws it: the sign for a gradient that is infinite
 

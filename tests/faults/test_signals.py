@@ -14,7 +14,7 @@ import pytest
 from processes import STAGED
 
 from big_distill.errors import Preempted
-from big_distill.preemption import Preemption
+from big_distill.training.preemption import Preemption
 
 MOMENTS = [
     ("TERM,TERM", "", "open", 1, 1, "stopped by SIGTERM, with nothing to save"),

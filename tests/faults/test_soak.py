@@ -7,10 +7,10 @@ import jax
 import pytest
 from processes import ROOT
 
-from big_distill import metrics
-from big_distill.config_files import load_config
+from big_distill.config.files import load_config
 from big_distill.resolve import resolve
-from big_distill.train import train_and_evaluate
+from big_distill.run_dir import metrics
+from big_distill.training.loop import train_and_evaluate
 
 
 def resident_bytes():

@@ -8,7 +8,7 @@ import numpy as np
 
 from big_distill.config import ModelConfig
 from big_distill.state import Card
-from big_distill.views import for_network, to_unit
+from big_distill.step.views import for_network, to_unit
 from big_distill.weights import Architecture, Network
 
 K = 7
@@ -60,7 +60,7 @@ def make_example(family):
     @jax.jit
     def logits(variables, pixels):
         model = architecture.build("float32")
-        return model.apply(variables, for_network(to_unit(pixels), card), train=False)[0]
+        return model.apply(variables, for_network(to_unit(pixels), card), train=False)[0].logits
 
     return Example(Network(architecture, variables), pixels, np.asarray(logits(variables, pixels)))
 

@@ -75,7 +75,7 @@ def random_variables(model):
 
 def logits_of(model, variables):
     image = np.random.default_rng(1).normal(size=SHAPE).astype("f")
-    return jax.jit(functools.partial(model.apply, train=False))(variables, image)[0]
+    return jax.jit(functools.partial(model.apply, train=False))(variables, image)[0].logits
 
 
 @each_network

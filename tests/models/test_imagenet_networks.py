@@ -11,10 +11,10 @@ import pytest
 import reference
 from jax.sharding import NamedSharding, PartitionSpec
 
-from big_distill import sharding
 from big_distill.config import ModelConfig
 from big_distill.models import build, efficientnet_lite, layers, mobilenet_v3, vit
 from big_distill.models.inverted_residual import Unit
+from big_distill.parallel import sharding
 
 K = 5
 SHAPE = (3, 20, 13, 3)
@@ -104,7 +104,7 @@ def test_forward_is_that_of_numpy_in_float64(small, config, shape, expected):
     """With running statistics, and with the batch's."""
     model, image = small(config, K, "float32"), random_images(shape)
     variables = random_variables(shapes(model, shape))
-    both = jax.jit(lambda v: [model.apply(v, image, train=train)[0] for train in (False, True)])
+    both = jax.jit(lambda v: [model.apply(v, image, train=train)[0].logits for train in (False, True)])
     for train, logits in zip((False, True), both(variables), strict=True):
         assert_near(logits, expected(doubles(variables), doubles(image), train=train))
 
@@ -119,7 +119,7 @@ def test_gradient_is_that_of_numpy_in_float64(small, name):
     @jax.jit
     @jax.grad
     def gradient(params):
-        return model.apply({**variables, "params": params}, image, train=True)[0].sum()
+        return model.apply({**variables, "params": params}, image, train=True)[0].logits.sum()
 
     params = variables["params"]
     rng = np.random.default_rng(2)
@@ -140,7 +140,7 @@ def test_bfloat16_computes_near_float32_and_keeps_variables_and_logits_in_float3
     abstract = shapes(model, shape)
     variables = random_variables(abstract)
     full = expected(doubles(variables), doubles(image), train=False)
-    half, _ = jax.jit(functools.partial(model.apply, train=False))(variables, image)
+    half = jax.jit(functools.partial(model.apply, train=False))(variables, image)[0].logits
     assert half.dtype == jnp.float32 and {leaf.dtype for leaf in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
     assert 1e-4 < np.abs(half - full).mean() / full.std() < 0.05
     assert np.any(half != half.astype(jnp.bfloat16)), "the logits were rounded to bfloat16"
@@ -154,7 +154,8 @@ def test_batch_norm_is_over_the_global_batch_and_moves_the_statistics_by_a_tenth
     split = jax.device_put(image, NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
     assert len(split.addressable_shards) == 8
     step = jax.jit(functools.partial(model.apply, train=True))
-    logits, stats = step(jax.device_put(variables, sharding.replicated(mesh)), split)
+    outputs, stats = step(jax.device_put(variables, sharding.replicated(mesh)), split)
+    logits = outputs.logits
     assert_near(logits, lite(doubles(variables), doubles(image), "same", train=True), 1e-3)
 
     x = reference.conv(doubles(image), {"kernel": doubles(variables["params"]["stem"]["kernel"])}, 2)

@@ -14,8 +14,8 @@ from flax import linen as nn
 
 from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError
-from big_distill.families import BIT_BLOCKS
 from big_distill.models import bit, build, from_linen
+from big_distill.models.families import BIT_BLOCKS
 
 K = 5
 TINY = {  # id -> (config, shape of the images, reference)
@@ -71,7 +71,7 @@ def test_forward_and_gradient_are_those_of_numpy_in_float64(config, shape, expec
     apply = build(config, K, "float32").apply
 
     def loss(params):
-        logits, _ = apply({"params": params}, image, train=True)
+        logits = apply({"params": params}, image, train=True)[0].logits
         return logits.sum(), logits
 
     gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
@@ -94,7 +94,7 @@ def test_bfloat16_computes_near_float32_and_keeps_parameters_and_logits_in_float
     params, image = random_params(config, shape)
     full = expected(doubles(params), doubles(image))
     model = build(config, K, "bfloat16")
-    half, _ = model.apply({"params": params}, image, train=False)  # under jit XLA may skip roundings
+    half = model.apply({"params": params}, image, train=False)[0].logits  # under jit XLA may skip roundings
     assert half.dtype == jnp.float32
     assert 1e-4 < np.abs(half - full).mean() / full.std() < 0.05
     assert np.any(half != half.astype(jnp.bfloat16)), "the logits were rounded to bfloat16"
@@ -201,14 +201,15 @@ def test_batch_stats_and_dropout_of_the_users_own_model(own):
     variables = model.init(jax.random.key(0), image)
     (mean,) = (leaf for leaf in jax.tree.leaves(variables["batch_stats"]) if not leaf.any())
 
-    logits, same = model.apply(variables, image, train=False)
+    outputs, same = model.apply(variables, image, train=False)
+    logits = outputs.logits
     assert logits.dtype == jnp.float32
     assert jax.tree.all(jax.tree.map(np.array_equal, same, variables["batch_stats"]))
 
     train = functools.partial(model.apply, variables, image, train=True)
     one, stats = train(rng=jax.random.key(1))
     two, _ = train(rng=jax.random.key(2))
-    assert np.any(one != two)
+    assert np.any(one.logits != two.logits)
     np.testing.assert_allclose(stats["BatchNorm_0"]["mean"], mean + 0.5 * image.mean(0).ravel(), rtol=1e-5)
 
 

@@ -5,10 +5,10 @@ import shutil
 import jax
 import pytest
 
-from big_distill import packing
-from big_distill.config_files import load_config
+from big_distill.config.files import load_config
+from big_distill.export import packing
 from big_distill.resolve import resolve
-from big_distill.train import train_and_evaluate
+from big_distill.training.loop import train_and_evaluate
 
 
 @pytest.fixture(scope="session")

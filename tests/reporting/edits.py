@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from big_distill import evaluation
+from big_distill.training import evaluation
 
 
 def edit(path: pathlib.Path, change: Callable[[Any], Any]) -> None:

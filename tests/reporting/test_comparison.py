@@ -9,10 +9,10 @@ from PIL import Image
 import big_distill
 from big_distill.data.sources import open_source
 from big_distill.errors import DataError
-from big_distill.evaluation import evaluate_run
 from big_distill.reporting import comparison
 from big_distill.reporting.comparison import choose, class_scores, compare
-from big_distill.workdir import read_config
+from big_distill.run_dir.layout import read_config
+from big_distill.training.evaluation import evaluate_run
 
 pytestmark = pytest.mark.xdist_group("report")
 

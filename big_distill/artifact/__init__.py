@@ -1,1 +1,0 @@
-"""What a finished student is shipped as."""

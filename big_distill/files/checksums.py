@@ -1,0 +1,54 @@
+"""The files of a directory, pinned by a list of their SHA-256 sums among them.
+
+The list has the format of `sha256sum`: `cd DIR && sha256sum --check checksums.sha256`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+
+from big_distill.files import atomic
+
+LIST_FILE = "checksums.sha256"
+
+
+def write(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> None:
+    """Writes the list of all files below a directory but those `unlisted`, whole or not at all."""
+    lines = [f"{_sha256(directory / name)}  {name}\n" for name in _names(directory) if name not in unlisted]
+    atomic.write(directory / LIST_FILE, "".join(lines).encode())
+
+
+def damage(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> str | None:
+    """What is no longer as `write` found it, such as 'state/manifest.ocdbt is missing'; None if everything is.
+
+    Args:
+      directory: with a list.
+      unlisted: as `write` was given.
+    """
+    try:
+        lines = (directory / LIST_FILE).read_text().splitlines()
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        there = set(_names(directory))
+        for name in sorted((there | sums.keys()) - {LIST_FILE, *unlisted}):
+            if name not in there:
+                return f"{name} is missing"
+            if name not in sums:
+                return f"{name} is not in {LIST_FILE}"
+            if _sha256(directory / name) != sums[name]:
+                return f"{name} has changed"
+        return None if sums else f"{LIST_FILE} is empty"
+    except FileNotFoundError:
+        return f"{LIST_FILE} is missing"
+    except (OSError, ValueError) as error:  # the latter: a list that is no text
+        return f"it cannot be read ({error})"
+
+
+def _names(directory: pathlib.Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,159 @@
+"""Forms in which layers compute, whatever the family: factored kernels, and inputs in few bits.
+
+They are fields of a `ModelConfig`, and reach the layers that have an `apply_kernel` (`layers.Kernel`) by their paths.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from big_distill.config import ModelConfig
+from big_distill.errors import ConfigError, nearest
+from big_distill.models.layers import Conv, ConvNorm, Dense, Kernel, StdConv
+from big_distill.state import Model, Outputs, straight_through
+
+Ranks = Mapping[str, tuple[int, ...]]
+"""By path of a layer: one rank of a dense layer or 1 x 1 convolution, else two, of inputs and outputs, 0 for all."""
+INPUT_RANGE = "input_range"
+FACTORS = ("first", "core", "last")
+"""Layers that a factored one is made of, in their order."""
+_MOMENTUM = 0.9
+
+
+def parse_ranks(rules: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """('fc1=32', 'conv2=8x16') -> {'fc1': (32,), 'conv2': (8, 16)}; the inverse of `format_ranks`."""
+    split = [rule.rpartition("=")[::2] for rule in rules]
+    return {layer: tuple(map(int, ranks.split("x"))) for layer, ranks in split}
+
+
+def format_ranks(ranks: Ranks) -> tuple[str, ...]:
+    """{'fc1': (32,), 'conv2': (8, 16)} -> ('fc1=32', 'conv2=8x16')."""
+    return tuple(f"{layer}={'x'.join(map(str, both))}" for layer, both in ranks.items())
+
+
+def with_variants(model: Model, config: ModelConfig) -> Model:
+    """The model with its layers in the forms that `config.ranks` and `config.activation_bits` ask for.
+
+    A layer of rank r holds `first/kernel` [C, r] and `last/kernel` [r, F] instead of its kernel; a convolution of ranks
+    (r, s) also `core/kernel` [k, k, r, s] between two that are 1 x 1 (Kim et al. 2016, arXiv 1511.06530), of which one
+    is left out where its rank is 0.
+
+    The inputs of all kernels are rounded to 2^bits - 1 steps between two bounds, zero being one of them (Jacob et al.
+    2018, arXiv 1712.05877, section 2.1); the bounds are running means, in `batch_stats` as `input_range` [2]. Gradients
+    pass where nothing was clipped.
+    """
+    ranks, bits = parse_ranks(config.ranks), config.activation_bits
+    if not ranks and not bits:
+        return model
+    found: set[str] = set()
+    names: set[str] = set()
+
+    def form(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        layer: Any = context.module
+        if not _applies_kernel(context):
+            return next_fun(*args, **kwargs)
+        name, (x,) = "/".join(layer.path), args
+        names.add(name)
+        if name in ranks:
+            found.add(name)
+            return _factored(layer, x, ranks[name], name)
+        return next_fun(_rounded(layer, x, bits) if bits else x)
+
+    def init(rng: jax.Array, image: jax.Array) -> dict[str, Any]:
+        with nn.intercept_methods(form):
+            variables = model.init(rng, image)
+        if not names:
+            raise ConfigError(f"{config.name!r} has no layer of `models.layers`: ranks, activation_bits do nothing")
+        for missing in ranks.keys() - found:
+            raise ConfigError(f"ranks: {missing!r} is no layer of this network{nearest(missing, sorted(names))}")
+        return variables
+
+    def apply(variables: Mapping[str, Any], image: jax.Array, **kwargs: Any) -> tuple[Outputs, Any]:
+        with nn.intercept_methods(form):
+            return model.apply(variables, image, **kwargs)
+
+    return Model(init, apply)
+
+
+def kernel_applications(
+    model: Model, variables: Any, image: jax.Array, wanted: Callable[[Kernel, jax.Array], bool] = lambda *_: True
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """What every kernel is applied to and what it makes, by the path of its layer.
+
+    Args:
+      model: any.
+      variables: its own.
+      image: [B, H, W, C], normalised.
+      wanted: `(layer, input) -> bool`: which layers.
+    """
+    seen: dict[str, tuple[jax.Array, jax.Array]] = {}
+
+    def record(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        layer: Any = context.module
+        out = next_fun(*args, **kwargs)
+        if _applies_kernel(context) and layer.has_variable("params", "kernel") and wanted(layer, *args):
+            seen["/".join(layer.path)] = (args[0], out)
+        return out
+
+    with nn.intercept_methods(record):
+        model.apply(variables, image, train=False)
+    return seen
+
+
+def round_to_steps(x: jax.Array, low: jax.Array, high: jax.Array, bits: int) -> jax.Array:
+    """The nearest of 2^bits - 1 steps from `low` to `high`, moved so that zero is one; low <= 0 <= high."""
+    steps = 2**bits - 1
+    scale = jnp.maximum(high - low, 1e-30) / steps
+    zero = jnp.round(-low / scale)
+    clipped = jnp.clip(x.astype(jnp.float32), -zero * scale, (steps - zero) * scale)
+    rounded = jnp.round(clipped / scale) * scale
+    return straight_through(rounded, clipped).astype(x.dtype)
+
+
+def range_of(x: jax.Array) -> jax.Array:
+    """The least and the greatest value, and zero: float32 [2]."""
+    return jnp.stack([jnp.minimum(x.min(), 0), jnp.maximum(x.max(), 0)]).astype(jnp.float32)
+
+
+def _applies_kernel(context: nn.module.InterceptorContext) -> bool:
+    return isinstance(context.module, Kernel) and context.method_name == "apply_kernel"
+
+
+def _rounded(layer: Kernel, x: jax.Array, bits: int) -> jax.Array:
+    kept = layer.variable("batch_stats", INPUT_RANGE, lambda: jnp.zeros(2))
+    if layer.is_mutable_collection("batch_stats") and not layer.is_initializing():
+        now = jax.lax.stop_gradient(range_of(x))
+        kept.value = jnp.where(kept.value.any(), _MOMENTUM * kept.value + (1 - _MOMENTUM) * now, now)
+    return round_to_steps(x, kept.value[0], kept.value[1], bits)
+
+
+def _factored(layer: Kernel, x: jax.Array, ranks: tuple[int, ...], name: str) -> jax.Array:
+    expected = 1 if isinstance(layer, Dense) or getattr(layer, "size", 1) == 1 else 2
+    if len(ranks) != expected or (expected == 1 and not ranks[0]):
+        form = "one rank" if expected == 1 else "two ranks, such as 8x16"
+        raise ConfigError(f"ranks: {name!r} takes {form}, not {'x'.join(map(str, ranks))}")
+    channels = (min(x.shape[-1], layer.features),) if expected == 1 else (x.shape[-1], layer.features)
+    if any(rank > most for rank, most in zip(ranks, channels, strict=True)):
+        raise ConfigError(f"ranks: {name!r} has no more than {'x'.join(map(str, channels))}")
+    if isinstance(layer, Dense):
+        (rank,) = ranks
+        x = Dense(rank, layer.dtype, bias=False, name="first")(x)
+        return Dense(layer.features, layer.dtype, bias=False, name="last")(x)
+    if isinstance(layer, ConvNorm) and layer.depthwise:
+        raise ConfigError(f"ranks: {name!r} is a depthwise convolution, which has no factors")
+    assert isinstance(layer, Conv | StdConv | ConvNorm)
+    one = functools.partial(Conv, dtype=layer.dtype, size=1, bias=False)
+    if layer.size == 1:
+        (rank,) = ranks
+        return one(layer.features, name="last")(one(rank, stride=layer.stride, name="first")(x))
+    before, after = ranks
+    if before:
+        x = one(before, name="first")(x)
+    x = Conv(after or layer.features, layer.dtype, layer.size, layer.stride, layer.pads, bias=False, name="core")(x)
+    return one(layer.features, name="last")(x) if after else x

@@ -1,0 +1,225 @@
+"""What accelerators can do at best, and slices of them that need not be there.
+
+Figures of a TPU are Google's, docs.cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}; v2's, and the
+int8 of v5p, are from the table of the same chips in `jax.experimental.pallas.tpu`. `ici` is half of the "bidirectional
+interconnect bandwidth" or, where there is none, the pod's all-reduce bandwidth divided by its chips, which for v5e and
+v6e is the same number; v2 has neither. `memory` is less than the chip has: what libtpu 0.0.42 says is available when it
+refuses a program ("exceeds available HBM (15.75G)"), of both cores where it lists two.
+
+Figures of a GPU are NVIDIA's, of the data sheets of A100 and H100, SXM, without sparsity; `ici` is NVLink's, one way.
+`memory` is the three quarters of it that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION). Nothing of this project has run on
+one: the compiler is told what it is for (`gpu_targets`), and the figures are what it answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from big_distill.errors import ConfigError
+from big_distill.planning.gpu_targets import GPU_TARGETS
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip; 0 where a figure is not known.
+
+    flops: of bfloat16, a second.
+    int8_ops: a second; where they are no faster than bfloat16, as many.
+    memory: bytes of HBM that a program can have.
+    bandwidth: of HBM, bytes a second.
+    ici: bytes a second that it sends to other chips, and receives.
+    shapes: of slices that are compiled for, for messages.
+    """
+
+    flops: float = 0
+    int8_ops: float = 0
+    memory: float = 0
+    bandwidth: float = 0
+    ici: float = 0
+    shapes: tuple[str, ...] = ()
+
+
+_GIB = 1 << 30
+_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_3D = ("1x1x1", "2x2x1", "2x2x2")
+_MACHINE = ("1", "2", "4", "8")
+_MAX_CPUS = 1024  # JAX makes them one by one, each with threads
+_MAX_CHIPS = 1 << 14  # no pod has as many
+TPUS = {
+    "v2": Chip(46e12, 46e12, 2 * 7.48 * _GIB, 716e9, 0, ("1x1", "2x2")),
+    "v3": Chip(123e12, 123e12, 2 * 15.48 * _GIB, 900e9, 332e9, ("1x1", "2x2", "4x4")),
+    "v4": Chip(275e12, 275e12, 30.75 * _GIB, 1200e9, 269e9, _3D),
+    "v5e": Chip(197e12, 393e12, 15.75 * _GIB, 819e9, 200e9, _2D),
+    "v5p": Chip(459e12, 918e12, 95.74 * _GIB, 2765e9, 600e9, _3D),
+    "v6e": Chip(918e12, 1836e12, 31.25 * _GIB, 1638e9, 400e9, _2D),
+    "tpu7x": Chip(2307e12, 2307e12, 2 * 94.75 * _GIB, 7380e9, 600e9, ("1x1x1", "2x2x1")),
+}
+GPUS = {
+    "a100": Chip(312e12, 624e12, 0.75 * 80 * _GIB, 2039e9, 300e9, _MACHINE),
+    "a100-40gb": Chip(312e12, 624e12, 0.75 * 40 * _GIB, 1555e9, 300e9, _MACHINE),
+    "h100": Chip(989e12, 1979e12, 0.75 * 80 * _GIB, 3350e9, 450e9, _MACHINE),
+}
+_ENVIRONMENT = {
+    # Without these libtpu asks the network what machine it is on, and complains about the answer.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock is on a device; here none is opened
+}
+_CLOUD_CORES = {"v2": 2, "v3": 2, "v4": 2, "v5litepod": 1, "v5p": 2, "v6e": 1}  # of a chip, by the cloud's names
+_GPU_OPTIONS = {"xla_gpu_autotune_level": 0}  # it would time kernels on the GPU that is not there
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Devices to compile for.
+
+    name: what the user calls it: v5e:2x4, h100:8, cpu:8.
+    platform: 'tpu', 'gpu' or 'cpu'.
+    devices: in libtpu's order, or of this machine.
+    num_chips: v2, v3 and tpu7x have two devices a chip here: libtpu lists the cores.
+    chip: what each is worth; of a CPU nothing is known.
+    compiler_options: that it takes to compile for it.
+    """
+
+    name: str
+    platform: str
+    devices: tuple[Any, ...]
+    num_chips: int
+    chip: Chip
+    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What its chips are: v5e."""
+        return self.name.partition(":")[0]
+
+    @property
+    def devices_per_chip(self) -> int:
+        """One, or the two cores of a chip."""
+        return len(self.devices) // self.num_chips
+
+
+def slice_name(text: str, flag: str = "--topology") -> str:
+    """The name of a slice, in lower case and without blanks around it; opens nothing.
+
+    Args:
+      text: 'v5e:2x4', 'h100:8', 'cpu', 'cpu:8'.
+      flag: that it was given with, for messages.
+
+    Raises:
+      ConfigError: there is no such slice, whatever is installed.
+    """
+    name = text.strip().lower()
+    kind, colon, shape = name.partition(":")
+    if kind == "cpu":
+        if colon and not (_is_count(shape) and 1 <= int(shape) <= _MAX_CPUS):
+            raise ConfigError(f"{flag}={name}: expected cpu, or cpu:8 for eight devices; at most {_MAX_CPUS:,}")
+    elif kind in GPUS and _is_count(shape):
+        if not 1 <= int(shape) <= 8:
+            raise ConfigError(f"{flag}={name}: expected 1 to 8, the GPUs of one machine")
+    elif kind in TPUS and all(map(_is_count, sides := shape.split("x"))) and len(sides) > 1:
+        usual = TPUS[kind].shapes[1]
+        if len(sides) != usual.count("x") + 1:
+            raise ConfigError(f"{flag}={name}: {kind} has {usual.count('x') + 1} dimensions, as in {kind}:{usual}")
+        if math.prod(map(int, sides)) > _MAX_CHIPS:
+            raise ConfigError(f"{flag}={name}: expected at most {_MAX_CHIPS:,} chips")
+    else:
+        raise ConfigError(f"{flag}={name}: there is no such slice{_nearest(name)}")
+    return name
+
+
+def _is_count(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None
+
+
+def num_cpus(name: str) -> int:
+    """Of a slice's name: how many CPU devices it asks for."""
+    kind, _, count = name.partition(":")
+    return int(count or 1) if kind == "cpu" else 0
+
+
+def open_slice(text: str, flag: str = "--topology") -> Slice:
+    """A slice of TPUs or GPUs, which need not be there, or so many devices of this machine's CPU.
+
+    Args:
+      text: 'v5e:2x4', 'h100:8', 'cpu', 'cpu:8'.
+      flag: that it was given with, for messages.
+
+    Raises:
+      ConfigError: no such slice, or what compiles for it is not installed.
+    """
+    name = slice_name(text, flag)
+    kind, _, shape = name.partition(":")
+    if kind in TPUS:
+        return _tpus(name, kind, shape, flag)
+    return _gpus(name, kind, int(shape), flag) if kind in GPUS else _cpus(name, flag)
+
+
+def _tpus(name: str, kind: str, shape: str, flag: str) -> Slice:
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) <= {"1", "x"} else {}
+    if kind == "v4":
+        options["chip_config_name"] = "megacore"  # its two cores as one device, as JAX has them there
+    try:
+        devices: list[Any] = topologies.get_topology_desc(name, "tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        known = _nearest(name) if "INVALID_ARGUMENT" in reason else ""
+        raise ConfigError(f"{flag}={name}: libtpu refuses it ({reason}){known}") from error
+    except (RuntimeError, ImportError) as error:
+        raise ConfigError(
+            f"{flag}={name} needs libtpu, which compiles for it: pip install 'big_distill[tpu]'; no TPU is needed"
+        ) from error
+    num_chips = len({tuple(device.coords) for device in devices})
+    return Slice(name, "tpu", tuple(devices), num_chips, TPUS[kind])
+
+
+def _gpus(name: str, kind: str, count: int, flag: str) -> Slice:
+    try:
+        described = topologies.get_topology_desc(
+            platform="cuda", target_config=GPU_TARGETS[kind], topology=f"1x1x{count}"
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(f"{flag}={name}: XLA refuses it ({str(error).partition(chr(10))[0]})") from error
+    except (RuntimeError, ImportError) as error:  # a NotImplementedError is a RuntimeError
+        raise ConfigError(
+            f"{flag}={name} needs JAX's CUDA plugin, which compiles for it: pip install 'big_distill[cuda]'; "
+            "no GPU is needed"
+        ) from error
+    return Slice(name, "gpu", tuple(described.devices), count, GPUS[kind], _GPU_OPTIONS)
+
+
+def _cpus(name: str, flag: str) -> Slice:
+    wanted, there = num_cpus(name), jax.devices("cpu")
+    if len(there) < wanted:
+        raise ConfigError(
+            f"{flag}={name}: this process has {len(there)} CPU devices; "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted} makes as many"
+        )
+    return Slice(name, "cpu", tuple(there[:wanted]), wanted, Chip())
+
+
+def _nearest(name: str) -> str:
+    known = [f"{kind}:{shape}" for kind, chip in (TPUS | GPUS).items() for shape in chip.shapes] + ["cpu", "cpu:8"]
+    near = _of_cloud(name) or difflib.get_close_matches(name, known, 3, 0.4)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
+
+
+def _of_cloud(name: str) -> list[str]:
+    """The slices that Google Cloud calls so, by the number of their cores: v5litepod-8."""
+    kind, _, cores = name.partition("-")
+    if kind not in _CLOUD_CORES or not _is_count(cores):
+        return []
+    num_chips, kind = int(cores) / _CLOUD_CORES[kind], "v5e" if kind == "v5litepod" else kind
+    return [f"{kind}:{shape}" for shape in TPUS[kind].shapes if math.prod(map(int, shape.split("x"))) == num_chips]

@@ -1,0 +1,299 @@
+"""What a compiled program moves, multiplies and sends, read from its text (`compiled.as_text()`).
+
+`compiled.cost_analysis()['bytes accessed']` is not used: it counts every operand and every result, those too that the
+compiler keeps in on-chip memory (on a TPU: layouts that end in `S(1)`), so that it is several times the traffic to HBM;
+and it counts the body of a loop once. Here the scheduled instructions are added up, a loop's as often as it runs:
+
+* `hbm_bytes`: operands and results that live in memory space 0. What only slices an operand or gathers rows of it, or
+  updates a slice in place, moves the slice, in a fusion or alone. Aliases (tuples, bitcasts) and the `-done` halves of
+  asynchronous operations move nothing; the `-start` halves have their operands in their results, which count once. A
+  conditional counts its dearest branch; a Pallas kernel, and a call of cuDNN or cuBLAS, its operands and results, other
+  custom calls nothing. (Of a GPU all is in its memory: what the L2 cache saves is not known.)
+* `multiplications`: of convolutions and matrix products, by the dtype of their operands.
+* `collective_bytes`: the operands of collectives, of an all-gather the result, by kind; `sent_bytes` what of them a
+  device sends in a ring.
+
+Text of a TPU program does not say how often a loop runs: that is read from its counter, which has to begin, step and
+end by constants, as `lax.scan` makes it. A loop that cannot be read counts once and is in `unknown_loops`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from big_distill.planning.hlo_loops import Loops
+from big_distill.planning.hlo_text import Array, Instruction, parse
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_NO_MEMORY = ("parameter", "constant", "iota", "partition-id", "replica-id", "after-all")
+_ALIASES = ("tuple", "get-tuple-element", "bitcast")
+_KERNELS = re.compile(r'custom_call_target="(tpu_custom_call"|__cudnn\$|__cublas\$)')
+_LIBRARY = re.compile(r'custom_call_target="__(cudnn\$conv|cublas\$)(BackwardInput|BackwardFilter)?')
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """What an instruction moves between the chip and its memory, in all its runs together."""
+
+    bytes_: int
+    times: int
+    instruction: Instruction
+
+
+class Module:
+    """A compiled program as its text says."""
+
+    def __init__(self, text: str):
+        """Reads the text.
+
+        Raises:
+          ValueError: it has no entry computation.
+        """
+        self._computations, self._entry = parse(text)
+        header = text.partition("\n")[0]
+        sizes = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
+        self._num_devices = math.prod(map(int, sizes))
+        self._loops = Loops(self._computations)
+        fusions = (i for body in self._computations.values() for i in body.values() if i.kind == "fusion")
+        self._fused = {name for fusion in fusions for name in fusion.called("calls")}
+
+    @functools.cached_property
+    def moves(self) -> tuple[Move, ...]:
+        """Every scheduled instruction that moves something, dearest first."""
+        moves = [move for move in self._moves(self._entry, 1) if move.bytes_]
+        return tuple(sorted(moves, key=lambda move: -move.bytes_))
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Bytes between the chip and its memory."""
+        return sum(move.bytes_ for move in self.moves)
+
+    @property
+    def unknown_loops(self) -> tuple[str, ...]:
+        """Loops that were counted once, because how often they run is not known."""
+        loops = ((i, name) for name, body in self._computations.items() for i in body.values() if i.kind == "while")
+        return tuple(loop.name for loop, name in loops if self._loops.trips(loop, name) is None)
+
+    @functools.cached_property
+    def collective_bytes(self) -> dict[str, int]:
+        """Bytes that one device has in collectives, by kind such as all-reduce."""
+        found: collections.Counter[str] = collections.Counter()
+        for kind, size, _ in self._collectives():
+            found[kind] += size
+        return dict(found)
+
+    @functools.cached_property
+    def sent_bytes(self) -> float:
+        """Bytes that one device sends to its neighbour, where collectives go round in rings of their groups."""
+        return sum((_sent(kind, group) * size for kind, size, group in self._collectives()), 0.0)
+
+    def _collectives(self) -> Iterator[tuple[str, int, int]]:
+        """(kind, bytes in all its runs, devices in a group)."""
+        channels: set[str] = set()  # of those that a TPU runs beside others: the text of each of these has them again
+        for times, instruction, where in self._executed(self._entry, 1, once=False):
+            body, kind = self._computations[where], instruction.kind.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            channel = re.search(r"channel_id=(\d+).*async_collective_fusion_config", instruction.attributes)
+            if channel and channel[1] in channels:
+                continue
+            channels |= {channel[1]} if channel else set()
+            operands = sum(body[name].bytes_ for name in instruction.operands)
+            users = {user.kind for user in body.values() if instruction.name in user.operands}
+            if kind == "all-gather":  # the result of the `-start` half has the operands, too
+                operands = instruction.bytes_ - (operands if instruction.kind.endswith("-start") else 0)
+            elif kind == "all-reduce" and where in self._fused and users == {"dynamic-slice"}:  # as libtpu writes it
+                kind = "reduce-scatter"
+            yield kind, times * operands, _group_size(instruction.attributes) or self._num_devices
+
+    def multiplications(self, *, once: bool = False) -> dict[str, int]:
+        """Multiplications of convolutions and matrix products, by the dtype of the left operand.
+
+        Products with padding count, those with the zeros between the pixels of a dilated input do not.
+
+        Args:
+          once: counts the bodies of loops once, as `cost_analysis()['flops']` does.
+        """
+        found: collections.Counter[str] = collections.Counter()
+        for times, instruction, where in self._executed(self._entry, 1, once):
+            if instruction.kind in ("convolution", "dot") or _LIBRARY.search(instruction.attributes):
+                body = self._computations[where]
+                operands = [body[name].result[0] for name in instruction.operands]
+                found[operands[0].dtype] += times * _multiplications(instruction, operands)
+        return dict(found)
+
+    def _executed(self, name: str, times: int, once: bool) -> Iterator[tuple[int, Instruction, str]]:
+        """(how often, instruction, its computation's name) of all there is to execute, within fusions too."""
+        for instruction in self._computations[name].values():
+            yield times, instruction, name
+            if instruction.kind == "while":
+                trips = 1 if once else _or_once(self._loops.trips(instruction, name))
+                for inner in instruction.called("body"):
+                    yield from self._executed(inner, times * trips, once)
+            elif instruction.kind == "conditional":
+                yield from self._executed(self._dearest(instruction), times, once)
+            elif instruction.kind in ("fusion", "call", "async-start", "custom-call"):
+                for inner in instruction.called("calls", "to_apply", "called_computations"):
+                    yield from self._executed(inner, times, once)
+
+    def _moves(self, name: str, times: int) -> Iterator[Move]:
+        body = self._computations[name]
+        for instruction in body.values():
+            if instruction.kind == "while":
+                for inner in instruction.called("body"):
+                    yield from self._moves(inner, times * _or_once(self._loops.trips(instruction, name)))
+            elif instruction.kind == "conditional":
+                yield from self._moves(self._dearest(instruction), times)
+            elif instruction.kind == "call":
+                for inner in instruction.called("to_apply"):
+                    yield from self._moves(inner, times)
+            else:
+                yield Move(times * self._moved(instruction, body), times, instruction)
+
+    def _dearest(self, conditional: Instruction) -> str:
+        branches = conditional.called("branch_computations", "true_computation", "false_computation")
+        return max(branches, key=lambda branch: sum(move.bytes_ for move in self._moves(branch, 1)))
+
+    def _moved(self, instruction: Instruction, body: Mapping[str, Instruction]) -> int:
+        """Bytes that one run of an instruction moves."""
+        kind, result = instruction.kind, instruction.result
+        if (
+            kind in (*_NO_MEMORY, *_ALIASES)
+            or kind.endswith(("-done", "-update"))
+            or (kind == "custom-call" and not _KERNELS.search(instruction.attributes))
+        ):
+            return 0
+        operands = [body.get(name) for name in instruction.operands]
+        if kind.endswith("-start"):
+            result = _without_operands(instruction, operands)
+        size = sum(array.bytes_ for array in result)
+        reads: Mapping[int, int | None] = {}
+        writes: Sequence[int | None] = ()
+        match kind.removesuffix("-start"):
+            case "fusion" | "async":
+                reads, writes = self._sliced(instruction.called("calls")[0])
+            case "slice" | "dynamic-slice":
+                reads = {0: size} | dict.fromkeys(range(1, len(operands)), 0)
+            case "gather":
+                reads = {0: size}
+            case "dynamic-update-slice":
+                update = operands[1].bytes_ if operands[1] else 0
+                reads, writes = {0: 0} | dict.fromkeys(range(2, len(operands)), 0), [update]
+        if len(writes) != len(result):
+            writes = (None,) * len(result)
+        moved = 0
+        for array, part in zip(result, writes, strict=True):
+            moved += _at_most(array.bytes_, part) if array.in_hbm else 0
+        for index, operand in enumerate(operands):
+            moved += _at_most(operand.hbm_bytes, reads.get(index)) if operand else 0
+        return moved
+
+    def _sliced(self, name: str) -> tuple[dict[int, int | None], list[int | None]]:
+        """Of a fused computation: bytes read of each parameter, and written of each result; None for all of them."""
+        body = self._computations[name]
+        users: dict[str, list[tuple[Instruction, int]]] = collections.defaultdict(list)
+        for instruction in body.values():
+            for index, operand in enumerate(instruction.operands):
+                users[operand].append((instruction, index))
+
+        def read(instruction: Instruction) -> int | None:
+            total = 0
+            for user, index in users[instruction.name]:
+                part: int | None = None
+                if user.kind in ("slice", "dynamic-slice") or (user.kind == "gather" and index == 0):
+                    part = user.bytes_
+                elif user.kind == "bitcast" and not user.is_root:
+                    part = read(user)
+                elif user.kind == "fusion":
+                    part = self._sliced(user.called("calls")[0])[0].get(index)
+                elif user.kind == "dynamic-update-slice" and index == 0:
+                    part = 0  # in place
+                if part is None:
+                    return None
+                total += part
+            return total
+
+        def written(instruction: Instruction) -> int | None:
+            while instruction.kind == "bitcast" and instruction.operands[0] in body:
+                instruction = body[instruction.operands[0]]
+            if instruction.kind != "dynamic-update-slice" or instruction.operands[1] not in body:
+                return None
+            return body[instruction.operands[1]].bytes_
+
+        root = next((i for i in body.values() if i.is_root), None)
+        if root is None:
+            return {}, []
+        results = [body[operand] for operand in root.operands] if root.kind == "tuple" else [root]
+        reads = {int(i.arguments): read(i) for i in body.values() if i.kind == "parameter"}
+        return reads, [written(result) for result in results]
+
+
+def _or_once(trips: int | None) -> int:
+    return 1 if trips is None else trips
+
+
+def _without_operands(start: Instruction, operands: Sequence[Instruction | None]) -> tuple[Array, ...]:
+    """What a `-start` half makes: its result has the operands (but an all-reduce's), too, and then contexts."""
+    if start.kind == "all-reduce-start":
+        return start.result
+    if start.kind == "copy-start":  # (destination, source, context)
+        return start.result[:1]
+    rest = start.result[sum(len(operand.result) for operand in operands if operand) :]
+    return tuple(array for array in rest if array.shape or array.in_hbm)
+
+
+def _group_size(attributes: str) -> int | None:
+    """How many devices a collective is among; None if it is among all of them.
+
+    Three forms: lists, {{0,1},{2,3}}; their shape, [2,2]<=[4]; axes of a mesh, mesh['x'=2,'y'=2] {'y'}.
+    """
+    if lists := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return lists[1].count(",") + 1
+    if shape := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+        return int(shape[1])
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", mesh[2]))
+    return None
+
+
+def _sent(kind: str, group: int) -> float:
+    """The share of a collective's bytes that a device sends, in a ring of so many."""
+    if kind.startswith("collective-"):  # point to point
+        return 1.0
+    return (2 if kind == "all-reduce" else 1) * (group - 1) / group
+
+
+def _at_most(whole: int, part: int | None) -> int:
+    return whole if part is None else min(whole, part)
+
+
+def _multiplications(instruction: Instruction, operands: Sequence[Array]) -> int:
+    library = _LIBRARY.search(instruction.attributes)
+    if instruction.kind == "dot" or (library and library[1] == "cublas$"):
+        outputs, left = math.prod(instruction.result[0].shape), operands[0]
+        axes = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', instruction.attributes)
+        return outputs * math.prod(left.shape[int(axis)] for axis in re.findall(r"\d+", axes[1] if axes else ""))
+    output, kernel = instruction.result[0], operands[1]
+    if library and library[2] == "BackwardInput":  # (gradient of the output, kernel)
+        output = operands[0]
+    elif library and library[2] == "BackwardFilter":  # (input, gradient of the output)
+        output, kernel = kernel, output
+    labels = re.search(r"dim_labels=\w+?_(\w+?)->", instruction.attributes)
+    dilation = re.search(r"lhs_dilate=([\dx]+)", instruction.attributes)
+    assert labels, f"{instruction.name}: a convolution without dim_labels"
+    each = math.prod(size for label, size in zip(labels[1], kernel.shape, strict=True) if label != "o")
+    return math.prod(output.shape) * each // math.prod(map(int, dilation[1].split("x") if dilation else ()))

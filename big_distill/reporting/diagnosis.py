@@ -1,0 +1,194 @@
+"""What a run directory holds, what of it verifies, and what the same command would do with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from big_distill import weights
+from big_distill.config import Config, fingerprint
+from big_distill.errors import BigDistillError, RunError
+from big_distill.export import executable
+from big_distill.export.formats import EXECUTABLE_SUFFIXES
+from big_distill.run_dir import checkpoints, layout
+from big_distill.run_dir.metrics import METRICS_FILE, read_metrics
+from big_distill.weights import container
+
+_FORMS = {
+    layout.PREFLIGHT_FILE: {"key": str, "teacher": str, "teachers": [dict]},
+    layout.CALIBRATION_FILE: {"teacher": str, "ranges": [dict]},
+    layout.RESUMES_FILE: [int],
+    layout.ENVIRONMENT_FILE: layout.SESSIONS,
+    layout.SENSITIVITY_FILE: dict,
+    layout.PACK_FILE: [{"path": str}],
+}
+_NEEDED = (layout.ARCHITECTURE_FILE, METRICS_FILE, *list(_FORMS)[:4])  # by a resume
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A file or a checkpoint.
+
+    name: within the run directory.
+    detail: what it is, or what is wrong with it.
+    verified: whether it can be read and is what its checksum, if there is one, says.
+    """
+
+    name: str
+    detail: str
+    verified: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """A run directory.
+
+    status: as `workdir.status` has it.
+    step: what a resume would go on from, 0 for the beginning.
+    total_steps: of the run, None if its config is not there.
+    findings: of all that it holds.
+    outlook: what the same command would do, as a sentence.
+    inner: its teacher's and its first stage's.
+    """
+
+    workdir: pathlib.Path
+    status: str
+    step: int
+    total_steps: int | None
+    findings: tuple[Finding, ...]
+    outlook: str
+    inner: tuple[Diagnosis, ...]
+
+    @property
+    def verified(self) -> bool:
+        """Whether all that was found did."""
+        return all(finding.verified for finding in self.findings) and all(run.verified for run in self.inner)
+
+
+def examine(workdir: pathlib.Path) -> Diagnosis:
+    """Reads a run directory; changes nothing in it and opens no data.
+
+    Raises:
+      RunError: it is none.
+    """
+    known = (layout.CONFIG_FILE, layout.CHECKPOINTS_DIR, layout.TEACHER_DIR, layout.INIT_DIR)
+    if not workdir.is_dir() or not any((workdir / name).exists() for name in known):
+        raise RunError(f"{workdir} is not a run directory: it has none of {', '.join(known)}")
+    directories = (workdir / name for name in (layout.TEACHER_DIR, layout.INIT_DIR))
+    inner = tuple(examine(directory) for directory in directories if directory.is_dir())
+    findings, values = [], {}
+    for name, read, describe in (
+        (layout.CONFIG_FILE, layout.read_config, lambda config: f"fingerprint {fingerprint(config)}"),
+        (layout.ARCHITECTURE_FILE, weights.read_architecture, lambda student: f"{student.model.name}"),
+        (METRICS_FILE, read_metrics, _metrics_in_words),
+        (layout.SUMMARY_FILE, layout.read_summary, _summary_in_words),
+    ):
+        if (workdir / name).exists():
+            finding, values[name] = _read(name, functools.partial(read, workdir), describe)
+            findings.append(finding)
+    holder = layout.holder(workdir)
+    saved = checkpoints.verify(workdir)
+    if holder and any(saved.values()):
+        time.sleep(1)  # what looked damaged was perhaps being removed: a live run keeps its newest checkpoints alone
+        saved = checkpoints.verify(workdir)
+    findings += _checkpoint_findings(workdir, saved, holder)
+    findings += _other_findings(workdir, values.get(layout.SUMMARY_FILE))
+    config: Config | None = values.get(layout.CONFIG_FILE)
+    finished = values.get(layout.SUMMARY_FILE) is not None
+    damaged = {finding.name: finding.detail for finding in findings if not finding.verified}
+    step = max((step for step, damage in saved.items() if damage is None), default=0)
+    if holder:
+        outlook = f"is refused: {holder} trains here"
+    elif refusal := _refusal(workdir, saved, damaged):
+        outlook = f"is refused: {refusal}"
+    elif finished:
+        outlook = "reads the summary: the run is finished"
+    elif saved:
+        aside = [f"{step:,}" for step, damage in saved.items() if damage]
+        moves = f"moves step {', '.join(aside)} to {layout.DAMAGED_DIR}/ and " if aside else ""
+        outlook = f"{moves}goes on at step {step:,}" + (f" of {config.total_steps:,}" if config else "")
+    else:
+        unfinished = next((run for run in inner if run.status != "finished"), None)
+        first = f", after {unfinished.workdir.name}/, which {unfinished.outlook}" if unfinished else ""
+        outlook = f"begins at step 0{first}"
+    return Diagnosis(
+        workdir=workdir,
+        status=layout.status(held=bool(holder), finished=finished, begun=bool(saved)),
+        step=step,
+        total_steps=config.total_steps if config else None,
+        findings=tuple(findings),
+        outlook=outlook,
+        inner=inner,
+    )
+
+
+def _refusal(workdir: pathlib.Path, saved: dict[int, str | None], damaged: dict[str, str]) -> str | None:
+    """Why a resume would not begin, in the order in which it looks at things."""
+    begun = bool(saved) or (workdir / layout.SUMMARY_FILE).exists()
+    if begun and not (workdir / layout.CONFIG_FILE).exists():
+        return f"it has no {layout.CONFIG_FILE}"
+    for name in (layout.CONFIG_FILE, layout.SUMMARY_FILE):
+        if begun and name in damaged:
+            return damaged[name]
+    if saved and all(saved.values()):
+        return "every checkpoint is damaged"
+    return next((damaged[name] for name in _NEEDED if saved and name in damaged), None)
+
+
+def _read(name: str, read: Callable[[], Any], describe: Callable[[Any], str]) -> tuple[Finding, Any]:
+    """What a reader makes of a file, and its value, None if it is damaged."""
+    try:
+        value = read()
+    except BigDistillError as error:
+        return Finding(name, str(error), verified=False), None
+    return Finding(name, describe(value)), value
+
+
+def _checkpoint_findings(workdir: pathlib.Path, saved: dict[int, str | None], holder: str | None) -> Iterator[Finding]:
+    directory = workdir / layout.CHECKPOINTS_DIR
+    for step, damage in saved.items():
+        yield Finding(f"{directory.name}/{step}", damage or "checksums right", damage is None)
+    unfinished = "a save under way" if holder else "a save that was never finished; the next session removes it"
+    for path in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
+        yield Finding(f"{directory.name}/{path.name}", unfinished)
+    for path in sorted((workdir / layout.DAMAGED_DIR).glob("*")):
+        yield Finding(f"{layout.DAMAGED_DIR}/{path.name}", "set aside by an earlier session; nothing reads it")
+
+
+def _other_findings(workdir: pathlib.Path, summary: Any) -> Iterator[Finding]:
+    def loads(path: pathlib.Path) -> str:
+        network = weights.load(path)
+        if path.name == layout.WEIGHTS_FILE and summary:
+            if weights.sha256(network.variables["params"]) != summary["params_sha256"]:
+                raise RunError(f"{path} does not hold the weights that {layout.SUMMARY_FILE} has the hash of")
+            return "the weights of the summary's hash"
+        return f"{weights.num_params(network.variables['params']):,} parameters"
+
+    def checked(path: pathlib.Path) -> str:
+        executable.check(path)
+        return "checksum right"
+
+    for name, form in _FORMS.items():
+        if (workdir / name).exists():
+            yield _read(name, functools.partial(layout.read_json, workdir / name, form), lambda _: "readable")[0]
+    for suffix in (".npz", ".safetensors", container.SUFFIX, *EXECUTABLE_SUFFIXES):
+        for path in sorted(workdir.glob(f"*{suffix}")):
+            read = checked if suffix in EXECUTABLE_SUFFIXES else loads
+            yield _read(path.name, functools.partial(read, path), str)[0]
+    for path in sorted(workdir.glob("nonfinite_step_*.json")):
+        yield Finding(path.name, "examples of a step whose loss or gradient was not finite")
+
+
+def _metrics_in_words(lines: list[dict[str, float]]) -> str:
+    return f"{len(lines):,} lines" + (f", the last of step {lines[-1]['step']:,}" if lines else "")
+
+
+def _summary_in_words(summary: dict[str, Any] | None) -> str:
+    if summary is None:
+        return f"of a finished run that lost its {layout.WEIGHTS_FILE}: it is made again from the last checkpoint"
+    accuracy = summary["student"]["accuracy"]
+    return f"{summary['steps']:,} steps" + (f", accuracy {100 * accuracy:.2f} %" if accuracy is not None else "")

@@ -1,0 +1,247 @@
+"""Checkpoints of {state, meta} through Orbax, verified before they are used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from big_distill.config import Config
+from big_distill.errors import DISK_ERRORS, RunError
+from big_distill.files import checksums
+from big_distill.parallel import processes
+from big_distill.run_dir.layout import CHECKPOINTS_DIR, DAMAGED_DIR
+from big_distill.state import TrainState
+from big_distill.terminal import say
+
+_UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")  # what Orbax writes last, and a restore can do without
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Does not ask JAX's service, whose count is the loop's (`Preemption.reached`)."""
+        return False
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest few, and the best on the validation split.
+
+    Saving is asynchronous: `save` returns once the state is copied off the device; `close` waits for what is under
+    way. A step appears by one rename, whole and with the checksums of its files; one that is half written when the
+    process dies is ignored. The sums are verified by `set_aside_damaged`, when a session begins, and by a restore that
+    is `read_only`.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep_latest: int, keep_best: int, read_only: bool = False):
+        policies: list[Any] = [checkpoint_managers.LatestN(keep_latest)]
+        if keep_best:
+            policies.append(
+                checkpoint_managers.BestN(get_metric_fn=_accuracy, n=keep_best, keep_checkpoints_without_metrics=False)
+            )
+        self._saving, self._read_only = 0, read_only
+        try:
+            self._manager = _Manager(
+                directory.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    best_fn=_accuracy if keep_best else None,
+                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                    cleanup_tmp_directories=not read_only,  # in a live run they are the saves under way
+                    read_only=read_only,
+                    create=not read_only,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._pin),
+                ),
+            )
+        except (KeyError, OSError, TypeError, ValueError) as error:  # of the metrics that it reads
+            damaged = _in_words(verify(directory.parent))
+            what = f"hold damaged ones ({damaged})" if damaged else f"cannot be opened ({_one_line(error)})"
+            raise RunError(f"the checkpoints in {directory} {what}") from error
+
+    @classmethod
+    def of(cls, config: Config, workdir: pathlib.Path, read_only: bool = False) -> Checkpoints:
+        """Those of a run; without a validation split none is the best."""
+        keep_best = config.keep_best if config.evaluated_on.validation else 0
+        return cls(workdir / CHECKPOINTS_DIR, config.keep_latest, keep_best, read_only)
+
+    def save(
+        self, step: int, state: TrainState, meta: Mapping[str, Any], validation: Mapping[str, float] | None
+    ) -> None:
+        """Saves a step.
+
+        Args:
+          step: number of updates applied to `state`.
+          state: what a resume continues from.
+          meta: JSON-ready facts that a resume checks.
+          validation: metrics on the validation split, if it was just evaluated; `accuracy` decides what is best.
+        """
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta)))
+        metrics = {"accuracy": validation["accuracy"]} if validation else {}
+        self._wait()
+        self._saving = step
+        with self._errors_of_saving():
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+
+    def _pin(self) -> None:
+        """Adds the checksums, when all processes have written their files, before a rename makes them a step.
+
+        In Orbax 0.12 the callback that is named after the finalization comes before the rename; else every save fails.
+        """
+        found = pathlib.Path(self._manager.directory).glob(f"{self._saving}.*")
+        directory = next((path for path in found if ocp.utils.is_tmp_checkpoint(path)), None)
+        if directory is None:
+            raise RuntimeError("Orbax has renamed the directory before its checksums were in it")
+        checksums.write(directory, _UNLISTED)
+
+    def _wait(self) -> None:
+        """Until everything is on disk; raises what an asynchronous save raised."""
+        with self._errors_of_saving():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _errors_of_saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of Orbax, TensorStore or the operating system: the disk is full, or gone
+            if processes.is_peer_lost(error):
+                raise
+            whole = max(_steps(pathlib.Path(self._manager.directory)), default=None)
+            before = "none was saved before" if whole is None else f"the newest whole one is step {whole:,}"
+            raise RunError(
+                f"the checkpoint of step {self._saving:,} could not be saved in {self._manager.directory} "
+                f"({_one_line(error)}); {before}"
+            ) from error
+
+    def all_steps(self) -> list[int]:
+        """Every saved step, rising."""
+        return _steps(pathlib.Path(self._manager.directory))
+
+    def latest_step(self) -> int | None:
+        """The newest saved step, or None."""
+        return max(self.all_steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The saved step with the best validation accuracy, or None without any; waits for saves under way."""
+        self._wait()
+        scored = [step for step in self.all_steps() if self._manager.metrics(step)]
+        return max(scored, key=lambda step: (_accuracy(self._manager.metrics(step)), step), default=None)
+
+    def restore(self, step: int, abstract_state: TrainState) -> TrainState:
+        """The state of a step, placed as the shardings of `abstract_state` (a tree of ShapeDtypeStruct) say."""
+        return self._restore(step, state=ocp.args.StandardRestore(abstract_state)).state
+
+    def restore_variables(self, step: int, abstract: Any) -> dict[str, Any]:
+        """The student of a step alone, whatever devices it was trained on.
+
+        Args:
+          step: a saved one.
+          abstract: its variables as a tree of ShapeDtypeStruct with shardings.
+        """
+        args = ocp.args.PyTreeRestore(
+            item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+        )
+        return self._restore(step, state=args).state
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The meta of a step: read before the restore target is built."""
+        return self._restore(step, meta=ocp.args.JsonRestore()).meta
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        directory = pathlib.Path(self._manager.directory) / str(step)
+        if self._read_only and (damage := _damage(directory)):
+            raise RunError(f"checkpoint {directory} is damaged ({damage})")
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (KeyError, OSError, TypeError, ValueError) as error:  # Orbax lets through what its parsers raise
+            raise RunError(f"checkpoint {directory} cannot be read ({_one_line(error)})") from error
+
+    def close(self) -> None:
+        """Waits until everything is on disk; raises what an asynchronous save raised."""
+        self._wait()
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None or not processes.is_peer_lost(error):  # a save of all processes would wait for the lost one
+            self.close()
+
+
+def _accuracy(metrics: Mapping[str, float]) -> float:
+    """Of a step that was saved without an evaluation: less than any."""
+    return metrics.get("accuracy", -math.inf)
+
+
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether a run directory holds a saved step."""
+    return bool(saved_steps(workdir))
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """Of the checkpoints of a run directory, rising; whether they are intact is not looked at."""
+    return _steps(workdir / CHECKPOINTS_DIR)
+
+
+def verify(workdir: pathlib.Path) -> dict[int, str | None]:
+    """For every saved step, rising, what is wrong with its files; None if they are as they were saved."""
+    directory = workdir / CHECKPOINTS_DIR
+    found = {step: _damage(directory / str(step)) for step in _steps(directory)}
+    return {step: what for step, what in found.items() if step in _steps(directory)}  # a live run removes old ones
+
+
+def _damage(directory: pathlib.Path) -> str | None:
+    damage = checksums.damage(directory, _UNLISTED)
+    if damage is None:
+        step = json.loads((directory / "meta" / "metadata").read_bytes()).get("step")
+        damage = None if directory.name == str(step) else f"it is step {step}, under another name"
+    return damage
+
+
+def set_aside_damaged(workdir: pathlib.Path) -> None:
+    """Moves damaged steps out of the way of a resume and says so, in process 0 for all.
+
+    Raises:
+      RunError: all that were saved are damaged; they stay where they are.
+    """
+    processes.on_first_process(lambda: _set_aside_damaged(workdir))
+
+
+def _set_aside_damaged(workdir: pathlib.Path) -> None:
+    found = verify(workdir)
+    damaged = {step: what for step, what in found.items() if what}
+    if damaged and len(damaged) == len(found):
+        raise RunError(
+            f"every checkpoint in {workdir / CHECKPOINTS_DIR} is damaged ({_in_words(found)}): bring one back from a "
+            "copy, or choose another --workdir to begin anew"
+        )
+    for step, what in damaged.items():
+        aside = workdir / DAMAGED_DIR / f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
+        aside.parent.mkdir(exist_ok=True)
+        shutil.move(workdir / CHECKPOINTS_DIR / str(step), aside)
+        say(f"checkpoint {step:,} of {workdir} is damaged ({what}) and is now {aside}")
+
+
+def _in_words(found: Mapping[int, str | None]) -> str:
+    return "; ".join(f"{step}: {what}" for step, what in found.items() if what)
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error)
+    for number in DISK_ERRORS:
+        if os.strerror(number) in text:  # all that counts in a long line of TensorStore's
+            return os.strerror(number)
+    return (text.partition("\n")[0] or type(error).__name__)[:200]

@@ -1,0 +1,184 @@
+"""Where numbers go: CLU writers (TensorBoard, JSON lines), a progress bar, throughput."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import tqdm
+
+from big_distill.config import PROFILED_STEPS
+from big_distill.errors import RunError
+from big_distill.files import atomic
+
+sys.modules["clu.metric_writers.summary_writer"] = importlib.import_module("big_distill.run_dir.tensorboard_writer")
+from clu import metric_writers, periodic_actions  # noqa: E402
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """The metrics of one run: `metrics.jsonl` and TensorBoard event files, written by process 0 alone.
+
+    A resumed run first cuts `metrics.jsonl` back to the step it resumes from, so that every step appears once and in
+    order; `evaluated` says whether that step's evaluation is among what stays. A file that cannot be written is a
+    RunError.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start_step: int, evaluated: bool = True):
+        self._main = jax.process_index() == 0
+        self.tensorboard: Any = None
+        if not self._main:
+            return
+        self._path = workdir / METRICS_FILE
+        with self._writing():
+            _cut(self._path, start_step, evaluated)
+            self._lines = self._path.open("a", buffering=1)
+            self.tensorboard = metric_writers.SummaryWriter(str(workdir))
+        self._logging = metric_writers.LoggingWriter()
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes scalars; of a line only `seconds` and `train/images_per_second` depend on the clock."""
+        if not self._main:
+            return
+        scalars = {name: float(value) for name, value in values.items()}
+        with self._writing():
+            self._lines.write(json.dumps({"step": step, **scalars, "seconds": round(time.time(), 3)}) + "\n")
+            self.tensorboard.write_scalars(step, scalars)
+        self._logging.write_scalars(step, scalars)
+
+    def flush(self) -> None:
+        """Puts all that was written into the files: called before a save, so that no saved step lacks its metrics."""
+        if self._main:
+            with self._writing():
+                self._lines.flush()
+                self.tensorboard.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._main:
+            with self._writing(), contextlib.closing(self._lines), contextlib.closing(self.tensorboard):
+                pass
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"the metrics in {self._path.parent} cannot be written: {error.strerror}") from error
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The lines of a run's `metrics.jsonl`; a last line that a kill cut short is left out.
+
+    Raises:
+      RunError: another line is damaged.
+    """
+    path = workdir / METRICS_FILE
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    read = []
+    for number, line in enumerate(lines, 1):
+        if line.endswith(b"\n"):
+            try:
+                values = json.loads(line)
+                if not isinstance(values, dict) or type(values.get("step")) is not int:
+                    raise ValueError("it has no step")
+            except (ValueError, RecursionError) as error:
+                raise RunError(f"{path}, line {number} is damaged: {error}; without it the run goes on") from error
+            read.append(values)
+    return read
+
+
+def last_logged(workdir: pathlib.Path) -> int:
+    """The last step whose loss is in a run's metrics; 0 if none is."""
+    return max((int(line["step"]) for line in read_metrics(workdir) if "train/loss" in line), default=0)
+
+
+def _cut(path: pathlib.Path, step: int, evaluated: bool) -> None:
+    kept = [
+        line
+        for line in read_metrics(path.parent)
+        if line["step"] < step or (line["step"] == step and (evaluated or "train/loss" in line))
+    ]
+    atomic.write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+class Progress:
+    """What a person watches: a bar with an ETA on a terminal; and CLU's report for its platforms."""
+
+    def __init__(self, name: str, start_step: int, total_steps: int, writer: Any | None):
+        self._bar = tqdm.tqdm(
+            initial=start_step,
+            total=total_steps,
+            desc=name,
+            unit="step",
+            disable=jax.process_index() != 0 or not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+        self._report = periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer)
+
+    def update(self, step: int) -> None:
+        """The step that was done last."""
+        self._bar.update(step - self._bar.n)
+        self._report(step)
+
+    def show(self, loss: Any) -> None:
+        """The loss beside the bar."""
+        self._bar.set_postfix(loss=f"{float(loss):.4g}", refresh=False)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.close()
+
+
+class Stopwatch:
+    """Seconds between `start` and `stop`, pauses left out: what images/s is computed from."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.seconds = seconds
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Starts, unless it runs."""
+        self._since = self._since or time.monotonic()
+
+    def stop(self) -> None:
+        """Stops and adds up."""
+        if self._since is not None:
+            self.seconds += time.monotonic() - self._since
+            self._since = None
+
+    def rate(self, count: int) -> float:
+        """`count` per second up to now; 0 before the start."""
+        seconds = self.seconds + (time.monotonic() - self._since if self._since is not None else 0.0)
+        return count / seconds if seconds else 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Not counted, if it ran."""
+        ran = self._since is not None
+        self.stop()
+        yield
+        if ran:
+            self.start()
+
+
+def profiler(logdir: pathlib.Path, after_step: int) -> Callable[[int], Any]:
+    """To be called after every dispatch: traces at least so many steps after one of them, for TensorBoard; 0: never."""
+    if not after_step:
+        return lambda step: None
+    return periodic_actions.Profile(
+        logdir=logdir,
+        first_profile=after_step,
+        num_profile_steps=PROFILED_STEPS,
+        profile_duration_ms=None,
+        every_secs=None,
+    )

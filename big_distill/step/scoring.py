@@ -1,0 +1,98 @@
+"""Exact, masked evaluation metrics: of the student against labels, and of its fidelity to the teacher.
+
+The device adds up one batch (`score`), the host adds up batches in float64 (`summarize`): every example counts once,
+padding not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from big_distill.step.objectives import kl_divergence
+
+NUM_BINS = 15
+
+Sums = Mapping[str, jax.Array]
+
+
+def score(
+    student_logits: jax.Array, teacher_logits: jax.Array | None, label: jax.Array | None, mask: jax.Array
+) -> dict[str, jax.Array]:
+    """Sums over the examples of one batch.
+
+    Args:
+      student_logits: float32 [B, K].
+      teacher_logits: float32 [B, K], or None without a teacher.
+      label: int32 [B], or None from an unlabelled source.
+      mask: bool [B], False where a row does not count.
+    """
+    sums = {"count": jnp.sum(mask)}
+
+    def add(name: str, values: jax.Array) -> None:
+        sums[name] = jnp.sum(jnp.where(mask, values, 0))
+
+    if label is not None:
+        add("accuracy", jnp.argmax(student_logits, -1) == label)
+        add("top5", _in_top5(student_logits, label))
+        add("nll", optax.softmax_cross_entropy_with_integer_labels(student_logits, label))
+        sums["calibration"] = calibration_bins(student_logits, label, mask)
+    if teacher_logits is not None:
+        teacher_label = jnp.argmax(teacher_logits, -1)
+        add("kl", kl_divergence(teacher_logits, student_logits))
+        add("agreement", jnp.argmax(student_logits, -1) == teacher_label)
+        add("agreement5", _in_top5(student_logits, teacher_label))
+        if label is not None:
+            add("teacher_accuracy", teacher_label == label)
+    return sums
+
+
+def summarize(batches: Iterable[Sums]) -> dict[str, float]:
+    """Metrics of a split from the sums of its batches.
+
+    Returns:
+      `num_examples`, and where they apply `accuracy`, `top5`, `nll` (nats), `ece` (expected calibration error over 15
+      equal bins of confidence), `kl` (KL(teacher || student), nats),
+      `agreement` (equal top-1), `agreement5` (the teacher's top-1 is among the student's top 5) and
+      `teacher_accuracy`. Rates are fractions.
+    """
+    totals: dict[str, np.ndarray] = {}
+
+    def add(batch: Sums) -> None:
+        for name, value in batch.items():
+            totals[name] = totals.get(name, np.float64(0)) + np.asarray(value, np.float64)
+
+    before: Sums = {}
+    for batch in batches:  # one batch late, so that the device has the next one while the host waits for this
+        add(before)
+        before = batch
+    add(before)
+    count = float(totals.pop("count"))
+    metrics: dict[str, float] = {"num_examples": int(count)}
+    if "calibration" in totals:
+        metrics["ece"] = expected_calibration_error(totals.pop("calibration"))
+    return metrics | {name: float(total / count) for name, total in totals.items()}
+
+
+def _in_top5(logits: jax.Array, label: jax.Array) -> jax.Array:
+    _, top = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+    return jnp.any(top == label[:, None], axis=-1)
+
+
+def calibration_bins(logits: jax.Array, label: jax.Array, mask: jax.Array) -> jax.Array:
+    """[3, NUM_BINS]: sums of confidence and of correctness, and the number of examples, by bin of confidence."""
+    confidence = jnp.max(jax.nn.softmax(logits), -1)
+    correct = (jnp.argmax(logits, -1) == label).astype(jnp.float32)
+    bins = jnp.clip(jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1, 0, NUM_BINS - 1)
+    values = jnp.where(mask, jnp.stack([confidence, correct, jnp.ones_like(confidence)]), 0)
+    return jnp.zeros((3, NUM_BINS)).at[:, bins].add(values)
+
+
+def expected_calibration_error(bins: np.ndarray) -> float:
+    """Of `calibration_bins`, added up over batches (Guo et al. 2017, arXiv 1706.04599, equation 3)."""
+    confidence, correct, count = bins
+    return float(np.abs(confidence - correct).sum() / count.sum())

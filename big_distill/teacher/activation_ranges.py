@@ -1,0 +1,74 @@
+"""How large a teacher's activations are: measured once on real images, kept in the run directory."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from big_distill import models, weights
+from big_distill.config import Config
+from big_distill.errors import ConfigError, RunError
+from big_distill.models.int8 import Ranges
+from big_distill.parallel import sharding
+from big_distill.run_dir.layout import CALIBRATION_FILE, read_json, write_json
+from big_distill.step.views import for_network, to_unit
+
+
+def measure(
+    networks: Sequence[weights.Network], config: Config, mesh: Mesh, batches: Sequence[Mapping[str, np.ndarray]]
+) -> tuple[Ranges, ...]:
+    """The ranges of each network for `models.quantize`.
+
+    Args:
+      networks: as `teacher.read` returns them.
+      config: resolved.
+      mesh: of the run.
+      batches: this process's part of each; only `pixels` are read.
+
+    Raises:
+      ConfigError: a network without a convolution that int8 is for.
+    """
+    return tuple(_ranges(network, config.dtype, mesh, batches) for network in networks)
+
+
+def _ranges(
+    network: weights.Network, dtype: str, mesh: Mesh, batches: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, float]:
+    architecture = network.architecture
+    model = architecture.build(dtype, folded=True)
+    folded = models.cast(models.fold(architecture.model, network.variables), dtype)
+    variables = sharding.put(folded, sharding.replicated(mesh))
+
+    def of_batch(variables: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+        return models.input_ranges(model, variables, for_network(to_unit(pixels), architecture.card))
+
+    step = jax.jit(of_batch, out_shardings=sharding.replicated(mesh))
+    ranges = [step(variables, **sharding.to_devices(mesh, {"pixels": batch["pixels"]})) for batch in batches]
+    if not ranges[0]:
+        raise ConfigError(
+            f"config.teacher.dtype='int8': the model {architecture.model.name!r} has no convolution for it; "
+            "those of bit, efficientnet_lite* and mobilenet_v3_large have"
+        )
+    return {name: max(float(values[name]) for values in ranges) for name in ranges[0]}
+
+
+def read(workdir: pathlib.Path, identity: str) -> tuple[Ranges, ...] | None:
+    """What `write` kept of the teacher with this identity, else None."""
+    file = workdir / CALIBRATION_FILE
+    if not file.is_file():
+        return None
+    kept = read_json(file, {"teacher": str, "ranges": [dict]})
+    if not all(type(top) is float and math.isfinite(top) for ranges in kept["ranges"] for top in ranges.values()):
+        raise RunError(f"{file} holds no ranges; remove it and the run's own command makes it again")
+    return tuple(kept["ranges"]) if kept["teacher"] == identity else None
+
+
+def write(workdir: pathlib.Path, identity: str, ranges: Sequence[Ranges]) -> None:
+    """Keeps ranges, so that a run has one teacher from its first session to its last."""
+    write_json(workdir / CALIBRATION_FILE, {"teacher": identity, "ranges": ranges})

@@ -1,0 +1,230 @@
+"""What is proven of a teacher before a step is spent on it: that it is as good as it should be, frozen too."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from big_distill import teacher as teachers
+from big_distill import weights
+from big_distill.config import Config
+from big_distill.data.pipeline import EvalPipeline, HostBatch, TrainPipeline
+from big_distill.errors import RunError
+from big_distill.parallel import processes, sharding
+from big_distill.run_dir.layout import PREFLIGHT_FILE, read_json, write_json
+from big_distill.state import Batch, Teacher
+from big_distill.step import scoring
+from big_distill.step.steps import at_precision, teacher_logits
+from big_distill.step.views import to_unit
+from big_distill.teacher import activation_ranges
+from big_distill.terminal import say
+
+_NUM_CROPS = 256
+_RESULT = {
+    "num_params": int,
+    "accuracy": (float, None),
+    "plain_accuracy": (float, None),
+    "fold_kl": float,
+    "fold_agreement": float,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A teacher that may be trained with.
+
+    sha256: of its weights as they are used, frozen.
+    num_params: of its networks as their files have them.
+    """
+
+    teacher: Teacher
+    sha256: str
+    num_params: int
+
+
+def prepare(
+    networks: Sequence[weights.Network],
+    config: Config,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    train_data: TrainPipeline,
+    eval_data: EvalPipeline | None,
+    class_names: Sequence[str],
+) -> Checked | None:
+    """Freezes a run's teacher and checks it; None for a supervised run.
+
+    It is measured on the evaluation split, or without one on crops of training images, once for every form of it: what
+    was found is kept in the run directory, and judged in every session.
+
+    Args:
+      networks: as `teacher.read` returns them.
+      config: resolved.
+      workdir: the run directory.
+      mesh: of the run.
+      train_data: its first crops are what int8 is calibrated on.
+      eval_data: the evaluation split, if there is one.
+      class_names: of the data.
+
+    Raises:
+      RunError: a network below `config.teacher.min_accuracy`, or whose freezing costs more than
+        `config.teacher.max_fold_kl`.
+    """
+    if not networks:
+        return None
+    identity = teachers.identity(networks)
+    crops = functools.partial(_first_crops, config, train_data)
+    ranges: Sequence[activation_ranges.Ranges] = ()
+    if config.teacher.dtype == "int8":
+        ranges = _kept_ranges(networks, config, workdir, mesh, identity, crops)
+    variables = teachers.frozen_variables(networks, config, ranges)
+    sha256 = weights.sha256(variables)
+    teacher = teachers.place(networks, variables, config, mesh, class_names)
+    measured_on = eval_data.fingerprint if eval_data else ""
+    key = hashlib.sha256(json.dumps([identity, sha256, list(class_names), measured_on]).encode()).hexdigest()
+    results = processes.from_first_process(_read(workdir, key) if jax.process_index() == 0 else None)
+    if results is None or len(results) != len(networks):
+        results = measure(networks, teacher, config, mesh, eval_data or crops(), class_names)
+        for who, result in _named(results):
+            say(f"{who}, {_in_words(result)}")
+        if jax.process_index() == 0:
+            write_json(workdir / PREFLIGHT_FILE, {"key": key, "teacher": identity, "teachers": results})
+    for who, result in _named(results):
+        _judge(result, config, who)
+        accuracy = "" if result["accuracy"] is None else f"accuracy {100 * result['accuracy']:.2f} %; "
+        say(
+            f"{who} before training: {accuracy}frozen in {config.teacher.dtype} KL {result['fold_kl']:.2g} nats, "
+            f"agreement {100 * result['fold_agreement']:.2f} %"
+        )
+    return Checked(teacher, sha256, sum(result["num_params"] for result in results))
+
+
+def measure(
+    networks: Sequence[weights.Network],
+    teacher: Teacher,
+    config: Config,
+    mesh: Mesh,
+    batches: Iterable[HostBatch],
+    class_names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Every network of a teacher on real images, as the run will use it and as its file has it, in float32.
+
+    Args:
+      networks: as `teacher.read` returns them.
+      teacher: the same, frozen.
+      config: resolved.
+      mesh: of the run.
+      batches: this process's part of them: `pixels`, `mask` and, for the accuracy, `label`.
+      class_names: of the data.
+
+    Returns:
+      For each network what it is (`path`, `model`, `num_params`, `sha256` of its weights and its `card`), the
+      `accuracy` of the frozen one and the `plain_accuracy` (fractions, None without labels), and of the frozen one
+      against the plain one `fold_kl` (nats) and `fold_agreement` (a fraction).
+    """
+
+    def step(frozen: Teacher, plain: Teacher, batch: Batch) -> scoring.Sums:
+        view = to_unit(batch["pixels"])
+        logits = teacher_logits(frozen, view)
+        assert logits is not None
+        with jax.default_matmul_precision("highest"):
+            reference = teacher_logits(plain, view)
+        return scoring.score(logits, reference, batch.get("label"), batch["mask"])
+
+    step = jax.jit(at_precision(step, config.matmul_precision), out_shardings=sharding.replicated(mesh))
+
+    results: list[dict[str, Any]] = []
+    for index, network in enumerate(networks):
+        frozen, plain = teacher.only(index), teachers.plain(network, config, mesh, class_names)
+        scores = scoring.summarize(step(frozen, plain, sharding.to_devices(mesh, batch)) for batch in batches)
+        card = network.architecture.card
+        results.append(
+            {
+                "path": network.source,
+                "model": dataclasses.asdict(network.architecture.model),
+                "num_params": weights.num_params(network.variables["params"]),
+                "sha256": weights.sha256(network.variables),
+                "card": dataclasses.asdict(card),
+                "accuracy": scores.get("accuracy"),
+                "plain_accuracy": scores.get("teacher_accuracy"),
+                "fold_kl": scores["kl"],
+                "fold_agreement": scores["agreement"],
+            }
+        )
+    return results
+
+
+def _kept_ranges(
+    networks: Sequence[weights.Network], config: Config, workdir: pathlib.Path, mesh: Mesh, identity: str, crops: Any
+) -> tuple[activation_ranges.Ranges, ...]:
+    """Of the run's first session, or measured now."""
+    ranges = processes.from_first_process(
+        activation_ranges.read(workdir, identity) if jax.process_index() == 0 else None
+    )
+    if ranges is None:
+        ranges = activation_ranges.measure(networks, config, mesh, crops())
+        if jax.process_index() == 0:
+            activation_ranges.write(workdir, identity, ranges)
+    return tuple(ranges)
+
+
+def _first_crops(config: Config, train_data: TrainPipeline) -> list[HostBatch]:
+    """This process's part of the first batches that the teacher will see, each as large as the step's parts."""
+    parts: list[HostBatch] = []
+    num_batches = -(-_NUM_CROPS // config.batch_size)
+    for step in range(min(num_batches, config.total_steps)):
+        batch = train_data.batch(step)
+        crops = np.split(batch.get("teacher_pixels", batch["pixels"]), config.accumulate_steps)
+        parts += [{"pixels": pixels, "mask": np.ones(len(pixels), bool)} for pixels in crops]
+    return parts[: -(-_NUM_CROPS * config.accumulate_steps // config.batch_size)]
+
+
+def _read(workdir: pathlib.Path, key: str) -> list[dict[str, Any]] | None:
+    file = workdir / PREFLIGHT_FILE
+    kept = read_json(file, {"key": str, "teachers": [_RESULT]}) if file.is_file() else {}
+    return kept["teachers"] if kept.get("key") == key else None
+
+
+def _named(results: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    if len(results) == 1:
+        return [("the teacher", results[0])]
+    return [(f"teacher {index} of {len(results)}", result) for index, result in enumerate(results, 1)]
+
+
+def _in_words(result: dict[str, Any]) -> str:
+    """What was found in a file, all of which was loaded."""
+    card, model = result["card"], result["model"]
+    mean, std = (", ".join(f"{value:.3g}" for value in card[key]) for key in ("mean", "std"))
+    return (
+        f"{result['path']}: {model['name']}, {result['num_params']:,} parameters, all loaded "
+        f"(sha256 {result['sha256'][:12]}); sees {card['image_size']} px, (x - ({mean})) / ({std})"
+    )
+
+
+def _judge(result: dict[str, Any], config: Config, who: str) -> None:
+    teacher, accuracy = config.teacher, result["accuracy"]
+    if teacher.min_accuracy and accuracy is None:
+        raise RunError(
+            f"config.teacher.min_accuracy={teacher.min_accuracy} cannot be checked: there is no evaluation split "
+            "with labels"
+        )
+    if teacher.min_accuracy and accuracy < teacher.min_accuracy:
+        raise RunError(
+            f"{who} reaches {100 * accuracy:.2f} % of the evaluation split ({100 * result['plain_accuracy']:.2f} % "
+            f"before freezing), below config.teacher.min_accuracy={teacher.min_accuracy}: is its card right "
+            "(input_mean, input_std, image_size)?"
+        )
+    if not result["fold_kl"] <= teacher.max_fold_kl:
+        raise RunError(
+            f"freezing changes {who} by a KL of {result['fold_kl']:.3g} nats (agreement "
+            f"{100 * result['fold_agreement']:.2f} %), above config.teacher.max_fold_kl={teacher.max_fold_kl}; "
+            "config.teacher.dtype=float32 is the most exact"
+        )

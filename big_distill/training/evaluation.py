@@ -1,0 +1,153 @@
+"""Evaluates a network, alone or beside its teacher, on any split of a run's data."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+from big_distill import compress, weights
+from big_distill import teacher as teachers
+from big_distill.config import Config, SourceConfig
+from big_distill.data import Source
+from big_distill.data.pipeline import EvalPipeline, check_classes
+from big_distill.data.sources import open_source
+from big_distill.errors import RunError
+from big_distill.parallel import sharding
+from big_distill.run_dir.checkpoints import Checkpoints
+from big_distill.run_dir.layout import CHECKPOINTS_DIR, read_config
+from big_distill.state import Card, Model, Teacher, materialize
+from big_distill.step import scoring, steps
+
+EvalStep = Callable[..., scoring.Sums]
+_Result = TypeVar("_Result")
+
+
+class Stopped(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
+def evaluate(
+    eval_step: EvalStep,
+    variables: weights.Variables,
+    teacher: Teacher | None,
+    data: EvalPipeline,
+    mesh: Mesh,
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, float]:
+    """Metrics of one network on one split (see `scoring.summarize`), every readable example counted once.
+
+    Raises:
+      Stopped: `stop`, which is asked before every batch, returned True.
+    """
+
+    def sums() -> Iterator[scoring.Sums]:
+        for batch in data:
+            if stop is not None and stop():
+                raise Stopped
+            yield eval_step(variables, teacher, sharding.to_devices(mesh, batch))
+
+    return scoring.summarize(sums())
+
+
+def jit_eval_step(student: weights.Architecture, config: Config, mesh: Mesh) -> EvalStep:
+    """The evaluation step of a network, its sums on every device."""
+    return jit_eval(steps.make_eval_step, student, config, mesh)
+
+
+def jit_eval(
+    make_step: Callable[[Model, Card], Callable[..., _Result]],
+    student: weights.Architecture,
+    config: Config,
+    mesh: Mesh,
+) -> Callable[..., _Result]:
+    """`make_step(model, card)` for a network: what it returns is on every device."""
+    step = make_step(sharding.gathering(mesh, student.build(config.dtype)), student.card)
+    return jax.jit(steps.at_precision(step, config.matmul_precision), out_shardings=sharding.replicated(mesh))
+
+
+def mesh_for(config: Config) -> Mesh:
+    """This machine's, for what was trained with a config elsewhere: split as far as its devices can."""
+    return sharding.make_mesh(math.gcd(config.mesh.fsdp, jax.device_count()))
+
+
+def open_split(config: Config, source: SourceConfig, split: str) -> Source:
+    """A split of a data set of the run: `config.source` or `config.eval_source`."""
+    size, channels = config.view.image_size, config.view.channels
+    return open_source(source, split, num_classes=config.num_classes, image_size=size, channels=channels)
+
+
+def open_eval(config: Config, split: str) -> EvalPipeline:
+    """Evaluation batches of a split, as large as training's parts, rounded up to this machine's devices."""
+    source = open_split(config, config.evaluated_on, split)
+    check_classes(config, source)
+    batch_size = eval_batch_size(config, jax.device_count())
+    return EvalPipeline(source, config.view, config.evaluated_on, batch_size, jax.process_index(), jax.process_count())
+
+
+def with_eval_data(config: Config, data_dir: str | None) -> Config:
+    """The config of a run whose data of evaluation are where `data_dir` says; None: where the run had them."""
+    if data_dir is None:
+        return config
+    return dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
+
+
+def eval_batch_size(config: Config, num_devices: int) -> int:
+    """Of a global evaluation batch."""
+    return -(-config.batch_size // config.accumulate_steps // num_devices) * num_devices
+
+
+def evaluate_run(
+    workdir: pathlib.Path,
+    split: str,
+    step: str = "final",
+    data_dir: str | None = None,
+) -> dict[str, float]:
+    """Metrics of a run's student on any split of its data set, against labels and its teacher.
+
+    Args:
+      workdir: the run directory.
+      split: in TFDS syntax.
+      step: 'final' (the weights of a finished run), 'latest', 'best', or the number of a checkpoint.
+      data_dir: where TFDS sets are, if not where the run had them.
+
+    Raises:
+      RunError: no run, or no such step in it.
+    """
+    config = with_eval_data(read_config(workdir), data_dir)
+    mesh = mesh_for(config)
+    data = open_eval(config, split)
+    class_names = weights.read_architecture(workdir).card.class_names
+    teacher = teachers.load(config, workdir, mesh, class_names)
+    student = student_of(workdir, step, mesh)
+    return evaluate(jit_eval_step(student.architecture, config, mesh), student.variables, teacher, data, mesh)
+
+
+def student_of(workdir: pathlib.Path, step: str, mesh: Mesh) -> weights.Network:
+    """The student of a run, of its end ('final') or of a checkpoint; see `evaluate_run`."""
+    if step == "final":
+        return weights.load(workdir)
+    config = read_config(workdir)
+    if not (workdir / CHECKPOINTS_DIR).is_dir():
+        raise RunError(f"{workdir} has no checkpoints yet")
+    with contextlib.closing(Checkpoints.of(config, workdir, read_only=True)) as checkpoints:
+        known: dict[str, int | None] = {str(saved): saved for saved in checkpoints.all_steps()}
+        known |= {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()}
+        found = known.get(step)
+        if found is None:
+            there = ", ".join(name for name, saved in known.items() if saved is not None) or "none"
+            raise RunError(f"{workdir} has no checkpoint {step!r}; there are: {there}")
+        student = weights.read_architecture(workdir)
+        abstract = student.abstract_variables()
+        scheme = compress.make_scheme(config, abstract["params"])
+        params, aux = jax.eval_shape(scheme.encode, abstract["params"])
+        saved = {"batch_stats": {}, **abstract, "params": params, "aux": aux}
+        state = checkpoints.restore_variables(found, sharding.place(saved, sharding.rule(mesh, saved)))
+        variables = {"params": materialize(state["params"], state["aux"]), "batch_stats": state["batch_stats"]}
+        return weights.Network(student, variables)

@@ -1,0 +1,73 @@
+"""Cards as JSON: what a file says of its network, and what a person says of it in a file beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from big_distill.config import ModelConfig, freeze
+from big_distill.errors import ConfigError, RunError
+from big_distill.models.families import check_model
+from big_distill.state import Card
+from big_distill.weights.architecture import Architecture
+
+CARD_SUFFIX = ".card.json"
+_MAX_SIZE = 1 << 20  # of a card's numbers: no network is built, however small its file, whose shapes overflow
+
+
+def from_json(text: str | bytes, path: pathlib.Path) -> Architecture:
+    """The inverse of `json.dumps(dataclasses.asdict(architecture))`; `path` is where the text is from."""
+    try:
+        values = json.loads(text)
+        card = _card(values.pop("card"), values["num_classes"])
+        model: ModelConfig = freeze(ModelConfig, values.pop("model"), "card.model")
+        for name, number in values.items():
+            if type(number) is not int or not (name != "view_size") <= number <= _MAX_SIZE:
+                raise ConfigError(f"{name}={number!r}: expected an integer from 1 to {_MAX_SIZE}")
+        if not is_user_code(model):
+            check_model(model, card.image_size, "card.model")
+        return Architecture(model=model, card=card, **values)
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path} has a damaged card: {error}") from error
+
+
+def card_beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
+    """The card of a foreign file, corrected by the fields of the JSON file beside it, teacher.card.json, if any.
+
+    Those of `Card`, and instead of mean and std a `value_range`, such as [-1, 1], that pixels are brought to.
+    """
+    path = file.with_suffix(CARD_SUFFIX)
+    if not path.is_file():
+        return card
+    try:
+        given = json.loads(path.read_text())
+        if "value_range" in given:
+            if given.keys() & {"mean", "std"}:
+                raise ConfigError("value_range stands instead of mean and std")
+            low, high = given.pop("value_range")
+            given |= {"mean": [-low / (high - low)], "std": [1 / (high - low)]}
+        return _card({**dataclasses.asdict(card), **given}, num_classes)
+    except (ConfigError, OSError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path} is not a card: {error}") from error
+
+
+def _card(values: Mapping[str, Any], num_classes: int) -> Card:
+    """Raises ConfigError unless these values make a card."""
+    card: Card = freeze(Card, values, "card")
+    if len(card.class_names) not in (0, num_classes):
+        raise ConfigError(f"{len(card.class_names)} class_names, but the network has {num_classes} classes")
+    if not 1 <= card.image_size <= _MAX_SIZE:
+        raise ConfigError(f"image_size={card.image_size}: expected an integer from 1 to {_MAX_SIZE}")
+    for name, row, least in (("mean", card.mean, -math.inf), ("std", card.std, 0)):
+        if not row or min(row) <= least:
+            raise ConfigError(f"{name}={row}: expected finite numbers, those of std above 0")
+    return card
+
+
+def is_user_code(model: ModelConfig) -> bool:
+    """Whether a network is the user's own `module:function`."""
+    return ":" in (model.name or "")

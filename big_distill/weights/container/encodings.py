@@ -1,0 +1,147 @@
+"""One array as bytes, in the way that is smallest, and back to the bit.
+
+* `raw`: its bytes.
+* `deflated`: its bytes, compressed by zlib.
+* `half`: of floats whose lower 16 bits are zero (bfloat16) the upper bytes, then the lower ones, compressed by zlib.
+* `sparse`: the gaps between its values that are not zero, Huffman-coded, and the values.
+* `shared`: those gaps, the distinct values, and for each that is not zero which it is, Huffman-coded (Han et al. 2016,
+  "Deep Compression", arXiv 1510.00149, section 4).
+* `integers`: a scale for each of the last axis, and the integers in [-127, 127] that it multiplies, Huffman-coded.
+* `sparse_integers`: the same, with gaps instead of zeros.
+
+A gap of 255 or more zeros is written as as many symbols 255, each standing for 255 zeros and no value: the paper's
+filler zeros, which cost an index here but no value.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+
+from big_distill.weights.container import huffman
+
+PARTS = {"raw": 1, "deflated": 1, "half": 1, "sparse": 2, "shared": 3, "integers": 2, "sparse_integers": 3}
+"""How many parts an array of a kind has."""
+MAX_RATIO = 4096
+"""How many times as many bytes an array has as its parts at most: who reads a small file needs little memory."""
+Encoding = tuple[str, str, list[bytes]]
+"""(kind, order of axes, parts)."""
+_FILLER = 255
+_TOPS = [2**bits - 1 for bits in range(7, 0, -1)]  # of integers of 8, 7, ... 2 bits
+
+
+def encode(array: np.ndarray) -> Encoding:
+    """The smallest encoding of an array."""
+    found: list[Encoding] = [("raw", "C", [array.tobytes()]), ("deflated", "C", [zlib.compress(array.tobytes(), 9)])]
+    if array.dtype == np.float32 and array.size > 1:
+        found += _of_floats(array)
+
+    def size(encoding: Encoding) -> int:
+        return sum(map(len, encoding[2]))
+
+    return min((encoding for encoding in found if array.nbytes <= MAX_RATIO * size(encoding)), key=size)
+
+
+def decode(kind: str, order: str, parts: list[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `encode`.
+
+    Raises:
+      ValueError, IndexError, zlib.error: these are no such parts.
+    """
+    count = math.prod(shape)
+    if kind == "raw":
+        return np.frombuffer(parts[0], dtype).reshape(shape).copy()
+    if kind == "deflated":
+        return np.frombuffer(_inflated(parts[0], count * dtype.itemsize), dtype).reshape(shape).copy()
+    if dtype != np.float32:
+        raise ValueError(f"{kind} values of {dtype}")
+    if kind == "half":
+        upper, lower = np.frombuffer(_inflated(parts[0], 2 * count), np.uint8).reshape(2, count).astype(np.uint32)
+        return (upper << 24 | lower << 16).view(np.float32).reshape(shape)
+    if kind in ("integers", "sparse_integers"):
+        scales, *gaps, symbols = parts
+        found, values = np.frombuffer(scales, "<f4"), huffman.decode(symbols) - _TOPS[0]
+        used = _positions(huffman.decode(gaps[0])) if gaps else np.arange(count)
+        if len(found) != shape[-1] or len(values) != len(used) or (len(used) and used[-1] >= count):
+            raise ValueError(f"{len(found)} scales, {len(values)} integers at {len(used)} places of {shape}")
+        integers = np.zeros(count, np.float32)
+        integers[used] = values
+        return _reshaped(integers, shape, order) * found
+    used = _positions(huffman.decode(parts[0]))
+    values = np.frombuffer(parts[1], "<u4")
+    if kind == "shared":
+        values = values[huffman.decode(parts[2])]
+    if len(values) != len(used) or (len(used) and used[-1] >= count):
+        raise ValueError(f"{len(values)} values at {len(used)} places of an array of {count}")
+    words = np.zeros(count, np.uint32)
+    words[used] = values
+    return _reshaped(words.view(np.float32), shape, order)
+
+
+def _of_floats(array: np.ndarray) -> list[Encoding]:
+    found: list[Encoding] = []
+    words = array.reshape(-1).view(np.uint32)
+    if not (words & 0xFFFF).any():
+        upper, lower = ((words >> shift).astype(np.uint8).tobytes() for shift in (24, 16))
+        found.append(("half", "C", [zlib.compress(upper + lower, 9)]))
+    grid = grid_of(array) if array.ndim > 1 else None
+    for order in ("C", "F"):
+        words = array.flatten(order).view(np.uint32)
+        used = np.flatnonzero(words)  # -0.0 is a value
+        gaps = huffman.encode(_gaps(used))
+        found.append(("sparse", order, [gaps, words[used].tobytes()]))
+        values, codes = np.unique(words[used], return_inverse=True)
+        if 0 < len(values) <= huffman.MAX_SYMBOLS:
+            found.append(("shared", order, [gaps, values.tobytes(), huffman.encode(codes)]))
+        if grid is not None:
+            scales, symbols = grid[0].tobytes(), grid[1].flatten(order) + _TOPS[0]
+            found.append(("integers", order, [scales, huffman.encode(symbols)]))
+            found.append(("sparse_integers", order, [scales, gaps, huffman.encode(symbols[used])]))
+    return found
+
+
+def grid_of(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """(scales float32 [F], integers [..., F]) whose products are the array, to the bit; None if there are none."""
+    filters = array.reshape(-1, array.shape[-1])
+    largest = np.abs(filters).max(0)
+    widest = filters[:, int(np.argmax(largest))]
+    if not np.isfinite(filters).all() or (array.view(np.uint32) == 1 << 31).any() or len(np.unique(widest)) > 255:
+        return None
+    if largest[largest > 0].min(initial=1) < 256 * np.finfo(np.float32).tiny:  # steps too small to divide by
+        return None
+    for top in _TOPS:
+        scales = np.where(largest > 0, largest / np.float32(top), np.float32(1))
+        exact = np.zeros(len(scales), bool)
+        for near in (scales, np.nextafter(scales, np.float32(0)), np.nextafter(scales, np.float32(np.inf))):
+            found = (np.rint(filters / near) * near == filters).all(0)
+            scales = np.where(found & ~exact, near, scales)
+            exact |= found
+        if exact.all():
+            return scales, np.rint(array / scales).astype(np.int64)
+    return None
+
+
+def _gaps(used: np.ndarray) -> np.ndarray:
+    """Numbers of zeros before each of these positions, a gap of 255 or more in several symbols."""
+    gaps = np.diff(used, prepend=-1) - 1
+    fillers = gaps // _FILLER
+    symbols = np.full(len(used) + int(fillers.sum()), _FILLER)
+    symbols[np.cumsum(fillers + 1) - 1] = gaps % _FILLER
+    return symbols
+
+
+def _positions(symbols: np.ndarray) -> np.ndarray:
+    """The inverse of `_gaps`."""
+    is_value = symbols != _FILLER
+    return (np.cumsum(symbols + is_value) - 1)[is_value]
+
+
+def _inflated(data: bytes, size: int) -> bytes:
+    return zlib.decompressobj().decompress(data, max(1, size))
+
+
+def _reshaped(flat: np.ndarray, shape: tuple[int, ...], order: str) -> np.ndarray:
+    return np.ascontiguousarray(flat.reshape(shape, order=order))  # type: ignore[call-overload]

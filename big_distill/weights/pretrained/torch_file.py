@@ -1,0 +1,165 @@
+"""State dicts of PyTorch, without PyTorch: files of torch.save, the present format (zip) and the one before it.
+
+`torch_pickle` reads what a file says it holds, this file checks that against what it does hold and makes the arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import mmap
+import pathlib
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from big_distill.errors import RunError
+from big_distill.weights.pretrained import torch_pickle
+from big_distill.weights.pretrained.torch_pickle import Storage, Tensor
+
+_ZIP = b"PK\x03\x04"
+_PICKLE = b"\x80"
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_BYTE_ORDERS = {b"little": "<", b"big": ">"}
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+LoadFn = Callable[[Storage], np.ndarray]  # the unsigned integers [N] that are a storage's bits
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads the tensors of a state dict, or of a checkpoint with one under `state_dict` or `model`.
+
+    Args:
+      path: a file of torch.save.
+
+    Returns:
+      Arrays by the tensors' names, in the file's order, without DataParallel's `module.`; not to be written to, as they
+      share memory where the tensors shared a storage. What is not a tensor is left out.
+
+    Raises:
+      RunError: no such file; not a file of torch.save, or a damaged one; it asks for a class or function that no state
+        dict needs (nothing is imported or called); a tensor does not fit into its storage; it holds no tensors.
+    """
+    with _reading(path), path.open("rb") as file:
+        root, load = _open_zip(file) if file.peek(4).startswith(_ZIP) else _open_legacy(file)
+        tensors = _tensors(root)
+        storages = {storage: load(storage) for storage in {tensor.storage for tensor in tensors.values()}}
+        return {name: _array(name, tensor, storages[tensor.storage]) for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """Names the file in whatever its reader raises."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist: expected a file of torch.save") from error
+    except Exception as error:  # zipfile, pickletools and struct raise a dozen kinds on damaged files
+        first_line = str(error).partition("\n")[0][:200]
+        raise RunError(f"{path} is not a readable state dict of PyTorch: {first_line}") from error
+
+
+def _open_legacy(file: BinaryIO) -> tuple[Any, LoadFn]:
+    """Five pickles (magic number, protocol, system, value, keys), then each storage: its length, then its numbers."""
+    data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # Any: typeshed does not take it for a file
+    starts = data[:1] == _PICKLE and torch_pickle.load(data)[0] == _LEGACY_MAGIC
+    if not starts or torch_pickle.load(data)[0] != _LEGACY_PROTOCOL:
+        raise ValueError("it does not start as files of torch.save do")
+    torch_pickle.load(data)  # the byte order in it is not the storages': they are always little-endian
+    root, storages = torch_pickle.load(data)
+    positions = _find_storages(data, torch_pickle.load(data)[0], storages)
+
+    def load(storage: Storage) -> np.ndarray:
+        start = positions[storage.key]
+        return _bits(data[start : start + storage.num_bytes], storage.dtype)
+
+    return root, load
+
+
+def _find_storages(data: Any, keys: Any, storages: dict[str, Storage]) -> dict[str, int]:
+    """Where the numbers of each storage start."""
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != storages.keys():
+        raise ValueError("its list of storages is not of those that its tensors use")
+    end = data.tell() + sum(8 + storages[key].num_bytes for key in keys)
+    if end > len(data):
+        raise ValueError(f"it is truncated: {len(data)} bytes of {end}")
+    positions = {}
+    for key in keys:
+        (num_elements,) = struct.unpack("<q", data.read(8))
+        if num_elements != storages[key].num_elements:
+            raise ValueError(f"storage {key!r:.100} holds {num_elements} numbers, not {storages[key].num_elements}")
+        positions[key] = data.tell()
+        data.seek(storages[key].num_bytes, io.SEEK_CUR)
+    return positions
+
+
+def _open_zip(file: BinaryIO) -> tuple[Any, LoadFn]:
+    """FOLDER/data.pkl, FOLDER/data/KEY for each storage and, from PyTorch 2.0 on, FOLDER/byteorder."""
+    archive = zipfile.ZipFile(file)
+    members = _members(archive, file.seek(0, io.SEEK_END))
+    pickles = [name for name in members if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError(f"it is a zip file with {len(pickles)} data.pkl in place of one")
+    folder = pickles[0].removesuffix("data.pkl")
+    root, _ = torch_pickle.load(io.BytesIO(archive.read(pickles[0])))
+    byte_order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in members else b"little"
+    if byte_order not in _BYTE_ORDERS:
+        raise ValueError(f"its byte order is {byte_order!r:.100}, expected little or big")
+
+    def load(storage: Storage) -> np.ndarray:
+        info = members.get(f"{folder}data/{storage.key}")
+        if info is None or info.file_size != storage.num_bytes:
+            found = "missing" if info is None else f"of {info.file_size} bytes, not {storage.num_bytes}"
+            raise ValueError(f"storage {storage.key!r:.100} is {found}")
+        return _bits(archive.read(info), storage.dtype, _BYTE_ORDERS[byte_order])
+
+    return root, load
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """By name; refused if reading each once could take more memory than the file has bytes."""
+    infos = archive.infolist()
+    if any(info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size for info in infos):
+        raise ValueError("its contents are compressed, which torch.save never does")
+    if sum(info.file_size for info in infos) > size:
+        raise ValueError("its contents are announced as larger than the file")
+    return {info.filename: info for info in infos}
+
+
+def _bits(data: bytes, dtype: np.dtype, order: str = "<") -> np.ndarray:
+    """Unsigned integers of the dtype's size and the machine's byte order; of a bool, 0 or 1."""
+    unit = f"u{dtype.itemsize}"
+    bits = np.frombuffer(data, order + unit).astype(unit, copy=False)
+    return (bits != 0).view(unit) if dtype == np.bool_ else bits
+
+
+def _tensors(root: Any) -> dict[str, Tensor]:
+    while isinstance(root, dict) and (inner := [name for name in _WRAPPERS if isinstance(root.get(name), dict)]):
+        root = root.pop(inner[0])  # taken out, as it may hold itself
+    entries = root.items() if isinstance(root, dict) else ()
+    tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError("it holds no dictionary of tensors")
+    if all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _array(name: str, tensor: Tensor, bits: np.ndarray) -> np.ndarray:
+    """The view; refused if it reaches beyond the storage, or repeats it to more than its size."""
+    shape, strides, itemsize = tensor.shape, tensor.strides, tensor.storage.dtype.itemsize
+    numbers = (tensor.offset, *shape, *strides)
+    if len(shape) != len(strides) or len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
+        raise ValueError(f"tensor {name!r:.100} has a shape, strides or an offset that cannot be")
+    num_elements = math.prod(shape)
+    end = tensor.offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
+    if num_elements and (num_elements > bits.size or end > bits.size):
+        raise ValueError(f"tensor {name!r:.100} is larger than its storage of {bits.size} numbers")
+    if not num_elements:
+        return np.empty(shape, tensor.storage.dtype)
+    return np.ndarray(shape, tensor.storage.dtype, bits, tensor.offset * itemsize, [n * itemsize for n in strides])

@@ -1,0 +1,61 @@
+"""What a translator returns, and how it applies its table of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from big_distill.config import ModelConfig
+from big_distill.errors import RunError
+from big_distill.models.families import BIT_BLOCKS
+
+Table = dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
+"""Our name, such as params/head/kernel -> (their name, what makes our array of theirs)."""
+
+
+class Translated(NamedTuple):
+    """A file of other origin under our names.
+
+    arrays: float32, by path, such as params/head/kernel or batch_stats/stem/norm/mean.
+    image_size, mean, std: of the input its authors evaluate with, for a `Card`; 0 where that is not known.
+    """
+
+    model: ModelConfig
+    num_classes: int
+    arrays: dict[str, np.ndarray]
+    image_size: int = 224
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    channels: int = 3
+
+
+def apply(table: Table, arrays: Mapping[str, np.ndarray], recognised: str) -> dict[str, np.ndarray]:
+    """All arrays under our names.
+
+    Raises:
+      RunError: arrays that are missing, not in the table or of an impossible shape; `recognised` is its subject.
+    """
+    wanted = {theirs for theirs, _ in table.values()}
+    missing, unknown = sorted(wanted - arrays.keys()), sorted(arrays.keys() - wanted)
+    if missing or unknown:
+        raise RunError(
+            f"{recognised}, but {len(missing)} of its arrays are missing ({', '.join(missing[:3]) or '-'}) "
+            f"and {len(unknown)} are not known ({', '.join(unknown[:3]) or '-'})"
+        )
+    translated = {}
+    for ours, (theirs, convert) in table.items():
+        try:
+            translated[ours] = np.ascontiguousarray(convert(arrays[theirs]), np.float32)
+        except (IndexError, ValueError) as error:
+            raise RunError(f"{recognised}, but {theirs} has shape {arrays[theirs].shape}: {error}") from error
+    return translated
+
+
+def bit_model(blocks: tuple[int, ...], root_features: int, root_pool: str) -> ModelConfig:
+    """The BiT with so many units in each stage and channels in the root."""
+    depth = next((depth for depth, known in BIT_BLOCKS.items() if known == blocks), 0)
+    return ModelConfig(
+        "bit", depth=depth, blocks=() if depth else blocks, width=root_features / 64, root_pool=root_pool
+    )

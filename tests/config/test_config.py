@@ -1,0 +1,226 @@
+"""A config is right, or one line says which field is not."""
+
+import dataclasses
+import json
+
+import pytest
+
+from big_distill import config as config_lib
+from big_distill.config import differences, fingerprint, from_dict, to_dict
+from big_distill.config.fields import fields_of
+from big_distill.config.files import parse_arg, smoke, teacher_of, template
+from big_distill.errors import ConfigError
+from big_distill.resolve import resolve
+
+
+def distilled(tiny):
+    teacher = tiny.copy_and_resolve_references()
+    tiny.objective.name = "function_matching"
+    tiny.view.regime = "function_matching"
+    tiny.teacher.config = teacher
+    return tiny
+
+
+def set_(config, path, value):
+    *parents, name = path.split(".")
+    for parent in parents:
+        config = config[parent]
+    config[name] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("objective.temperature", 0.0, "config.objective.temperature=0.0: expected a number above 0"),
+        ("objective.alpha", 1.5, r"config.objective.alpha=1.5: expected a number in \[0, 1\]"),
+        ("objective.name", "function_machine", "did you mean 'function_matching'"),
+        ("optimizer.warmup_steps", 6, "config.optimizer.warmup_steps=6: expected fewer than the run's 6 steps"),
+        ("optimizer.schedule", "cosin", "did you mean 'cosine'"),
+        ("optimizer.lr", -1.0, "config.optimizer.lr=-1.0: expected at least 0"),
+        ("batch_size", 12, "config.batch_size=12 is not divisible by 8 devices"),
+        ("batch_size", 0, "config.batch_size=0: expected at least 1"),
+        ("accumulate_steps", 4, "batch_size=40 is not divisible by 8 devices x accumulate_steps=4"),
+        ("mesh.fsdp", 3, "config.mesh.fsdp=3 does not divide the 8 devices"),
+        ("mesh.fsdp", 0, "config.mesh.fsdp=0: expected at least 1"),
+        ("teacher.sharded", True, "config.teacher.sharded=True: .* set config.mesh.fsdp to 2 or more"),
+        ("teacher.config.mesh.fsdp", 5, "config.teacher.config.mesh.fsdp=5 does not divide the 8 devices"),
+        ("matmul_precision", "float23", "config.matmul_precision='float23' is not known; did you mean 'float32'"),
+        ("num_classes", 1, "config.num_classes=1: expected at least 2"),
+        ("total_steps", 0, "total_epochs .or total_steps. must be set"),
+        ("student.name", "byt", "config.student.name='byt' is not known; did you mean 'bit'"),
+        ("student.depth", 50, "config.student.depth=50: the model 'cnn' does not read it"),
+        ("student.features", (4,), "a cnn has two"),
+        ("view.image_size", 3, "an image of 3 px is smaller than the 4 px that a 'cnn' needs"),
+        ("view.regime", "consistant", "did you mean 'consistent'"),
+        ("view.regime", "consistent", "mixup=1.0|function_matching mixes"),
+        ("view.regime", "fixed", "reduced_decoding=True with .*'fixed': central views are of whole images"),
+        ("view.area_min", 0.0, "expected 0 < area_min"),
+        ("view.resize", 7, "config.view.resize=7 is smaller than config.view.image_size=8"),
+        ("dtype", "float16", "config.dtype='float16' is not known"),
+        (
+            "teacher.model.name",
+            "lenet5",
+            "teacher.model.name='lenet5' declares a weight file: set config.teacher.path too",
+        ),
+        ("optimizer.decay_mask", "(", r"decay_mask='\(' is not a regular expression"),
+        ("objective.name", "nowhere:loss", "config.objective.name='nowhere:loss': expected your own module:function"),
+        ("source.name", "nowhere:data", "config.source.name='nowhere:data': expected your own module:function"),
+        ("teacher.config.num_classes", 9, "config.teacher.config.num_classes=9 differs from the student's"),
+        ("teacher.config.view.image_size", 16, "config.view.image_size=8 is smaller than config.teacher.config"),
+        ("teacher.config.objective.temperature", -1.0, "config.teacher.config.objective.temperature=-1.0"),
+    ],
+)
+def test_wrong_values(tiny, path, value, message):
+    config = distilled(tiny)
+    if (path, value) == ("view.regime", "consistent"):
+        config.view.mixup = 1.0
+    config.view.reduced_decoding = (path, value) == ("view.regime", "fixed")
+    set_(config, path, value)
+    with pytest.raises(ConfigError, match=message) as error:
+        resolve(config, 8, "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_image_smaller_than_the_network(tiny):
+    tiny.student = {"name": "bit", "depth": 26, "blocks": (), "features": (), "width": 1.0, "root_pool": "-inf"}
+    tiny.view.image_size = 31
+    with pytest.raises(ConfigError, match="31 px is smaller than the 32 px"):
+        resolve(tiny, 1, "cpu")
+
+
+def test_objective_and_teacher_go_together(tiny):
+    tiny.objective.name = "hinton"
+    with pytest.raises(ConfigError, match="'hinton' needs a teacher"):
+        resolve(tiny, 1, "cpu")
+    tiny.objective.name = "cross_entropy"
+    tiny.view.regime = "independent"
+    with pytest.raises(ConfigError, match="regime='independent' needs a teacher"):
+        resolve(tiny, 1, "cpu")
+
+
+def test_required_fields_are_named():
+    with pytest.raises(ConfigError, match=r"config\.num_classes must be set: number of classes"):
+        resolve(template(), 1, "cpu")
+
+
+def test_template_refuses_typos(tiny):
+    with pytest.raises(AttributeError):
+        tiny.optimizer.learning_rate = 1.0
+    with pytest.raises(TypeError):
+        tiny.optimizer.lr = "fast"
+    with pytest.raises(ConfigError, match=r"config.optimizer.lrr is not a field of the config; did you mean 'lr'"):
+        config_lib.check_path("config.optimizer.lrr")
+    with pytest.raises(
+        ConfigError, match=r"config.lr is not a field of the config; did you mean 'config.optimizer.lr'"
+    ):
+        config_lib.check_path("config.lr")
+    with pytest.raises(ConfigError, match=r"config.teacher.config.objektive is not a field"):
+        config_lib.check_path("config.teacher.config.objektive.name")
+    config_lib.check_path("config.teacher.config.objective.name")
+
+
+def test_resolved_durations(tiny):
+    tiny.total_steps, tiny.total_epochs = 0, 2.0
+    resolved = resolve(tiny, 1, "cpu")
+    assert resolved.total_steps == 2 * 1200 // 40
+    assert resolved.dtype == "float32" and resolve(tiny, 1, "tpu").dtype == "bfloat16"
+    tiny.total_steps = 7
+    assert resolve(tiny, 1, "cpu").total_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "rule"), [(1020, (100, 200, 300, 400, 500)), (75_750, (500, 3000, 6000, 9000, 10_000))]
+)
+def test_bit_hyperrule(tiny, num_examples, rule):
+    tiny.optimizer.schedule = "bit_hyperrule"
+    tiny.source.num_train_examples = num_examples
+    tiny.total_steps = 0
+    resolved = resolve(tiny, 1, "cpu")
+    assert (resolved.optimizer.warmup_steps, *resolved.optimizer.boundaries, resolved.total_steps) == rule
+    tiny.total_steps = rule[-1] // 10
+    stretched = resolve(tiny, 1, "cpu")
+    assert stretched.optimizer.boundaries == tuple(step // 10 for step in rule[1:-1])
+
+
+def test_every_field_has_a_kind_and_a_meaning():
+    for name, field, _ in fields_of():
+        assert field.metadata["kind"] in ("maths", "numerics", "cosmetic"), name
+        assert field.metadata["help"], name
+
+
+def test_fingerprint_hashes_maths_alone(tiny):
+    config = resolve(distilled(tiny), 1, "cpu")
+    same = dataclasses.replace(config, log_every_steps=1000, dtype="bfloat16", keep_latest=9, total_epochs=3.0)
+    assert fingerprint(same) == fingerprint(config)
+    assert differences(config, same, "maths") == []
+    assert differences(config, same, "numerics") == ["config.dtype: 'float32' -> 'bfloat16'"]
+    other = dataclasses.replace(config, seed=1)
+    assert fingerprint(other) != fingerprint(config)
+    assert differences(config, other, "maths") == ["config.seed: 0 -> 1"]
+    alone = dataclasses.replace(config, teacher=config_lib.TeacherConfig())
+    assert any("teacher.config" in line for line in differences(config, alone, "maths"))
+
+
+def test_a_teachers_path_wins_over_its_config(tiny):
+    config = distilled(tiny)
+    config.teacher.path = "runs/other"
+    assert resolve(config, 1, "cpu").teacher.config is None
+
+
+def test_fingerprint_survives_new_fields(tiny):
+    """Only what differs from the defaults counts; a change of this one is a change that users notice."""
+    assert fingerprint(resolve(distilled(tiny), 1, "cpu")) == "95d35ffd39aa"
+
+
+def test_round_trip_through_json(tiny):
+    config = resolve(distilled(tiny), 1, "cpu")
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_the_teachers_data_are_the_students():
+    config = template()
+    config.num_classes = 10
+    config.teacher.config = teacher_of(config)
+    config.num_classes, config.source.path = 3, "photos"
+    assert (config.teacher.config.num_classes, config.teacher.config.source.path) == (3, "photos")
+
+
+def test_parse_arg():
+    assert vars(parse_arg("variant=long,smoke", variant="fast|long", smoke=False)) == {"variant": "long", "smoke": True}
+    assert vars(parse_arg(None, variant="fast|long", smoke=False)) == {"variant": "fast", "smoke": False}
+    with pytest.raises(ConfigError, match="no argument :varaint; did you mean 'variant'"):
+        parse_arg("varaint=long", variant="fast|long")
+    with pytest.raises(ConfigError, match="no argument :long; did you mean ':variant=long'"):
+        parse_arg("long", variant="fast|long")
+    with pytest.raises(ConfigError, match="variant=lng; did you mean 'long'"):
+        parse_arg("variant=lng", variant="fast|long")
+
+
+def test_smoke_is_small_random_and_complete(tiny):
+    resolved = resolve(smoke(distilled(tiny)), 1, "cpu")
+    assert (resolved.total_steps, resolved.batch_size, resolved.optimizer.warmup_steps) == (20, 8, 2)
+    assert resolved.source.name == resolved.teacher.config.source.name == "random"
+    assert resolved.teacher.config.total_steps == 2
+    assert resolved.num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"),
+    [
+        ("vit_small", "patch_size", 3, "patch_size=3 does not divide an image of 32 px"),
+        ("vit_base", "patch_size", 0, "patch_size=0: expected at least 1"),
+        ("efficientnet_lite2", "blocks", (1, 1), "efficientnet_lite2 has 7 stages"),
+        ("mobilenet_v3_large", "width", -1.0, "width=-1.0: expected a number above 0"),
+        ("vit_small", "padding", "symmetric", "does not read it .it reads features, patch_size"),
+        ("mobilenet_v3_large", "norm", "layer", "norm='layer' is not known; expected one of batch, group"),
+        ("efficientnet_lite0", "padding", "SAME", "padding='SAME' is not known; expected one of same, symmetric"),
+        ("efficientnet_lite0", "norm", "group", "does not read it .it reads features, blocks, width, padding"),
+    ],
+)
+def test_wrong_fields_of_imagenet_networks(tiny, name, field, value, message):
+    tiny.view.image_size = 32
+    tiny.student.name, tiny.student.features = name, ()
+    resolve(tiny, 1, "cpu")
+    tiny.student[field] = value
+    with pytest.raises(ConfigError, match=message):
+        resolve(tiny, 1, "cpu")

@@ -1,0 +1,275 @@
+"""The step as a pure function: what the two branches see, what is differentiated, and when nothing may change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from big_distill.config import Config, ObjectiveConfig, SourceConfig, ViewConfig
+from big_distill.data import array_source
+from big_distill.data.pipeline import TrainPipeline
+from big_distill.parallel import sharding
+from big_distill.state import Card, Model, Teacher, TrainState
+from big_distill.step import objectives, scoring, steps
+from big_distill.step.views import for_network, make_views, mixup
+
+B, S, K = 16, 6, 5
+CARD = Card(image_size=S)
+
+
+def linear(num_classes=K):
+    """Logits linear in the pixels, with a count of training calls as running statistics."""
+
+    def init(rng, image):
+        size = image[0].size
+        return {
+            "params": {"kernel": jax.random.normal(rng, (size, num_classes)) / size},
+            "batch_stats": {"n": jnp.zeros(())},
+        }
+
+    def apply(variables, image, *, train, rng=None):
+        logits = image.reshape(image.shape[0], -1) @ variables["params"]["kernel"]
+        return logits, {"n": variables["batch_stats"]["n"] + train}
+
+    return Model(init, apply)
+
+
+def probe():
+    """A network whose logits are its input's pixels."""
+    return Model(
+        lambda rng, image: {"params": {}}, lambda v, image, *, train, rng=None: (image.reshape(len(image), -1), {})
+    )
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "step": np.int32(0),
+        "pixels": rng.integers(0, 256, (B, S, S, 1), dtype=np.uint8),
+        "label": rng.integers(0, K, B).astype(np.int32),
+        "lam": np.float32(0.7),
+    }
+
+
+def setup(name="function_matching", accumulate_steps=1, max_skipped_steps=0, **kwargs):
+    model, tx = linear(), optax.adam(1e-2)
+    step = steps.make_train_step(
+        model, CARD, objectives.build(ObjectiveConfig(name=name, **kwargs)), tx,
+        num_classes=K, seed=0, accumulate_steps=accumulate_steps, max_skipped_steps=max_skipped_steps,
+    )  # fmt: skip
+    variables = model.init(jax.random.key(0), jnp.zeros((1, S, S, 1)))
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    state = TrainState(jnp.int32(0), params, {}, batch_stats, tx.init(params), jnp.int32(0))
+    teacher = Teacher((model.init(jax.random.key(1), jnp.zeros((1, S, S, 1))),), (model,), (CARD,), (None,))
+    return step, state, teacher
+
+
+def test_mixup_partner_is_the_batch_rolled_by_one(batch):
+    view, teacher_view, targets = make_views(batch, K)
+    x = batch["pixels"] / np.float64(255)
+    np.testing.assert_allclose(view, 0.7 * x + 0.3 * np.roll(x, 1, 0), atol=1e-6)
+    y = np.eye(K)[batch["label"]]
+    np.testing.assert_allclose(targets, 0.7 * y + 0.3 * np.roll(y, 1, 0), atol=1e-6)
+    assert teacher_view is view
+
+
+def test_partners_travel_as_bytes(batch):
+    text = jax.jit(lambda batch: make_views(batch, K)).lower({**batch, "lam": jnp.float32(0.7)}).as_text()
+    rolls = [line for line in text.splitlines() if "concatenate" in line and f"x{S}x{S}x" in line]
+    assert rolls and all("xui8>" in line for line in rolls)
+
+
+def test_lambda_one_leaves_every_bit():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+    np.testing.assert_array_equal(mixup(x, jnp.float32(1)), x)
+
+
+def test_branches_see_the_same_pixels_unless_the_teacher_has_its_own(batch):
+    teacher = Teacher(({"params": {}},), (probe(),), (CARD,), (None,))
+    own = {**batch, "lam": np.float32(1), "teacher_pixels": batch["pixels"][:, ::-1]}
+    for given, same in ((batch, True), (own, False)):
+        view, teacher_view, _ = make_views(given, K)
+        seen_by_teacher = steps.teacher_logits(teacher, teacher_view)
+        seen_by_student = probe().apply({}, for_network(view, CARD), train=True)[0].logits
+        assert bool(jnp.all(seen_by_teacher == seen_by_student)) is same
+
+
+def test_value_range_and_size_are_the_cards(batch):
+    white = jnp.ones((2, S, S, 3))
+    np.testing.assert_allclose(for_network(white, CARD), 1)
+    np.testing.assert_allclose(for_network(0 * white, CARD), -1)
+    imagenet = Card(image_size=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    seen = for_network(white, imagenet)
+    assert seen.shape == (2, 3, 3, 3)
+    np.testing.assert_allclose(seen[0, 0, 0], (1 - np.array(imagenet.mean)) / imagenet.std, rtol=1e-6)
+
+
+def test_probes_see_the_same_through_the_real_step(batch):
+    """Networks whose logits are their input: the loss is exactly zero if and only if both saw the same."""
+    tx, variables = optax.sgd(1.0), {"params": {}, "batch_stats": {}}
+    objective = objectives.build(ObjectiveConfig(name="logit_regression"))
+    step = jax.jit(steps.make_train_step(probe(), CARD, objective, tx, num_classes=K, seed=0, log_view_hash=True))
+    state = TrainState(jnp.int32(0), **variables, aux={}, opt_state=tx.init({}), skipped=jnp.int32(0))
+    teacher = Teacher((variables,), (probe(),), (CARD,), (None,))
+    _, metrics = step(state, teacher, batch)
+    assert float(metrics["loss"]) == 0 and int(metrics["view_hash"]) == int(metrics["teacher_view_hash"])
+    one_pixel = batch["pixels"].copy()
+    one_pixel[3, 2, 1] ^= 1
+    _, metrics = step(state, teacher, {**batch, "lam": np.float32(1), "teacher_pixels": one_pixel})
+    assert float(metrics["loss"]) > 0 and int(metrics["view_hash"]) != int(metrics["teacher_view_hash"])
+
+
+def test_no_gradient_reaches_the_teacher(batch):
+    _, state, teacher = setup()
+
+    def loss(variables):
+        _, view, targets = make_views(batch, K)
+        target = steps.teacher_logits(teacher.replace(variables=variables), view)
+        student = linear().apply({"params": state.params, "batch_stats": {"n": 0}}, view, train=True)[0].logits
+        return objectives.build(ObjectiveConfig(temperature=2.0))(student, target, targets).sum()
+
+    for leaf in jax.tree.leaves(jax.grad(loss)(teacher.variables)):
+        np.testing.assert_array_equal(leaf, 0)
+
+
+def test_student_equal_to_its_teacher_has_nothing_to_learn(batch):
+    step, state, teacher = setup()
+    same = teacher.replace(variables=({"params": state.params, "batch_stats": state.batch_stats},))
+    _, metrics = jax.jit(step)(state, same, batch)
+    assert float(metrics["loss"]) == float(metrics["kl"]) == 0
+    assert float(metrics["grad_norm"]) < 1e-6
+    assert float(metrics["agreement"]) == 1
+
+
+def test_step_learns_counts_and_keeps_running_statistics(batch):
+    step, state, teacher = setup()
+    step = jax.jit(step)
+    losses = []
+    for index in range(30):
+        state, metrics = step(state, teacher, {**batch, "step": np.int32(index)})
+        losses.append(float(metrics["loss"]))
+        assert bool(metrics["applied"])
+    assert losses[-1] < 0.2 * losses[0]
+    assert int(state.step) == 30 and float(state.batch_stats["n"]) == 30
+
+
+@pytest.mark.parametrize("name", ["function_matching", "hinton"])
+def test_accumulation_is_the_whole_batch(batch, name):
+    """Mixup comes before the split, so parts and whole have the same partners."""
+    whole, state, teacher = setup(name)
+    parts, _, _ = setup(name, accumulate_steps=4)
+    after_whole, metrics_whole = jax.jit(whole)(state, teacher, batch)
+    after_parts, metrics_parts = jax.jit(parts)(state, teacher, batch)
+    for key in ("loss", "grad_norm", "kl"):
+        np.testing.assert_allclose(metrics_whole[key], metrics_parts[key], rtol=1e-5)
+    np.testing.assert_allclose(after_whole.params["kernel"], after_parts.params["kernel"], atol=1e-6)
+
+
+def test_parts_of_a_batch_stay_on_their_devices(batch):
+    """Eight devices, four parts: only the gradients and mixup's one row travel."""
+    step, state, teacher = setup(accumulate_steps=4)
+    mesh = sharding.make_mesh()
+    wide = {name: np.concatenate([x, x]) if np.ndim(x) else x for name, x in batch.items()}
+    args = *jax.device_put((state, teacher), sharding.replicated(mesh)), sharding.to_devices(mesh, wide)
+    text = jax.jit(step, out_shardings=sharding.replicated(mesh)).lower(*args).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text and "all-to-all" not in text
+
+
+def test_nothing_changes_after_a_step_that_is_not_finite(batch):
+    step, state, teacher = setup()
+    step = jax.jit(step)
+    state, _ = step(state, teacher, batch)
+    before = jax.tree.map(np.asarray, state)
+    broken = {**batch, "step": np.int32(1), "lam": np.float32(np.nan)}
+    state, metrics = step(state, teacher, broken)
+    assert not bool(metrics["applied"])
+    later, metrics = step(state, teacher, {**batch, "step": np.int32(2)})  # already on its way when the host notices
+    assert not bool(metrics["applied"])
+    jax.tree.map(np.testing.assert_array_equal, before, later)
+
+
+def test_a_skipped_step_moves_nothing_but_the_counts(batch):
+    step, state, teacher = setup(max_skipped_steps=1)
+    step = jax.jit(step)
+    state, _ = step(state, teacher, batch)
+    before = jax.tree.map(np.asarray, state)
+    broken = {**batch, "step": np.int32(1), "lam": np.float32(np.nan)}
+    state, metrics = step(state, teacher, broken)
+    assert not bool(metrics["applied"])
+    assert (int(state.step), int(state.skipped)) == (2, 1)
+    for part in ("params", "batch_stats", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, part), getattr(state, part))
+    frozen, _ = step(state, teacher, {**broken, "step": np.int32(2)})  # one too many
+    jax.tree.map(np.testing.assert_array_equal, state, frozen)
+
+
+def test_eight_devices_are_one(batch):
+    mesh = sharding.make_mesh()
+    assert mesh.size == 8
+    step, state, teacher = setup()
+    alone, _ = jax.jit(step)(state, teacher, batch)
+    together = sharding.to_devices(mesh, batch)
+    assert len(together["pixels"].sharding.device_set) == 8
+    state, teacher = jax.device_put((state, teacher), sharding.replicated(mesh))
+    spread, _ = jax.jit(step, out_shardings=sharding.replicated(mesh))(state, teacher, together)
+    np.testing.assert_allclose(alone.params["kernel"], spread.params["kernel"], atol=1e-6)
+
+
+def test_evaluation_counts_every_example_once(batch):
+    rng = np.random.default_rng(0)
+    student, teacher = 2 * rng.normal(size=(2, 50, 10)).astype(np.float32)
+    label = rng.integers(0, 10, 50)
+    sums = []
+    for start in range(0, 50, 16):
+        rows = np.arange(start, start + 16) % 50
+        mask = np.arange(start, start + 16) < 50
+        sums.append(
+            scoring.score(jnp.asarray(student[rows]), jnp.asarray(teacher[rows]), jnp.asarray(label[rows]), mask)
+        )
+    got = scoring.summarize(sums)
+
+    p, q = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in np.float64([teacher, student]))
+    order = np.argsort(-student, -1)
+    confidence, correct = q.max(-1), student.argmax(-1) == label
+    bins = np.minimum((confidence * 15 - 1e-12).astype(int), 14)
+    ece = sum(abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in range(15)) / 50
+    want = {
+        "num_examples": 50,
+        "accuracy": correct.mean(),
+        "top5": (order[:, :5] == label[:, None]).any(-1).mean(),
+        "nll": -np.log(q[np.arange(50), label]).mean(),
+        "ece": ece,
+        "kl": (p * np.log(p / q)).sum(-1).mean(),
+        "agreement": (student.argmax(-1) == teacher.argmax(-1)).mean(),
+        "agreement5": (order[:, :5] == teacher.argmax(-1)[:, None]).any(-1).mean(),
+        "teacher_accuracy": (teacher.argmax(-1) == label).mean(),
+    }
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert got[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_a_fixed_teacher_never_changes_its_mind_about_an_example():
+    """Two epochs of the real pipeline through a teacher whose logits are its input."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 9, 9), dtype=np.uint8)
+    source = array_source("eight", images, np.arange(8) % K, tuple("abcde"))
+    view = ViewConfig(image_size=S, channels=1, regime="fixed", mixup=0.0, resize=S)
+    config = Config(
+        num_classes=K, batch_size=4, total_steps=4, view=view, source=SourceConfig(name="own", num_train_examples=8)
+    )
+    pipeline = TrainPipeline(config, source)
+    teacher = Teacher(({"params": {}},), (probe(),), (CARD,), (None,))
+    said, seen = {}, {}
+    for step in range(4):
+        student_view, teacher_view, _ = make_views(pipeline.batch(step), K)
+        logits = np.asarray(steps.teacher_logits(teacher, teacher_view))
+        for index, example in enumerate(pipeline.stream.ids(step)):
+            said.setdefault(int(example), []).append(logits[index])
+            seen.setdefault(int(example), []).append(np.asarray(student_view[index]))
+    for example in range(8):
+        first, second = said[example]
+        np.testing.assert_array_equal(first, second)
+        assert not np.array_equal(*seen[example]), "the student's crops are random"
