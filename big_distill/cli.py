@@ -1,7 +1,8 @@
-"""What the commands share: the config flag, and one line instead of a traceback for what a user can mend."""
+"""The commands share this: the config flag, and one line instead of a traceback for what a user can mend."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging as std_logging
 import os
 import pathlib
@@ -16,35 +17,50 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from big_distill.config.fields import check_path, fields_of
-from big_distill.config.files import load_config
+from big_distill.config.fields import fields_of, type_at
+from big_distill.config.template import load_config
 from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, Interrupted, Preempted, RunError, nearest
 
+flags.disclaim_key_flags()  # they are the commands': --help has them
+_KINDS = {int: "an integer", float: "a number", bool: "True or False"}
 _INTERRUPTED, _TERMINATED = 130, 143  # what shells say of a program that Ctrl-C or SIGTERM ended
 
 
-def define_config_flag() -> None:
-    """`--config=FILE[:argument]`, with `--config.field=value` overrides."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Config file, with an optional argument: configs/digits_fm.py:smoke", lock_config=True
-    )
+def define_config_flag(values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None) -> None:
+    """Defines `--config=FILE[:argument]`, with the `--config.field=value` overrides of `argv`, or of this program."""
+    meaning = "Config file, with an optional argument: configs/digits_fm.py:smoke"
+    config_flags.DEFINE_config_file("config", None, meaning, flag_values=values, sys_argv=argv)
+    values["config"].parser = _ConfigFile()
 
 
-def parse_flags(argv: Sequence[str], values: flags.FlagValues | None = None) -> list[str]:
-    """absl's flags, or others, with errors that name the field, the value and the nearest right name."""
-    values = flags.FLAGS if values is None else values
-    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=False):
-        name, given, value = argument.lstrip("-").partition("=")
-        if name == "config":
-            _check_file(*(value if given else following).partition(":")[::2])
-        elif name in ("config.teacher.config", "config.init_config"):
+def define_run_flags(split: str | None) -> None:
+    """Defines the flags of a command that evaluates a run's student, with the default of `--split`."""
+    flags.DEFINE_string("workdir", None, "The run directory.")
+    default = "" if split else " Default: the run's validation split."
+    flags.DEFINE_string("split", split, f"Split of the run's data set, in TFDS syntax.{default}")
+    flags.DEFINE_string("step", "final", "final, latest, best, or the number of a checkpoint.")
+    flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the run had them.")
+
+
+def run_directory() -> pathlib.Path:
+    """The run that `--workdir` names. Raises ConfigError without one."""
+    if not flags.FLAGS.workdir:
+        raise ConfigError("--workdir=DIR is needed: a run directory")
+    return pathlib.Path(flags.FLAGS.workdir)
+
+
+def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Parses absl's flags, or others, with errors that name the field, the value and the nearest right name."""
+    for argument in argv[1:]:
+        name = argument.lstrip("-").partition("=")[0]
+        if name in ("config.teacher.config", "config.init_config"):
             path = "config.teacher.path" if "teacher" in name else "config.init_from"
             raise ConfigError(
                 f"{name} is set in a config file; its fields can be set one by one, as --{name}.total_epochs=5, and "
                 f"--{path}=RUN replaces it"
             )
-        elif (field := name.removeprefix("no")).startswith("config."):
-            check_path(field)
+        if (field := name.removeprefix("no")).startswith("config."):
+            type_at(field)
     try:
         return values(list(argv))
     except flags.UnrecognizedFlagError as error:
@@ -57,11 +73,7 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues | None = None) -> 
 
 
 def config_value() -> ConfigDict:
-    """The config that the flags make.
-
-    Raises:
-      ConfigError: no `--config`.
-    """
+    """The config that the flags make. Raises ConfigError without `--config`."""
     if flags.FLAGS.config is None:
         raise ConfigError("--config=FILE is needed, e.g. --config=configs/digits_fm.py")
     return flags.FLAGS.config
@@ -70,15 +82,13 @@ def config_value() -> ConfigDict:
 def another_config(file: str, overrides: Sequence[str]) -> ConfigDict:
     """A config as another command line makes it, which had this one's overrides first.
 
-    Args:
-      file: with its argument, or this command line's if it is empty.
-      overrides: `--config.field=value`.
+    The file, with its argument, is this command line's if it is empty; overrides are `--config.field=value`.
     """
     given: Any = flags.FLAGS["config"]
     ours = [f"--config.{field}={value}" for field, value in given.override_values.items()]
     argv = ["", f"--config={file or given.config_filename}", *ours, *overrides]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, lock_config=True, flag_values=values, sys_argv=argv)
+    define_config_flag(values, argv)
     parse_flags(argv, values)
     return values.config
 
@@ -89,22 +99,26 @@ def config_path() -> pathlib.Path:
     return pathlib.Path(flag.config_filename.partition(":")[0])
 
 
-def _check_file(path: str, arg: str) -> None:
-    """Raises ConfigError with one line about a config file that is not there, or not right."""
-    try:
-        config = load_config(path, arg)
-    except BigDistillError:
-        raise
-    except (Exception, SystemExit) as error:  # the file is the user's program: it may raise anything
-        if found := re.search(r'Key "(\w+)" does not exist', str(error)):
-            message = f"assigns to {found[1]!r}, which is not a field of the config{_nearest_field(found[1])}"
-        else:
-            message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        raise ConfigError(f"{path}{f', line {line}' if line else ''}: {message}") from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f"{path}: get_config returned {type(config).__name__}, expected what template() makes")
+class _ConfigFile(flags.ArgumentParser):
+    """Reads the config of `--config=FILE[:argument]`; a file that is not there, or not right, is one line."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        path, _, arg = argument.partition(":")
+        try:
+            config = load_config(path, arg)
+        except BigDistillError:
+            raise
+        except (Exception, SystemExit) as error:  # the file is the user's program: it may raise anything
+            if found := re.search(r'Key "(\w+)" does not exist', str(error)):
+                message = f"assigns to {found[1]!r}, which is not a field of the config{_nearest_field(found[1])}"
+            else:
+                message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+            line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+            raise ConfigError(f"{path}{f', line {line}' if line else ''}: {message}") from error
+        if not isinstance(config, ConfigDict):
+            raise ConfigError(f"{path}: get_config returned {type(config).__name__}, expected what template() makes")
+        return config.lock()
 
 
 def _nearest_field(name: str) -> str:
@@ -115,12 +129,13 @@ def _nearest_field(name: str) -> str:
 def _flag_error(message: str) -> str:
     """absl's words, or for a field of the config what was expected."""
     name, _, rest = message.partition("=")
-    kinds = {int: "an integer", float: "a number", bool: "True or False"}
-    expected = {field: kinds[type_] for field, _, type_ in fields_of() if type_ in kinds}
-    if name in expected:
-        return f"{name}={rest.partition(':')[0]!r}: expected {expected[name]}"
-    if inner := [field for field, *_ in fields_of() if field.startswith(f"{name}.")]:
-        return f"{name}={rest.partition(':')[0]!r}: has no value of its own, only fields: {', '.join(inner)}"
+    if name.startswith("config."):
+        type_, value = type_at(name), repr(rest.partition(":")[0])
+        if type_ in _KINDS:
+            return f"{name}={value}: expected {_KINDS[type_]}"
+        if dataclasses.is_dataclass(type_):
+            inner = ", ".join(path for path, *_ in fields_of(type_, name))
+            return f"{name}={value}: has no value of its own, only fields: {inner}"
     return message.replace("\n", " ")
 
 
@@ -136,38 +151,34 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(_: Sequence[str]) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that what is half done is undone
-        try:
-            main()
-        except BigDistillError as error:
-            if isinstance(error, Preempted):  # a further signal changes nothing any more
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-            _exit(str(error), error.exit_status)
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                raise
-            _exit(f"{error.filename or 'a file'}: {error.strerror}", RunError.exit_status)
-        except KeyboardInterrupt:
-            _exit("interrupted", _INTERRUPTED)
+        main()
 
     def parser(argv: Sequence[str]) -> list[str]:
-        try:
-            rest = parse_flags(argv)
-            if flags.FLAGS["verbosity"].using_default_value:  # absl would make it INFO: everything Orbax has to say
-                logging.set_verbosity(logging.WARNING)
-            if rest[1:]:
-                raise ConfigError(f"unexpected argument {rest[1]!r}: flags start with --")
-            return rest
-        except BigDistillError as error:
-            _exit(str(error), error.exit_status)
-            raise
+        rest = parse_flags(argv)
+        if flags.FLAGS["verbosity"].using_default_value:  # absl would make it INFO: everything Orbax has to say
+            logging.set_verbosity(logging.WARNING)
+        if rest[1:]:
+            raise ConfigError(f"unexpected argument {rest[1]!r}: flags start with --")
+        return rest
 
     handler = logging.get_absl_handler()
     handler.setFormatter(std_logging.Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(lambda record: not (record.exc_info and "/orbax/" in record.pathname))  # it also raises these
-    handler.addFilter(lambda record: not record.getMessage().startswith("Task was destroyed"))  # of a save that failed
+    std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)  # the other writes of a save that failed
     sys.unraisablehook = _unraisable
-    app.run(guarded, flags_parser=parser)
+    try:
+        app.run(guarded, flags_parser=parser)
+    except BigDistillError as error:
+        if isinstance(error, Preempted):  # a further signal changes nothing any more
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _exit(str(error), error.exit_status)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        _exit(f"{error.filename or 'a file'}: {error.strerror}", RunError.exit_status)
+    except KeyboardInterrupt:
+        _exit("interrupted", _INTERRUPTED)
 
 
 def _unraisable(error: Any) -> None:
@@ -183,7 +194,11 @@ def _unraisable(error: Any) -> None:
             _signal_again(signal.SIGTERM)
         case Interrupted():
             pass
-        case other if str(other) != "Event loop is closed":
+        case RuntimeError() if any(
+            "/asyncio/" in frame.filename for frame in traceback.extract_tb(error.exc_traceback)
+        ):
+            pass
+        case _:
             sys.__unraisablehook__(error)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -11,26 +13,17 @@ from big_distill.config import (
     PROFILED_STEPS,
     Config,
     ModelConfig,
-    ObjectiveConfig,
     SourceConfig,
     ViewConfig,
     freeze,
+    parse_options,
     user_code,
 )
-from big_distill.config.checks import at_least, check_numbers, choice, require
-from big_distill.config.compress_checks import check_compress
-from big_distill.errors import ConfigError
-from big_distill.models.families import MODELS, check_model
+from big_distill.config.checks import check_fields, require
+from big_distill.models import FAMILIES, check_model, family_of
+from big_distill.step import objectives
 
-OBJECTIVES = {  # what each reads
-    "function_matching": ("teacher",),
-    "hinton": ("teacher", "labels"),
-    "logit_regression": ("teacher",),
-    "cross_entropy": ("labels",),
-}
-REGIMES = ("fixed", "independent", "consistent", "function_matching")
-PRECISIONS = ("default", "bfloat16", "tensorfloat32", "float32")
-SCHEDULES = ("cosine", "constant", "staircase", "bit_hyperrule")
+_OF_ALL_NETWORKS = ("num_classes", "view.channels")
 
 
 def resolve(config: ConfigDict, num_devices: int, platform: str) -> Config:
@@ -41,26 +34,10 @@ def resolve(config: ConfigDict, num_devices: int, platform: str) -> Config:
       num_devices: over all processes.
       platform: 'cpu', 'gpu' or 'tpu'.
 
-    Returns:
-      The frozen Config: durations in steps, dtype, warm-up, mixup and intervals set.
-
     Raises:
       ConfigError: one line with the field, its value and what was expected.
     """
-    frozen: Config = freeze(Config, config, "config")
-    _refuse_own_teacher(frozen, "config")
-    return _resolve(frozen, num_devices, platform, "config")
-
-
-def _refuse_own_teacher(config: Config, prefix: str) -> None:
-    """Where there is no second stage whose teacher a first one could share."""
-    require(
-        config.teacher.path != OWN_TEACHER,
-        f"{prefix}.teacher.path={OWN_TEACHER!r} is for a first stage (init_config); for a directory of this name write "
-        f"'./{OWN_TEACHER}'",
-    )
-    if config.teacher.config is not None:
-        _refuse_own_teacher(config.teacher.config, f"{prefix}.teacher.config")
+    return _resolve(freeze(Config, config, "config"), num_devices, platform, "config")
 
 
 def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Config:
@@ -68,82 +45,69 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
         config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, config=None))
     if config.init_from:
         config = dataclasses.replace(config, init_config=None)
-    check_numbers(config, prefix)
+    require(
+        config.teacher.path != OWN_TEACHER or prefix.endswith(".init_config"),
+        f"{prefix}.teacher.path={OWN_TEACHER!r} is for a first stage (init_config); for a directory of this name write "
+        f"'./{OWN_TEACHER}'",
+    )
+    check_fields(config, prefix)
+    _check_names(config, prefix)
     _check_devices(config, num_devices, prefix)
-    if ":" in config.source.name:
-        user_code.load(config.source.name, f"{prefix}.source.name")
-    view = _resolve_view(config, prefix)
-    eval_source = _resolve_eval_source(config, prefix)
-    check_model(config.student, view.size_for_student, f"{prefix}.student")
-    if config.teacher.path and config.teacher.model.name is not None:
-        size = config.teacher.image_size[0] if config.teacher.image_size else view.image_size
-        check_model(config.teacher.model, size, f"{prefix}.teacher.model")
+    _check_sources(config, prefix)
+    config = dataclasses.replace(config, view=_resolve_view(config, prefix))
+    check_model(config.student, config.view.size_for_student, f"{prefix}.student")
     _check_teacher(config, prefix)
-    check_compress(config, prefix)
+    _check_compress(config, prefix)
     _check_objective(config, prefix)
-    total_steps, warmup_steps, boundaries = _durations(config, prefix)
-    choice(f"{prefix}.optimizer.name", config.optimizer.name, ("adam", "sgd"))
-    choice(f"{prefix}.optimizer.mu_dtype", config.optimizer.mu_dtype, ("float32", "bfloat16"))
-    choice(f"{prefix}.dtype", config.dtype, ("auto", "float32", "bfloat16"))
-    choice(f"{prefix}.matmul_precision", config.matmul_precision, PRECISIONS)
-    choice(f"{prefix}.teacher.dtype", config.teacher.dtype, ("auto", "float32", "bfloat16", "int8"))
-    dtype = {"cpu": "float32"}.get(platform, "bfloat16") if config.dtype == "auto" else config.dtype
-    teacher = dataclasses.replace(config.teacher, dtype=dtype) if config.teacher.dtype == "auto" else config.teacher
-    if teacher.config is not None:
-        nested = dataclasses.replace(teacher.config, source=_located(teacher.config.source, config.source))
-        teacher = dataclasses.replace(
-            teacher, config=_resolve(nested, num_devices, platform, f"{prefix}.teacher.config")
-        )
-    init_config = config.init_config
-    if init_config is not None:
-        init_config = dataclasses.replace(init_config, source=_located(init_config.source, config.source))
-        if init_config.teacher.path == OWN_TEACHER:
-            shared = dataclasses.replace(config.teacher, config=None, path=config.teacher.path or OWN_TEACHER)
-            init_config = dataclasses.replace(init_config, teacher=shared)
-        init_config = _resolve(init_config, num_devices, platform, f"{prefix}.init_config")
-    _check_beginning(dataclasses.replace(config, teacher=teacher, init_config=init_config), prefix)
-    require(
-        config.steps_per_dispatch <= total_steps,
-        f"{prefix}.steps_per_dispatch={config.steps_per_dispatch} is more than the run's {total_steps} steps",
-    )
-    profile_at_step = config.profile_at_step and _whole_dispatches(config.profile_at_step, config.steps_per_dispatch)
-    require(
-        not profile_at_step or profile_at_step + PROFILED_STEPS <= total_steps,
-        f"{prefix}.profile_at_step={config.profile_at_step}: fewer than {PROFILED_STEPS} of the run's {total_steps} "
-        "steps are left to trace after it, and its dispatch",
-    )
-    eval_every_steps = config.eval_every_steps or _whole_dispatches(total_steps // 10, config.steps_per_dispatch)
-    checkpoint_every_steps = config.checkpoint_every_steps or eval_every_steps
-    for name, every in (("eval_every_steps", eval_every_steps), ("checkpoint_every_steps", checkpoint_every_steps)):
-        nearest = _whole_dispatches(every, config.steps_per_dispatch)
-        require(
-            every == nearest,
-            f"{prefix}.{name}={every} is not a multiple of {prefix}.steps_per_dispatch={config.steps_per_dispatch}; "
-            f"{nearest} is",
-        )
+    config = _with_durations(config, prefix)
+    config = _with_nested(config, num_devices, platform, prefix)
+    _check_beginning(config, prefix)
+    auto = {"cpu": "float32"}.get(platform, "bfloat16")
+    dtype = auto if config.dtype == "auto" else config.dtype
+    teacher_dtype = dtype if config.teacher.dtype == "auto" else config.teacher.dtype
     return dataclasses.replace(
         config,
-        total_steps=total_steps,
-        teacher=teacher,
-        init_config=init_config,
-        view=view,
-        eval_source=eval_source,
-        optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup_steps, boundaries=boundaries),
         dtype=dtype,
-        profile_at_step=profile_at_step,
-        eval_every_steps=eval_every_steps,
-        checkpoint_every_steps=checkpoint_every_steps,
+        teacher=dataclasses.replace(config.teacher, dtype=teacher_dtype),
+        eval_source=_located(config.eval_source, config.source) if config.eval_source.name else config.eval_source,
     )
 
 
-def _whole_dispatches(steps: int, steps_per_dispatch: int) -> int:
-    """The multiple below, but one at least."""
-    return max(1, steps // steps_per_dispatch) * steps_per_dispatch
+def _check_names(config: Config, prefix: str) -> None:
+    """Requires the user's own code where a name asks for it, and options that ours reads; no source of ours does."""
+    for part in ("student", "teacher.model", "objective", "source", "eval_source"):
+        values, path = operator.attrgetter(part)(config), f"{prefix}.{part}"
+        if ":" in (values.name or ""):
+            user_code.load(values.name, f"{path}.name")
+        else:
+            options = objectives.OPTIONS.get(values.name, {}) if part == "objective" else {}
+            options = family_of(values).options if isinstance(values, ModelConfig) else options
+            parse_options(values.options, options, f"{path}.options")
+
+
+def _with_nested(config: Config, num_devices: int, platform: str, prefix: str) -> Config:
+    """The config with those of its teacher and of its first stage resolved."""
+    teacher, first = config.teacher, config.init_config
+    if teacher.config is not None:
+        nested = dataclasses.replace(teacher.config, source=_located(teacher.config.source, config.source))
+        nested = _resolve(nested, num_devices, platform, f"{prefix}.teacher.config")
+        teacher = dataclasses.replace(teacher, config=nested)
+    if first is not None:
+        first = dataclasses.replace(first, source=_located(first.source, config.source))
+        if first.teacher.path == OWN_TEACHER:
+            shared = dataclasses.replace(teacher, config=None, path=teacher.path or OWN_TEACHER)
+            first = dataclasses.replace(first, teacher=shared)
+        first = _resolve(first, num_devices, platform, f"{prefix}.init_config")
+    return dataclasses.replace(config, teacher=teacher, init_config=first)
 
 
 def _check_beginning(config: Config, prefix: str) -> None:
-    """What a run starts from must be the same network, where it is trained in the run's directory."""
+    """Requires that a run starts from the same network, where that is trained in the run's directory."""
     path, begun = f"{prefix}.init_from", config.init_from or ""
+    require(
+        config.init_fresh is None or bool(begun or config.init_config),
+        f"{prefix}.init_fresh={config.init_fresh!r} needs {path}",
+    )
     several = config.teacher.path if begun == OWN_TEACHER else begun
     require("," not in (several or ""), f"{path}={begun!r}: a run starts from one network, not from {several!r}")
     require(
@@ -155,24 +119,16 @@ def _check_beginning(config: Config, prefix: str) -> None:
         inner != OWN_TEACHER or config.teacher.config is not None or config.teacher.path == OWN_TEACHER,
         f"{prefix}.init_config.teacher.path={inner!r}: there is no teacher; set {prefix}.teacher.config or .path",
     )
-    first, name = config.begins_from, "teacher.config" if begun else "init_config"
-    if first is None:
-        return
-    compared = [("num_classes", first.num_classes, config.num_classes)]
-    compared.append(("view.channels", first.view.channels, config.view.channels))
-    for field in (field.name for field in dataclasses.fields(ModelConfig) if field.name != "activation_bits"):
-        compared.append((f"student.{field}", getattr(first.student, field), getattr(config.student, field)))
-    for field, theirs, ours in compared:
-        require(
-            theirs == ours,
-            f"{prefix}.{name}.{field}={theirs!r} differs from {prefix}.{field}={ours!r}: both are of one network",
-        )
+    if config.begins_from is not None:
+        same = [f"student.{field.name}" for field in dataclasses.fields(ModelConfig) if field.name != "activation_bits"]
+        name = f"{prefix}.{'teacher.config' if begun else 'init_config'}"
+        _require_same(config.begins_from, config, (*_OF_ALL_NETWORKS, *same), name, prefix)
 
 
-def needs_labels(objective: ObjectiveConfig) -> bool:
-    """Whether an objective cannot do without labels; of your own it is not known."""
-    reads = OBJECTIVES.get(objective.name, ())
-    return "labels" in reads and not ("teacher" in reads and objective.alpha == 1)
+def _require_same(theirs: Config, ours: Config, fields: Sequence[str], name: str, prefix: str) -> None:
+    for field in fields:
+        their, our = (operator.attrgetter(field)(config) for config in (theirs, ours))
+        require(their == our, f"{name}.{field}={their!r} differs from {prefix}.{field}={our!r}")
 
 
 def _check_devices(config: Config, num_devices: int, prefix: str) -> None:
@@ -188,53 +144,27 @@ def _check_devices(config: Config, num_devices: int, prefix: str) -> None:
 
 
 def _check_objective(config: Config, prefix: str) -> None:
-    objective, teacher, nested = config.objective, config.teacher, config.teacher.config
-    choice(f"{prefix}.objective.name", objective.name, OBJECTIVES, or_own=True)
-    temperature, alpha = objective.temperature, objective.alpha
-    require(temperature > 0, f"{prefix}.objective.temperature={temperature}: expected a number above 0")
-    require(0 <= alpha <= 1, f"{prefix}.objective.alpha={alpha}: expected a number in [0, 1]")
-    smoothing = objective.label_smoothing
-    require(0 <= smoothing < 1, f"{prefix}.objective.label_smoothing={smoothing}: expected a number in [0, 1)")
-    if not all(teacher.paths):
-        raise ConfigError(f"{prefix}.teacher.path={teacher.path!r}: one of the names is empty")
-    choice(f"{prefix}.teacher.mean", teacher.mean, ("logits", "probabilities"))
-    reads = OBJECTIVES.get(objective.name)
-    if reads and "teacher" not in reads:
-        require(
-            not _distilled(config),
-            f"{prefix}.objective.name={objective.name!r} reads no teacher: unset {prefix}.teacher",
-        )
-    elif reads:
-        require(
-            _distilled(config),
-            f"{prefix}.objective.name={objective.name!r} needs a teacher: set {prefix}.teacher.path or "
-            f"{prefix}.teacher.config, or train on labels with 'cross_entropy'",
-        )
+    objective, name = objectives.build(config.objective), f"{prefix}.objective.name={config.objective.name!r}"
     require(
-        teacher.model.name is None or bool(teacher.path),
-        f"{prefix}.teacher.model.name={teacher.model.name!r} declares a weight file: set {prefix}.teacher.path too",
+        not objective.reads or objective.reads_teacher or not _distilled(config),
+        f"{name} reads no teacher: unset {prefix}.teacher",
     )
-    if nested is None:
-        return
-    for name, theirs, ours in (
-        ("num_classes", nested.num_classes, config.num_classes),
-        ("view.channels", nested.view.channels, config.view.channels),
-    ):
-        require(
-            theirs == ours, f"{prefix}.teacher.config.{name}={theirs} differs from the student's {prefix}.{name}={ours}"
-        )
-    theirs, ours = nested.view.size_for_student, config.view.image_size
     require(
-        theirs <= ours,
-        f"{prefix}.view.image_size={ours} is smaller than {prefix}.teacher.config.view.image_size={theirs}: "
-        "a view is as large as the largest network needs",
+        not objective.reads_teacher or _distilled(config),
+        f"{name} needs a teacher: set {prefix}.teacher.path or {prefix}.teacher.config, or train on labels with "
+        "'cross_entropy'",
     )
 
 
 def _check_teacher(config: Config, prefix: str) -> None:
     teacher, path = config.teacher, f"{prefix}.teacher"
-    require(0 <= teacher.min_accuracy <= 1, f"{path}.min_accuracy={teacher.min_accuracy}: expected a share in [0, 1]")
-    at_least(f"{path}.max_fold_kl", teacher.max_fold_kl, 0)
+    require(all(teacher.paths), f"{path}.path={teacher.path!r}: one of the names is empty")
+    if teacher.model.name is not None:
+        require(
+            bool(teacher.path), f"{path}.model.name={teacher.model.name!r} declares a weight file: set {path}.path too"
+        )
+        size = teacher.image_size[0] if teacher.image_size else config.view.image_size
+        check_model(teacher.model, size, f"{path}.model")
     require(
         not teacher.sharded or config.mesh.fsdp > 1,
         f"{path}.sharded=True: there is nothing to split it over; set {prefix}.mesh.fsdp to 2 or more",
@@ -243,28 +173,74 @@ def _check_teacher(config: Config, prefix: str) -> None:
     for name in ("input_mean", "input_std"):
         values = getattr(teacher, name)
         require(len(values) in (0, 1, channels), f"{path}.{name}={values}: expected one value, or {channels}")
-    require(min((*teacher.input_std, 1)) > 0, f"{path}.input_std={teacher.input_std}: expected numbers above 0")
-    require(min((*teacher.image_size, 1)) == 1, f"{path}.image_size={teacher.image_size}: expected positive sizes")
-    nested = teacher.config and MODELS.get(str(teacher.config.student.name))
     require(
-        teacher.dtype != "int8" or not nested or nested.int8,
+        teacher.dtype != "int8" or not teacher.config or family_of(teacher.config.student).int8,
         f"{path}.dtype='int8': {teacher.config and teacher.config.student.name} has no convolution for it; those of "
-        f"{', '.join(name for name, family in MODELS.items() if family.int8)} have",
+        f"{', '.join(name for name, family in FAMILIES.items() if family.int8)} have",
     )
     num_teachers = max(len(teacher.paths), 1)
     require(
         len(teacher.image_size) in (0, 1, num_teachers),
         f"{path}.image_size={teacher.image_size}: expected one size, or one for each of the {num_teachers} teachers",
     )
+    if teacher.config is not None:
+        _require_same(teacher.config, config, _OF_ALL_NETWORKS, f"{path}.config", prefix)
+        theirs, ours = teacher.config.view.size_for_student, config.view.image_size
+        require(
+            theirs <= ours,
+            f"{prefix}.view.image_size={ours} is smaller than {path}.config.view.image_size={theirs}: "
+            "a view is as large as the largest network needs",
+        )
 
 
-def _resolve_eval_source(config: Config, prefix: str) -> SourceConfig:
-    if config.eval_source.name:
-        return _located(config.eval_source, config.source)
+def _check_compress(config: Config, prefix: str) -> None:
+    compress, path = config.compress, f"{prefix}.compress"
+    begun = bool(config.init_from or config.init_config)
+    pruned = bool(compress.sparsity or compress.layer_sparsity)
+    bits, integers, structure = compress.bits, compress.integer_bits, compress.structure
+    require(not (integers and bits), f"{path}.integer_bits={integers} with {path}.bits={bits}: set one")
+    require(not (compress.rank_energy and compress.rank_flops), f"{path}.rank_energy and rank_flops: set one of them")
+    if ":" in structure:
+        kept, group = map(int, structure.split(":"))
+        require(kept < group, f"{path}.structure={structure!r}: expected N:M with N < M, such as '2:4'")
+        require(not pruned, f"{path}.structure={structure!r} says how many stay: no {path}.sparsity beside it")
+    require(structure != "channels" or pruned, f"{path}.structure='channels': set {path}.sparsity, the share that goes")
+    for name, cuts in (
+        (f"bits={bits}", bits),
+        ("rank_energy", compress.rank_energy),
+        ("rank_flops", compress.rank_flops),
+        ("structure='channels'", structure == "channels"),
+    ):
+        require(begun or not cuts, f"{path}.{name} is about a trained network: set {prefix}.init_from or init_config")
     require(
-        config.eval_source == SourceConfig(), f"{prefix}.eval_source has fields that are set, but no name: set its name"
+        not compress.layer_sparsity or compress.scope == "layer",
+        f"{path}.layer_sparsity={compress.layer_sparsity} needs {path}.scope='layer'",
     )
-    return config.eval_source
+    require(not compress.layer_bits or bits > 0, f"{path}.layer_bits needs {path}.bits, for all others")
+    begin, end = compress.prune_begin, compress.prune_end
+    require(begin <= end, f"{path}.prune_begin={begin}, prune_end={end}: expected shares, in this order")
+    require(
+        not bits or not config.init_fresh,
+        f"{path}.bits={bits} with {prefix}.init_fresh={config.init_fresh!r}: new weights cannot be shared",
+    )
+    require(
+        end > 0 or not (pruned or ":" in structure) or begun,
+        f"{path}.prune_end={end} prunes before anything is learned: set {prefix}.init_from, or a later end",
+    )
+
+
+def _check_sources(config: Config, prefix: str) -> None:
+    source, eval_source = config.source, config.eval_source
+    require(bool(source.name), f"{prefix}.source.name must be set: digits, a TFDS set, folder or your own")
+    require(source.num_train_examples > 0, f"{prefix}.source.num_train_examples=0: expected at least 1")
+    require(
+        not eval_source.resident,
+        f"{prefix}.eval_source.resident=True: only the training split, {prefix}.source, can be resident",
+    )
+    require(
+        bool(eval_source.name) or eval_source == SourceConfig(),
+        f"{prefix}.eval_source has fields that are set, but no name: set its name",
+    )
 
 
 def _located(source: SourceConfig, like: SourceConfig) -> SourceConfig:
@@ -277,11 +253,9 @@ def _distilled(config: Config) -> bool:
 
 def _resolve_view(config: Config, prefix: str) -> ViewConfig:
     view, path = config.view, f"{prefix}.view"
-    choice(f"{path}.regime", view.regime, REGIMES)
-    choice(f"{path}.crop", view.crop, ("inception", "central"))
     require(
-        0 < view.area_min <= view.area_max <= 1,
-        f"{path}.area_min={view.area_min}, area_max={view.area_max}: expected 0 < area_min <= area_max <= 1",
+        view.area_min <= view.area_max,
+        f"{path}.area_min={view.area_min}, area_max={view.area_max}: expected area_min <= area_max",
     )
     require(
         not view.reduced_decoding or (view.crop == "inception" and view.regime != "fixed"),
@@ -293,7 +267,6 @@ def _resolve_view(config: Config, prefix: str) -> ViewConfig:
         f"{path}.reduced_decoding=True with {prefix}.source.resident=True: what lives on the devices are whole images",
     )
     mixup = float(view.regime == "function_matching") if view.mixup is None else view.mixup
-    at_least(f"{path}.mixup", mixup, 0)
     if _distilled(config):
         require(
             (mixup > 0) == (view.regime == "function_matching"),
@@ -304,7 +277,7 @@ def _resolve_view(config: Config, prefix: str) -> ViewConfig:
     resize = view.resize or view.image_size
     require(resize >= view.image_size, f"{path}.resize={resize} is smaller than {path}.image_size={view.image_size}")
     require(
-        0 <= view.student_size <= view.image_size,
+        view.student_size <= view.image_size,
         f"{path}.student_size={view.student_size} is larger than {path}.image_size={view.image_size}: "
         "a view is as large as the largest network needs",
     )
@@ -324,10 +297,9 @@ def bit_hyperrule(num_train_examples: int) -> tuple[int, ...]:
     return (500, 6_000, 12_000, 18_000, 20_000)
 
 
-def _durations(config: Config, prefix: str) -> tuple[int, int, tuple[int, ...]]:
-    """(total steps, warm-up steps, boundaries). Under the BiT-HyperRule another total stretches the whole rule."""
+def _with_durations(config: Config, prefix: str) -> Config:
+    """The config with all durations in steps. Under the BiT-HyperRule another total stretches the whole rule."""
     optimizer, source = config.optimizer, config.source
-    choice(f"{prefix}.optimizer.schedule", optimizer.schedule, SCHEDULES)
     rule = bit_hyperrule(source.num_train_examples) if optimizer.schedule == "bit_hyperrule" else ()
     total = config.total_steps
     if not total and config.total_epochs:
@@ -341,13 +313,36 @@ def _durations(config: Config, prefix: str) -> tuple[int, int, tuple[int, ...]]:
     if rule:
         warmup = warmup or rule[0] * total // rule[-1]
         boundaries = tuple(step * total // rule[-1] for step in rule[1:-1])
-    require(
-        0 <= warmup < total, f"{prefix}.optimizer.warmup_steps={warmup}: expected fewer than the run's {total} steps"
-    )
+    require(warmup < total, f"{prefix}.optimizer.warmup_steps={warmup}: expected fewer than the run's {total} steps")
     if optimizer.schedule == "staircase":
-        rising = (
-            list(boundaries) == sorted(set(boundaries))
-            and 0 < min(boundaries, default=0) < max(boundaries) + 1 <= total
-        )
+        within = [0, *boundaries, total]
+        rising = len(within) > 2 and within == sorted(set(within))
         require(rising, f"{prefix}.optimizer.boundaries={boundaries}: expected rising steps within the run's {total}")
-    return total, warmup, boundaries
+    optimizer = dataclasses.replace(optimizer, warmup_steps=warmup, boundaries=boundaries)
+    return _with_intervals(dataclasses.replace(config, total_steps=total, optimizer=optimizer), prefix)
+
+
+def _with_intervals(config: Config, prefix: str) -> Config:
+    """The config with the intervals of its run, in whole dispatches."""
+    total, at_once = config.total_steps, config.steps_per_dispatch
+    require(at_once <= total, f"{prefix}.steps_per_dispatch={at_once} is more than the run's {total} steps")
+    profile = config.profile_at_step and _whole_dispatches(config.profile_at_step, at_once)
+    require(
+        not profile or profile + PROFILED_STEPS <= total,
+        f"{prefix}.profile_at_step={config.profile_at_step}: fewer than {PROFILED_STEPS} of the run's {total} "
+        "steps are left to trace after it, and its dispatch",
+    )
+    evaluate = config.eval_every_steps or _whole_dispatches(total // 10, at_once)
+    save = config.checkpoint_every_steps or evaluate
+    for name, every in (("eval_every_steps", evaluate), ("checkpoint_every_steps", save)):
+        whole = _whole_dispatches(every, at_once)
+        require(
+            every == whole,
+            f"{prefix}.{name}={every} is not a multiple of {prefix}.steps_per_dispatch={at_once}; {whole} is",
+        )
+    return dataclasses.replace(config, profile_at_step=profile, eval_every_steps=evaluate, checkpoint_every_steps=save)
+
+
+def _whole_dispatches(steps: int, steps_per_dispatch: int) -> int:
+    """The multiple below, but one at least."""
+    return max(1, steps // steps_per_dispatch) * steps_per_dispatch

@@ -7,6 +7,7 @@ import socket
 
 import numpy as np
 import pytest
+from absl import flags
 from processes import ROOT, cluster, losses, run, saved_steps, start, timeless
 
 from big_distill import cli, weights
@@ -47,6 +48,14 @@ def test_a_mistake_is_one_line_and_status_2(args, message):
     assert (status, out, err) == (2, "", f"big_distill: {message}\n")
 
 
+def config_of(*argv):
+    """The config that a command line makes."""
+    values = flags.FlagValues()
+    cli.define_config_flag(values, [*argv])
+    cli.parse_flags(["main", *argv], values)
+    return values.config
+
+
 @pytest.mark.parametrize(
     ("replaced", "by", "message"),
     [
@@ -66,8 +75,16 @@ def test_a_mistake_in_a_config_file_is_one_line(tmp_path, replaced, by, message)
     path = tmp_path / "mine.py"
     path.write_text((ROOT / "configs" / "digits_fm.py").read_text().replace(replaced, by))
     with pytest.raises(ConfigError, match=re.escape(message)) as error:
-        cli._check_file(str(path), "")
+        config_of(f"--config={path}")
     assert "\n" not in str(error.value) and str(error.value).startswith(str(path))
+
+
+def test_a_config_file_is_run_once(tmp_path):
+    path = tmp_path / "mine.py"
+    program = (ROOT / "configs" / "digits_fm.py").read_text()
+    path.write_text(f"open({str(tmp_path / 'runs')!r}, 'a').write('x')\n{program}")
+    assert config_of(f"--config={path}:smoke", "--config.seed=3").seed == 3
+    assert (tmp_path / "runs").read_text() == "x"
 
 
 def test_training_imports_no_tensorflow(tmp_path):
@@ -81,7 +98,12 @@ def test_training_imports_no_tensorflow(tmp_path):
 def test_help_teaches():
     status, out, _ = run("--helpshort")
     assert status in (0, 1)
-    for text in ("python -m big_distill.main --config=configs/digits_fm.py", "--config.objective.temperature", "maths"):
+    for text in (
+        "python -m big_distill.main --config=configs/digits_fm.py",
+        "--config.objective.temperature",
+        "maths",
+        "one of adam, sgd",
+    ):
         assert text in out
 
 

@@ -1,13 +1,15 @@
-"""What a check of a config is made of: each raises one line that names the field and its value."""
+"""Whether one field of a config is what the schema says that it may be; an error is one line with field and value."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Collection
+from typing import Any
 
-from big_distill.config import user_code
-from big_distill.config.schema import Config, SourceConfig
+from big_distill.config.schema import Config, ModelConfig
 from big_distill.errors import ConfigError, nearest
+
+_OF_EVERY_MODEL = ("name", "ranks", "activation_bits", "options")
 
 
 def require(condition: bool, message: str) -> None:
@@ -16,69 +18,80 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def choice(path: str, value: str | None, choices: Collection[str | None], *, or_own: bool = False) -> None:
-    """Requires one of the choices, or the user's own `module:function` where that is allowed."""
-    if or_own and value and ":" in value:
-        user_code.load(value, path)
-    elif value not in choices:
-        raise ConfigError(f"{path}={value!r} is not known{nearest(str(value), list(map(str, choices)))}")
+def check_fields(values: Any, path: str) -> None:
+    """Checks every field of a config, or of a part of it, against what the schema says that it may be.
+
+    What `teacher.config` and `init_config` hold is not looked at: those are configs of their own. Neither are the
+    fields that a user's own model reads as it likes.
+
+    Args:
+      values: a frozen dataclass of the schema.
+      path: what the config calls it, such as 'config'.
+
+    Raises:
+      ConfigError: the first field that cannot be what it is.
+    """
+    own_model = isinstance(values, ModelConfig) and ":" in (values.name or "")
+    for field in dataclasses.fields(values):
+        name, value = f"{path}.{field.name}", getattr(values, field.name)
+        if isinstance(value, Config) or (own_model and field.name not in _OF_EVERY_MODEL):
+            continue
+        if dataclasses.is_dataclass(value):
+            check_fields(value, name)
+        elif value is not None:
+            for one in value if isinstance(value, tuple) else (value,):
+                if wrong := mistake(field, one):
+                    raise ConfigError(f"{name}={one!r}{wrong}")
 
 
-def at_least(path: str, value: float, least: float) -> None:
-    """Requires a number that is not below `least`."""
-    require(value >= least, f"{path}={value}: expected at least {least}")
+def expected(field: dataclasses.Field[Any]) -> str:
+    """Words for what a field may be, such as 'one of adam, sgd' or 'at least 1'; '' for anything of its type."""
+    allowed, words = field.metadata, []
+    if allowed["choices"]:
+        words.append(f"one of {', '.join(map(str, allowed['choices']))}")
+        words += ["your own module:function"] * allowed["own_code"]
+    if allowed["form"]:
+        words.append(allowed["form"][1])
+    elif allowed["regex"]:
+        words.append("a regular expression")
+    if allowed["within"]:
+        opening, low, high, _ = _interval(allowed["within"])
+        least = f"at least {low}" if opening == "[" else f"a number above {low}"
+        words.append(least if high == "inf" else f"a number in {allowed['within']}")
+    return ", or ".join(words)
 
 
-def check_regex(path: str, pattern: str) -> None:
-    """Requires a regular expression."""
+def mistake(field: dataclasses.Field[Any], value: Any) -> str:
+    """Says what is wrong with one value of a field, to follow 'config.field=value'; '' if it may be that."""
+    allowed = field.metadata
+    choices, form = allowed["choices"], allowed["form"]
+    if allowed["own_code"] and ":" in value:
+        return ""
+    if (choices or form) and not (value in choices or (form and re.fullmatch(form[0], value))):
+        if choices and isinstance(value, str):
+            return f" is not known{nearest(value, [*choices, *form[1:]] if form else choices)}"
+        return f": expected {expected(field)}"
+    if allowed["within"] and not _is_within(value, allowed["within"]):
+        return f": expected {expected(field)}"
+    return regex_mistake(value.rpartition("=")[0] if form else value) if allowed["regex"] else ""
+
+
+def regex_mistake(pattern: str) -> str:
+    """Why a text is not a regular expression, in the words of `mistake`; '' if it is one."""
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:  # the latter two: a{99999999999}, and too many brackets
-        raise ConfigError(f"{path}={pattern!r} is not a regular expression: {error}") from error
+        return f" is not a regular expression: {error}"
+    return ""
 
 
-def check_numbers(config: Config, prefix: str) -> None:
-    """What holds of a config's numbers wherever it is run.
-
-    Raises:
-      ConfigError: one of them cannot be.
-    """
-    source, optimizer = config.source, config.optimizer
-    at_least(f"{prefix}.num_classes", config.num_classes, 2)
-    require(bool(source.name), f"{prefix}.source.name must be set: digits, a TFDS set, folder or your own")
-    for name in ("batch_size", "accumulate_steps", "steps_per_dispatch", "log_every_steps", "keep_latest"):
-        at_least(f"{prefix}.{name}", getattr(config, name), 1)
-    for name in ("seed", "total_steps", "total_epochs", "eval_every_steps", "checkpoint_every_steps", "keep_best"):
-        at_least(f"{prefix}.{name}", getattr(config, name), 0)
-    at_least(f"{prefix}.profile_at_step", config.profile_at_step, 0)
-    at_least(f"{prefix}.source.num_train_examples", source.num_train_examples, 1)
-    for name in ("source", "eval_source"):
-        _check_reading(getattr(config, name), f"{prefix}.{name}")
-    require(
-        not config.eval_source.resident,
-        f"{prefix}.eval_source.resident=True: only the training split, {prefix}.source, can be resident",
-    )
-    at_least(f"{prefix}.grace_seconds", config.grace_seconds, 0)
-    for name in ("lr", "weight_decay", "clip_norm", "max_skipped_steps"):
-        at_least(f"{prefix}.optimizer.{name}", getattr(optimizer, name), 0)
-    check_regex(f"{prefix}.optimizer.decay_mask", optimizer.decay_mask)
-    check_regex(f"{prefix}.init_fresh", config.init_fresh or "")
-    require(
-        config.init_fresh is None or bool(config.init_from or config.init_config),
-        f"{prefix}.init_fresh={config.init_fresh!r} needs {prefix}.init_from",
-    )
-    for name in ("momentum", "b1", "b2"):
-        value = getattr(optimizer, name)
-        require(0 <= value < 1, f"{prefix}.optimizer.{name}={value}: expected a number in [0, 1)")
-    at_least(f"{prefix}.mesh.fsdp", config.mesh.fsdp, 1)
-    at_least(f"{prefix}.view.image_size", config.view.image_size, 1)
-    channels = config.view.channels
-    require(channels in (1, 3), f"{prefix}.view.channels={channels}: expected 1 or 3")
+def _interval(text: str) -> tuple[str, str, str, str]:
+    """(opening bracket, least, greatest, closing bracket)."""
+    low, high = text[1:-1].split(", ")
+    return text[0], low, high, text[-1]
 
 
-def _check_reading(source: SourceConfig, path: str) -> None:
-    for name in ("num_threads", "prefetch"):
-        at_least(f"{path}.{name}", getattr(source, name), 1)
-    at_least(f"{path}.cache_bytes", source.cache_bytes, 0)
-    bad = source.max_bad_fraction
-    require(0 <= bad <= 1, f"{path}.max_bad_fraction={bad}: expected a number in [0, 1]")
+def _is_within(value: float, text: str) -> bool:
+    opening, low, high, closing = _interval(text)
+    above = value >= float(low) if opening == "[" else value > float(low)
+    return above and (value <= float(high) if closing == "]" else value < float(high))

@@ -7,34 +7,40 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from big_distill.config.checks import expected
 from big_distill.config.schema import Config
-from big_distill.config.values import as_type, type_of
+from big_distill.config.values import type_of
 from big_distill.errors import ConfigError, nearest
 
 
-def fields_of(schema: type = Config, prefix: str = "config") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+def fields_of(schema: Any = Config, prefix: str = "config") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
     """(dotted name, field, type) of every leaf of the schema; a teacher's own config is one leaf."""
     for field in dataclasses.fields(schema):
         type_, optional = type_of(schema, field.name)
         if dataclasses.is_dataclass(type_) and not optional:
-            yield from fields_of(as_type(type_), f"{prefix}.{field.name}")
+            yield from fields_of(type_, f"{prefix}.{field.name}")
         else:
             yield f"{prefix}.{field.name}", field, type_
 
 
 def describe_fields() -> str:
-    """Every field with its type, kind, default and meaning: the closing part of `--help`."""
+    """Every field with its type, kind, default, what it may be and its meaning: the closing part of `--help`."""
     lines = []
     for name, field, type_ in fields_of():
         inner = typing.get_args(type_)
         label = "config" if type_ is Config else f"{inner[0].__name__}s" if inner else type_.__name__
-        default = "" if field.default in (None, ()) else f"; default {field.default!r}"
-        lines.append(f"  --{name} ({label}; {field.metadata['kind']}{default})\n      {field.metadata['help']}")
+        default = "" if field.default in (None, ()) else f"default {field.default!r}"
+        facts = "; ".join(filter(None, (label, field.metadata["kind"], default, expected(field))))
+        lines.append(f"  --{name} ({facts})\n      {field.metadata['help']}")
     return "\n".join(lines)
 
 
-def check_path(path: str) -> None:
-    """Raises ConfigError unless `path`, such as config.optimizer.lr, is a field of the schema."""
+def type_at(path: str) -> Any:
+    """The type of a field by its dotted name, such as config.optimizer.lr.
+
+    Raises:
+      ConfigError: the schema has no such field.
+    """
     schema: Any = Config
     prefix = "config"
     for name in path.split(".")[1:]:
@@ -45,4 +51,5 @@ def check_path(path: str) -> None:
             elsewhere = [path for path, *_ in fields_of() if path.rpartition(".")[2] == name]
             near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else nearest(name, names)
             raise ConfigError(f"{prefix}.{name} is not a field of the config{near}")
-        schema, prefix = type_of(as_type(schema), name)[0], f"{prefix}.{name}"
+        schema, prefix = type_of(schema, name)[0], f"{prefix}.{name}"
+    return schema

@@ -17,16 +17,11 @@ from big_distill.errors import ConfigError, nearest
 
 
 @functools.cache
-def _hints(schema: type) -> dict[str, Any]:
+def _hints(schema: Any) -> dict[str, Any]:
     return typing.get_type_hints(schema)
 
 
-def as_type(value: Any) -> type:
-    """For the type checker: a dataclass that was found in an annotation."""
-    return typing.cast(type, value)
-
-
-def type_of(schema: type, name: str) -> tuple[Any, bool]:
+def type_of(schema: Any, name: str) -> tuple[Any, bool]:
     """(the field's type without None, whether None is allowed)."""
     hint = _hints(schema)[name]
     if typing.get_origin(hint) is types.UnionType:
@@ -34,7 +29,7 @@ def type_of(schema: type, name: str) -> tuple[Any, bool]:
     return hint, False
 
 
-def freeze(schema: type, values: Any, prefix: str) -> Any:
+def freeze(schema: Any, values: Any, prefix: str) -> Any:
     """A frozen dataclass from a mapping of plain values; missing fields take their defaults.
 
     Raises:
@@ -55,7 +50,7 @@ def freeze(schema: type, values: Any, prefix: str) -> Any:
                 raise ConfigError(f"{path} must be set: {field.metadata.get('help', 'it has no default')}")
             frozen[field.name] = None
         elif dataclasses.is_dataclass(type_):
-            frozen[field.name] = freeze(as_type(type_), {} if value is field.default else value, path)
+            frozen[field.name] = freeze(type_, {} if value is field.default else value, path)
         else:
             frozen[field.name] = _checked(type_, value, path)
     return schema(**frozen)

@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+import re
+import typing
 
 import pytest
 
 from big_distill import config as config_lib
 from big_distill.config import differences, fingerprint, from_dict, to_dict
-from big_distill.config.fields import fields_of
-from big_distill.config.files import parse_arg, smoke, teacher_of, template
+from big_distill.config.checks import check_fields, mistake
+from big_distill.config.fields import describe_fields, fields_of, type_at
+from big_distill.config.schema import maths
+from big_distill.config.template import parse_arg, smoke, teacher_of, template
 from big_distill.errors import ConfigError
 from big_distill.resolve import resolve
+from big_distill.step import objectives
 
 
 def distilled(tiny):
@@ -54,7 +59,8 @@ def set_(config, path, value):
         ("view.regime", "consistant", "did you mean 'consistent'"),
         ("view.regime", "consistent", "mixup=1.0|function_matching mixes"),
         ("view.regime", "fixed", "reduced_decoding=True with .*'fixed': central views are of whole images"),
-        ("view.area_min", 0.0, "expected 0 < area_min"),
+        ("view.area_min", 0.0, r"config.view.area_min=0.0: expected a number in \(0, 1\]"),
+        ("view.area_max", 0.01, "area_min=0.5, area_max=0.01: expected area_min <= area_max"),
         ("view.resize", 7, "config.view.resize=7 is smaller than config.view.image_size=8"),
         ("dtype", "float16", "config.dtype='float16' is not known"),
         (
@@ -65,7 +71,7 @@ def set_(config, path, value):
         ("optimizer.decay_mask", "(", r"decay_mask='\(' is not a regular expression"),
         ("objective.name", "nowhere:loss", "config.objective.name='nowhere:loss': expected your own module:function"),
         ("source.name", "nowhere:data", "config.source.name='nowhere:data': expected your own module:function"),
-        ("teacher.config.num_classes", 9, "config.teacher.config.num_classes=9 differs from the student's"),
+        ("teacher.config.num_classes", 9, "config.teacher.config.num_classes=9 differs from config.num_classes=10"),
         ("teacher.config.view.image_size", 16, "config.view.image_size=8 is smaller than config.teacher.config"),
         ("teacher.config.objective.temperature", -1.0, "config.teacher.config.objective.temperature=-1.0"),
     ],
@@ -109,14 +115,14 @@ def test_template_refuses_typos(tiny):
     with pytest.raises(TypeError):
         tiny.optimizer.lr = "fast"
     with pytest.raises(ConfigError, match=r"config.optimizer.lrr is not a field of the config; did you mean 'lr'"):
-        config_lib.check_path("config.optimizer.lrr")
+        type_at("config.optimizer.lrr")
     with pytest.raises(
         ConfigError, match=r"config.lr is not a field of the config; did you mean 'config.optimizer.lr'"
     ):
-        config_lib.check_path("config.lr")
+        type_at("config.lr")
     with pytest.raises(ConfigError, match=r"config.teacher.config.objektive is not a field"):
-        config_lib.check_path("config.teacher.config.objektive.name")
-    config_lib.check_path("config.teacher.config.objective.name")
+        type_at("config.teacher.config.objektive.name")
+    assert type_at("config.teacher.config.objective.name") is str
 
 
 def test_resolved_durations(tiny):
@@ -148,6 +154,70 @@ def test_every_field_has_a_kind_and_a_meaning():
         assert field.metadata["help"], name
 
 
+MARKED = [
+    (path, type_)
+    for path, field, type_ in fields_of()
+    if any(field.metadata[mark] for mark in ("choices", "form", "regex", "within"))
+]
+
+
+@pytest.mark.parametrize(("path", "type_"), MARKED, ids=[path for path, _ in MARKED])
+def test_what_a_field_says_that_it_may_be_is_checked(path, type_):
+    """No text field that is marked may be '(', no number -1."""
+    odd = {str: "(", int: -1, float: -1.0}[typing.get_args(type_)[0] if typing.get_args(type_) else type_]
+    values = {"num_classes": 10, "batch_size": 8, "view": {"image_size": 8}}
+    inner, (*parents, last) = values, path.split(".")[1:]
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    check_fields(config_lib.freeze(config_lib.Config, values, "config"), "config")
+    inner[last] = odd if type_ in (str, int, float) else (odd,)
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}={odd!r}')}(: expected| is not )") as error:
+        check_fields(config_lib.freeze(config_lib.Config, values, "config"), "config")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("within", "right", "wrong", "words"),
+    [
+        ("[0, 1)", (0, 0.5), (-0.1, 1), "a number in [0, 1)"),
+        ("(0, 1]", (0.1, 1.0), (0.0, 1.1), "a number in (0, 1]"),
+        ("(0, inf)", (1e-9, 1e300), (0, -1), "a number above 0"),
+        ("[2, inf)", (2, 1 << 62), (1,), "at least 2"),
+    ],
+)
+def test_intervals(within, right, wrong, words):
+    field = maths(0, "", within=within)
+    assert [mistake(field, value) for value in right] == [""] * len(right)
+    assert [mistake(field, value) for value in wrong] == [f": expected {words}"] * len(wrong)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "config.optimizer.name (str; maths; default 'adam'; one of adam, sgd)",
+        "config.objective.label_smoothing (float; maths; default 0.0; a number in [0, 1))",
+        "config.mesh.fsdp (int; numerics; default 1; at least 1)",
+        "one of function_matching, hinton, logit_regression, cross_entropy, or your own module:function)",
+        "config.compress.layers (str; maths; default '.*/kernel'; a regular expression)",
+    ],
+)
+def test_help_says_what_a_field_may_be(words):
+    assert words in describe_fields()
+
+
+def test_the_objectives_that_the_schema_names_are_those_there_are():
+    (choices,) = [field.metadata["choices"] for path, field, _ in fields_of() if path == "config.objective.name"]
+    assert sorted(choices) == sorted(objectives.OBJECTIVES)
+
+
+def test_an_own_model_reads_its_fields_as_it_likes(tiny):
+    tiny.student.update(name="math:sqrt", norm="layer", depth=7, features=(0,))
+    assert resolve(tiny, 1, "cpu").student.norm == "layer"
+    tiny.student.ranks = ("fc1",)
+    with pytest.raises(ConfigError, match=r"config.student.ranks='fc1': expected LAYER=RANK"):
+        resolve(tiny, 1, "cpu")
+
+
 def test_fingerprint_hashes_maths_alone(tiny):
     config = resolve(distilled(tiny), 1, "cpu")
     same = dataclasses.replace(config, log_every_steps=1000, dtype="bfloat16", keep_latest=9, total_epochs=3.0)
@@ -175,6 +245,14 @@ def test_fingerprint_survives_new_fields(tiny):
 def test_round_trip_through_json(tiny):
     config = resolve(distilled(tiny), 1, "cpu")
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_config_that_was_kept_before_a_field_was_there_is_read(tiny):
+    config = resolve(tiny, 1, "cpu")
+    kept = to_dict(config)
+    for part in (kept["student"], kept["teacher"]["model"], kept["objective"], kept["source"], kept["eval_source"]):
+        assert part.pop("options") == []
+    assert from_dict(kept) == config
 
 
 def test_the_teachers_data_are_the_students():
@@ -210,7 +288,7 @@ def test_smoke_is_small_random_and_complete(tiny):
         ("vit_small", "patch_size", 3, "patch_size=3 does not divide an image of 32 px"),
         ("vit_base", "patch_size", 0, "patch_size=0: expected at least 1"),
         ("efficientnet_lite2", "blocks", (1, 1), "efficientnet_lite2 has 7 stages"),
-        ("mobilenet_v3_large", "width", -1.0, "width=-1.0: expected a number above 0"),
+        ("mobilenet_v3_large", "width", -1.0, r"width=-1.0: expected a number in \(0, 1000\]"),
         ("vit_small", "padding", "symmetric", "does not read it .it reads features, patch_size"),
         ("mobilenet_v3_large", "norm", "layer", "norm='layer' is not known; expected one of batch, group"),
         ("efficientnet_lite0", "padding", "SAME", "padding='SAME' is not known; expected one of same, symmetric"),

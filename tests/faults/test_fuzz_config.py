@@ -3,19 +3,17 @@
 import copy
 import json
 import pathlib
-import sys
 
 import pytest
 from absl import flags
 from hypothesis import example, given
 from hypothesis import strategies as st
-from ml_collections import config_flags
 from mutations import ODD_NUMBERS, ODD_TEXTS, ODD_VALUES, assert_one_line, bounded, json_mutations, mutations
 
 from big_distill import cli
 from big_distill.config import Config, differences, fingerprint, from_dict, to_dict
 from big_distill.config.fields import fields_of
-from big_distill.config.files import load_config
+from big_distill.config.template import load_config
 from big_distill.errors import BigDistillError, ConfigError, RunError
 from big_distill.resolve import resolve
 from big_distill.run_dir import layout
@@ -76,15 +74,12 @@ OVERRIDE = st.builds("--{}={}".format, st.sampled_from(PATHS), WORDS)
 ODD_FLAG = st.builds("{}{}{}".format, st.sampled_from(("--", "--no", "-", "")), st.sampled_from(PATHS), WORDS)
 
 
-def parsed(arguments, monkeypatch):
+def parsed(arguments):
     """The config that the command line makes."""
     values, argv = flags.FlagValues(), ["main", f"--config={FILE}", *arguments]
-    config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
-    with monkeypatch.context() as patch:
-        patch.setattr(flags, "FLAGS", values)
-        patch.setattr(sys, "argv", argv)
-        cli.parse_flags(argv)
-        return cli.config_value()
+    cli.define_config_flag(values, argv)
+    cli.parse_flags(argv, values)
+    return values.config
 
 
 @given(overrides=st.lists(OVERRIDE, min_size=1, max_size=3) | st.lists(ODD_FLAG, min_size=1, max_size=2))
@@ -92,10 +87,10 @@ def parsed(arguments, monkeypatch):
 @example(overrides=["--config.total_epochs=1e308"])
 @example(overrides=["--noconfig.seed[1]"])
 @example(overrides=[f"--config.seed={10**400}"])
-def test_fuzzed_flags(overrides, monkeypatch):
+def test_fuzzed_flags(overrides):
     with bounded():
         try:
-            config = parsed(overrides, monkeypatch)
+            config = parsed(overrides)
         except ConfigError as error:
             return assert_one_line(error)
     assert_resolves(config)
@@ -120,12 +115,12 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("kind", PROGRAMS)
-def test_a_program_that_fails_is_one_line(kind, tmp_path, monkeypatch):
+def test_a_program_that_fails_is_one_line(kind, tmp_path):
     text, message = PROGRAMS[kind]
     path = tmp_path / "mine.py"
     path.write_text(text)
     with bounded(), pytest.raises(ConfigError, match=message) as error:
-        parsed([f"--config={path}"], monkeypatch)
+        parsed([f"--config={path}"])
     assert_one_line(error.value, path)
 
 
@@ -140,18 +135,24 @@ RETURNED = {
 
 
 @pytest.mark.parametrize("returned", RETURNED)
-def test_a_program_may_return_any_config(returned, tmp_path, monkeypatch):
+def test_a_program_may_return_any_config(returned, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(f"{RIGHT}  return ConfigDict({returned})\n")
     with pytest.raises(ConfigError, match=RETURNED[returned]) as error:
-        resolve(parsed([f"--config={path}"], monkeypatch), 1, "cpu")
+        resolve(parsed([f"--config={path}"]), 1, "cpu")
     assert_one_line(error.value)
 
 
 @pytest.mark.parametrize("name", ["no_such.py", "mine.txt", ".", ""])
-def test_what_is_no_program_is_one_line(name, tmp_path, monkeypatch):
+def test_what_is_no_program_is_one_line(name, tmp_path):
     (tmp_path / "mine.txt").write_text("config")
-    for flag in ([f"--config={tmp_path / name}"], ["--config", str(tmp_path / name)], ["--config"]):
+    for flag in ([f"--config={tmp_path / name}"], ["--config", str(tmp_path / name)]):
         with pytest.raises(ConfigError, match=r"does not exist|expected a Python program") as error:
-            parsed(flag, monkeypatch)
+            parsed(flag)
         assert_one_line(error.value, "config file")
+
+
+def test_a_flag_without_its_file_is_one_line():
+    with pytest.raises(ConfigError, match="--config") as error:
+        parsed(["--config"])
+    assert_one_line(error.value)

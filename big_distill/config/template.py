@@ -1,4 +1,4 @@
-"""What config files are made with: the template they assign to, each other, their arguments, and `:smoke`."""
+"""Config files call these functions: the template they assign to, each other, their arguments, and `:smoke`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from big_distill.config import (
     SourceConfig,
     TeacherConfig,
 )
-from big_distill.config.values import as_type, type_of
+from big_distill.config.values import type_of
 from big_distill.errors import ConfigError, nearest
 
 
@@ -28,12 +28,12 @@ def template() -> ConfigDict:
     return _template(Config).lock()
 
 
-def _template(schema: type) -> ConfigDict:
+def _template(schema: Any) -> ConfigDict:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(schema):
         type_, optional = type_of(schema, field.name)
         if dataclasses.is_dataclass(type_):
-            values[field.name] = config_dict.placeholder(ConfigDict) if optional else _template(as_type(type_))
+            values[field.name] = config_dict.placeholder(ConfigDict) if optional else _template(type_)
         elif field.default is None:
             values[field.name] = config_dict.placeholder(type_)
         else:
@@ -124,7 +124,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
         small.optimizer.boundaries = (10, 15)
     validation = "validation" if config.source.validation else None
     small.source.update(name="random", path=None, train="train", validation=validation, num_train_examples=64)
-    small.source.test = "test"
+    small.source.update(test="test", options=())
     small.eval_source = _template(SourceConfig)
     if small.student.name in _NUM_STAGES:
         small.student.update(depth=0, blocks=(1,) * _NUM_STAGES[small.student.name], width=0.125, features=())
