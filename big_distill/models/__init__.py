@@ -1,4 +1,4 @@
-"""Networks, each as a `Model` of two pure functions. Flax is not seen outside of this folder."""
+"""Networks, each as a `Model` of two pure functions. No other folder imports `flax.linen`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from big_distill.config import ModelConfig, user_code
-from big_distill.errors import ConfigError
-from big_distill.models import bit, cnn, efficientnet_lite, inverted_residual, mobilenet_v3, vit
-from big_distill.models.families import BIT_BLOCKS
-from big_distill.models.folding import abstract_cast, cast, fold
-from big_distill.models.int8 import abstract_quantized, input_ranges, quantize
-from big_distill.models.inverted_residual import Unit
+from big_distill.config.checks import check_fields, require
+from big_distill.errors import ConfigError, nearest
+from big_distill.models import bit, cnn, efficientnet_lite, mobilenet_v3, vit
+from big_distill.models.family import Family
+from big_distill.models.folding import cast
+from big_distill.models.int8 import input_ranges, quantize
 from big_distill.models.variants import (
     FACTORS,
     INPUT_RANGE,
@@ -26,15 +27,16 @@ from big_distill.models.variants import (
     range_of,
     with_variants,
 )
-from big_distill.state import Model
+from big_distill.state import Model, Outputs
 
 __all__ = [
     "FACTORS",
+    "FAMILIES",
     "INPUT_RANGE",
-    "abstract_cast",
-    "abstract_quantized",
     "build",
     "cast",
+    "check_model",
+    "family_of",
     "features_of",
     "fold",
     "format_ranks",
@@ -46,6 +48,10 @@ __all__ = [
     "range_of",
 ]
 
+FAMILIES = cnn.FAMILIES | bit.FAMILIES | efficientnet_lite.FAMILIES | mobilenet_v3.FAMILIES | vit.FAMILIES
+_OF_ALL_FAMILIES = ("name", "ranks", "activation_bits", "options")
+_MAX_UNITS, _MAX_FEATURES = 1000, 1 << 20  # what is still built in a moment
+
 
 @functools.cache
 def build(model: ModelConfig, num_classes: int, dtype: str, folded: bool = False) -> Model:
@@ -55,7 +61,7 @@ def build(model: ModelConfig, num_classes: int, dtype: str, folded: bool = False
 
     Args:
       model: as `resolve` checked it. A name with a colon is the user's own `module:function`, called as this is.
-      num_classes: K, the number of logits.
+      num_classes: K, the number of logits; 0: a network without a head.
       dtype: of activations, 'float32' or 'bfloat16'; parameters and logits are float32.
       folded: the network of `fold`'s variables, and of `quantize`'s, for inference only; the same one where there is
         nothing to fold.
@@ -66,78 +72,81 @@ def build(model: ModelConfig, num_classes: int, dtype: str, folded: bool = False
     Raises:
       ConfigError: the user's own function cannot be imported, or does not return a Model.
     """
-    return with_variants(_family(model, num_classes, dtype, folded), model)
+    features, published = features_of(model), family_of(model).widths(model)
+    if published and len(features) != len(published):
+        raise ConfigError(f"features={features}: this {model.name} has {len(published)} widths: {published}")
+    network = family_of(model).build(dataclasses.replace(model, features=features), num_classes, dtype, folded)
+    return with_variants(network if isinstance(network, Model) else from_linen(network), model)
+
+
+def family_of(model: ModelConfig) -> Family:
+    """The facts of a network's family; `_USERS_OWN` for a user's `module:function`."""
+    return FAMILIES.get(str(model.name), _USERS_OWN)
+
+
+def _build_users_own(model: ModelConfig, num_classes: int, dtype: str, folded: bool) -> Model:
+    network = user_code.load(str(model.name), "model.name")(model, num_classes, dtype)
+    if not isinstance(network, Model):
+        raise ConfigError(f"model.name={model.name!r}: expected a Model, got {type(network).__name__}")
+    return _adapted(network)
+
+
+_USERS_OWN = Family(
+    fields=tuple(field.name for field in dataclasses.fields(ModelConfig)),
+    min_image_size=lambda model: 1,
+    build=_build_users_own,
+    fold=lambda model, variables: dict(variables),
+    int8=True,  # as far as anybody knows
+)
 
 
 def features_of(model: ModelConfig) -> tuple[int, ...]:
-    """The widths of all layers that no skip connection ties, in order: `model.features`, or the family's own."""
-    match model.name:
-        case _ if model.features:
-            return model.features
-        case "lenet5":
-            return cnn.LENET5
-        case "six_layer_cnn":
-            return cnn.SIX_LAYER
-        case "bit":
-            return bit.features(_blocks(model), model.width)
-        case "efficientnet_lite0" | "efficientnet_lite1" | "efficientnet_lite2" | "mobilenet_v3_large":
-            return inverted_residual.features(*_units(model))
-        case "vit_small" | "vit_base" as name:
-            width, depth, _ = vit.SIZES[name]
-            return (4 * width,) * depth
-        case _:
-            return ()
+    """The widths of all layers that no skip connection ties, in order: `model.features`, or as published."""
+    return model.features or family_of(model).widths(model)
 
 
-def _blocks(model: ModelConfig) -> tuple[int, ...]:
-    return model.blocks or BIT_BLOCKS[model.depth]
+def fold(model: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of the folded network, `build(..., folded=True)`, from those of the plain one.
+
+    They are float32, on the host. Kernels are standardised where the network would do so in every step, and every
+    BatchNorm goes into the convolution before it, in float64. GroupNorm and LayerNorm depend on the input and stay, and
+    so does all in the user's own networks.
+    """
+    return cast(family_of(model).fold(model, variables), "float32")
 
 
-def _units(model: ModelConfig) -> tuple[tuple[Unit, ...], int]:
-    """(blocks, channels of the stem)."""
-    if model.name == "mobilenet_v3_large":
-        units = mobilenet_v3.units(model.blocks, model.width)
-        return units, units[0].expanded
-    return efficientnet_lite.units(str(model.name), model.blocks, model.width), efficientnet_lite.STEM
-
-
-def _family(model: ModelConfig, num_classes: int, dtype: str, folded: bool) -> Model:
-    features, own = features_of(model), features_of(dataclasses.replace(model, features=()))
-    if own and len(features) != len(own):
-        raise ConfigError(f"features={features}: this {model.name} has {len(own)} widths: {own}")
-    match model.name:
-        case "mlp":
-            return from_linen(cnn.MLP(features, num_classes, dtype))
-        case "lenet5":
-            return from_linen(cnn.LeNet5(features, num_classes, dtype))
-        case "cnn":
-            return from_linen(cnn.CNN(features, num_classes, dtype))
-        case "six_layer_cnn":
-            return from_linen(cnn.SixLayerCNN(features, num_classes, dtype))
-        case "bit":
-            return from_linen(
-                bit.BiT(_blocks(model), features, model.width, model.root_pool, num_classes, dtype, folded)
+def check_model(model: ModelConfig, image_size: int, path: str) -> None:
+    """Raises ConfigError unless `path`, as the config calls it, is a network for images of `image_size` px."""
+    if model.name is None:
+        raise ConfigError(f"{path}.name=None is not known{nearest('None', list(FAMILIES))}")
+    check_fields(model, path)
+    layers = [rule.partition("=")[0] for rule in model.ranks]
+    require(len(set(layers)) == len(layers), f"{path}.ranks={model.ranks}: a layer is there twice")
+    family = family_of(model)
+    if family is _USERS_OWN:
+        return
+    for field in dataclasses.fields(ModelConfig):
+        value = getattr(model, field.name)
+        if field.name not in (*_OF_ALL_FAMILIES, *family.fields) and value != field.default:
+            raise ConfigError(
+                f"{path}.{field.name}={value!r}: the model {model.name!r} does not read it (it reads "
+                f"{', '.join(family.fields)}); set it to {field.default!r}"
             )
-        case "efficientnet_lite0" | "efficientnet_lite1" | "efficientnet_lite2" as name:
-            units = inverted_residual.with_features(*_units(model), features)
-            dropout = efficientnet_lite.DROPOUT[name]
-            return from_linen(
-                efficientnet_lite.EfficientNetLite(units, dropout, model.padding, num_classes, dtype, folded)
-            )
-        case "mobilenet_v3_large":
-            units = inverted_residual.with_features(*_units(model), features)
-            dropout = mobilenet_v3.DROPOUT
-            return from_linen(
-                mobilenet_v3.MobileNetV3(units, dropout, model.norm, model.padding, num_classes, dtype, folded)
-            )
-        case "vit_small" | "vit_base" as name:
-            width, _, num_heads = vit.SIZES[name]
-            return from_linen(vit.ViT(features, width, num_heads, model.patch_size, num_classes, dtype))
-        case _:
-            own = user_code.load(str(model.name), "model.name")(model, num_classes, dtype)
-            if not isinstance(own, Model):
-                raise ConfigError(f"model.name={model.name!r}: expected a Model, got {type(own).__name__}")
-            return own
+    require(
+        max((*model.features, 0)) <= _MAX_FEATURES and max(sum(model.blocks), len(model.features)) <= _MAX_UNITS,
+        f"{path}.features={model.features}, blocks={model.blocks}: expected at most {_MAX_UNITS} units of at most "
+        f"{_MAX_FEATURES} features",
+    )
+    require(
+        not family.num_stages or len(model.blocks) in (0, family.num_stages),
+        f"{path}.blocks={model.blocks}: {model.name} has {family.num_stages} stages",
+    )
+    family.check(model, image_size, path)
+    least = family.min_image_size(model)
+    require(
+        image_size >= least,
+        f"{path}: an image of {image_size} px is smaller than the {least} px that a {model.name!r} needs",
+    )
 
 
 def from_linen(network: nn.Module) -> Model:
@@ -162,4 +171,17 @@ def from_linen(network: nn.Module) -> Model:
             outputs = network.apply(variables, image, train=train, rngs=rngs)
         return outputs, batch_stats
 
-    return Model(init, apply)
+    return _adapted(Model(init, apply))
+
+
+def _adapted(model: Model) -> Model:
+    """The same network, whose `apply` returns `Outputs` with float32 logits: it may have returned logits alone."""
+
+    def apply(variables: Mapping[str, Any], image: jax.Array, **kwargs: Any) -> tuple[Outputs, Any]:
+        outputs, batch_stats = model.apply(variables, image, **kwargs)
+        if not isinstance(outputs, Outputs):
+            outputs = Outputs(logits=outputs)
+        in_float32 = {n: x.astype(jnp.float32) for n, x in vars(outputs).items() if "logits" in n and x is not None}
+        return dataclasses.replace(outputs, **in_float32), batch_stats
+
+    return Model(model.init, apply)

@@ -6,6 +6,7 @@ consistent", arXiv 2106.05237: `block1/unit01/conv1/kernel`. Scales and biases h
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 
@@ -13,17 +14,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from big_distill.models.layers import Dense, GroupNorm, StdConv, max_pool
+from big_distill.config import ModelConfig
+from big_distill.config.checks import require
+from big_distill.models.family import Family
+from big_distill.models.folding import standardize_kernels
+from big_distill.models.layers import GroupNorm, StdConv, head, max_pool
+from big_distill.state import Outputs
+
+BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+"""The units of each stage, by depth."""
 
 
 def root_features(width: float) -> int:
     """Channels of the root, 64 of width 1, rounded down."""
     return max(1, int(64 * width))
-
-
-def features(blocks: tuple[int, ...], width: float) -> tuple[int, ...]:
-    """Channels of the first two convolutions of every unit, which no skip connection ties."""
-    return tuple(root_features(width) * 2**i for i, num_units in enumerate(blocks) for _ in range(2 * num_units))
 
 
 class Root(nn.Module):
@@ -102,7 +106,7 @@ class BiT(nn.Module):
     """The whole network: R50x1 has blocks (3, 4, 6, 3) and width 1.
 
     blocks: units of each stage; the resolution halves and the channels double from stage to stage.
-    features: of the first two convolutions of every unit, see `features`.
+    features: channels of the first two convolutions of every unit.
     width: factor on the channels, rounded down to whole channels in the root: 0.3 makes 19 of 64.
     root_pool: 'zero' or '-inf', see `Root`.
     folded: the kernels are already standardised.
@@ -119,13 +123,49 @@ class BiT(nn.Module):
     folded: bool = False
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> logits [B, K]."""
+    def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
+        """Takes images [B, H, W, C]."""
         root, hidden = root_features(self.width), iter(self.features)
         x = Root(root, self.root_pool, self.dtype, self.folded, name="root_block")(image)
+        maps = []
         for i, num_units in enumerate(self.blocks):
             stride = 1 if i == 0 else 2
             widths = tuple(itertools.islice(hidden, 2 * num_units))
             x = Stage(4 * root * 2**i, widths, stride, self.dtype, self.folded, name=f"block{i + 1}")(x)
-        x = nn.relu(GroupNorm("float32", name="norm-pre-head")(x))
-        return Dense(self.num_classes, "float32", nn.initializers.zeros, name="head")(x.mean((1, 2)))
+            maps.append(x)
+        maps[-1] = nn.relu(GroupNorm("float32", name="norm-pre-head")(x))
+        embedding = maps[-1].mean((1, 2))
+        return Outputs(head(embedding, self.num_classes, nn.initializers.zeros), embedding, tuple(maps))
+
+
+def _canonical(model: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(model, depth=0, blocks=model.blocks or BLOCKS.get(model.depth, ()))
+
+
+def _build(model: ModelConfig, num_classes: int, dtype: str, folded: bool) -> nn.Module:
+    blocks = _canonical(model).blocks
+    return BiT(blocks, model.features, model.width, model.root_pool, num_classes, dtype, folded)
+
+
+def _widths(model: ModelConfig) -> tuple[int, ...]:
+    root, stages = root_features(model.width), enumerate(_canonical(model).blocks)
+    return tuple(root * 2**i for i, num_units in stages for _ in range(2 * num_units))
+
+
+def _check(model: ModelConfig, image_size: int, path: str) -> None:
+    require(bool(model.depth) != bool(model.blocks), f"{path}: set one of depth and blocks")
+
+
+FAMILIES = {
+    "bit": Family(
+        fields=("features", "depth", "blocks", "width", "root_pool"),
+        min_image_size=lambda model: 2 ** (1 + len(_canonical(model).blocks)),
+        build=_build,
+        widths=_widths,
+        check=_check,
+        fold=standardize_kernels,
+        canonical=_canonical,
+        int8=True,
+        standardizes_kernels=True,
+    )
+}

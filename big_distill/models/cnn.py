@@ -7,11 +7,16 @@ logits are not rounded to bfloat16.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 from flax import linen as nn
 
-from big_distill.models.layers import Conv, Dense, max_pool
+from big_distill.config import ModelConfig
+from big_distill.config.checks import require
+from big_distill.models.family import Family
+from big_distill.models.layers import Conv, Dense, head, max_pool
+from big_distill.state import Outputs
 
 
 class MLP(nn.Module):
@@ -22,16 +27,12 @@ class MLP(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> logits [B, K]."""
+    def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
+        """Takes images [B, H, W, C]."""
         x = _flatten(image)
         for i, features in enumerate(self.features, 1):
             x = nn.relu(Dense(features, self.dtype, name=f"fc{i}")(x))
-        return Dense(self.num_classes, "float32", name="head")(x)
-
-
-LENET5 = (20, 50, 500)
-SIX_LAYER = (32, 32, 64, 64, 256)
+        return Outputs(head(x, self.num_classes), x)
 
 
 class LeNet5(nn.Module):
@@ -45,14 +46,14 @@ class LeNet5(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> logits [B, K]."""
+    def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
+        """Takes images [B, H, W, C]."""
         x = Conv(self.features[0], self.dtype, 5, padding="VALID", name="conv1")(image)
-        x = max_pool(x, 2, 2)
-        x = Conv(self.features[1], self.dtype, 5, padding="VALID", name="conv2")(x)
-        x = max_pool(x, 2, 2)
-        x = nn.relu(Dense(self.features[2], self.dtype, name="fc1")(_flatten(x)))
-        return Dense(self.num_classes, "float32", name="head")(x)
+        first = max_pool(x, 2, 2)
+        x = Conv(self.features[1], self.dtype, 5, padding="VALID", name="conv2")(first)
+        second = max_pool(x, 2, 2)
+        x = nn.relu(Dense(self.features[2], self.dtype, name="fc1")(_flatten(second)))
+        return Outputs(head(x, self.num_classes), x, (first, second))
 
 
 class CNN(nn.Module):
@@ -66,13 +67,14 @@ class CNN(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> logits [B, K]."""
+    def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
+        """Takes images [B, H, W, C]."""
         x = Conv(self.features[0], self.dtype, 3, stride=2, name="conv1")(image)
         x = nn.leaky_relu(x, 0.2)
-        x = max_pool(x, 2, 1, "SAME")
-        x = Conv(self.features[1], self.dtype, 3, stride=2, name="conv2")(x)
-        return Dense(self.num_classes, "float32", name="head")(_flatten(x))
+        first = max_pool(x, 2, 1, "SAME")
+        second = Conv(self.features[1], self.dtype, 3, stride=2, name="conv2")(first)
+        x = _flatten(second)
+        return Outputs(head(x, self.num_classes), x, (first, second))
 
 
 class SixLayerCNN(nn.Module):
@@ -83,18 +85,42 @@ class SixLayerCNN(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> logits [B, K]."""
+    def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
+        """Takes images [B, H, W, C]."""
         conv = functools.partial(Conv, size=3, dtype=self.dtype)
         x = nn.relu(conv(self.features[0], name="conv1")(image))
         x = nn.relu(conv(self.features[1], name="conv2")(x))
-        x = max_pool(x, 2, 2)
-        x = nn.relu(conv(self.features[2], name="conv3")(x))
+        first = max_pool(x, 2, 2)
+        x = nn.relu(conv(self.features[2], name="conv3")(first))
         x = nn.relu(conv(self.features[3], name="conv4")(x))
-        x = max_pool(x, 2, 2)
-        x = nn.relu(Dense(self.features[4], self.dtype, name="fc1")(_flatten(x)))
-        return Dense(self.num_classes, "float32", name="head")(x)
+        second = max_pool(x, 2, 2)
+        x = nn.relu(Dense(self.features[4], self.dtype, name="fc1")(_flatten(second)))
+        return Outputs(head(x, self.num_classes), x, (first, second))
 
 
 def _flatten(x: jax.Array) -> jax.Array:
     return x.reshape(len(x), -1)
+
+
+def _family(
+    network: Callable[[tuple[int, ...], int, str], nn.Module],
+    min_image_size: int,
+    widths: tuple[int, ...] = (),
+    check: Callable[[ModelConfig, int, str], None] = lambda *_: None,
+) -> Family:
+    def build(model: ModelConfig, num_classes: int, dtype: str, folded: bool) -> nn.Module:
+        return network(model.features, num_classes, dtype)
+
+    return Family(("features",), lambda model: min_image_size, build, lambda model: widths, check)
+
+
+def _check_cnn(model: ModelConfig, image_size: int, path: str) -> None:
+    require(len(model.features) == 2, f"{path}.features={model.features}: a cnn has two, as (16,32)")
+
+
+FAMILIES = {
+    "mlp": _family(MLP, 1),
+    "lenet5": _family(LeNet5, 16, (20, 50, 500)),
+    "cnn": _family(CNN, 4, check=_check_cnn),
+    "six_layer_cnn": _family(SixLayerCNN, 4, (32, 32, 64, 64, 256)),
+}

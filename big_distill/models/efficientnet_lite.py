@@ -14,8 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from big_distill.models.inverted_residual import InvertedResidual, Unit, multiple_of_8
-from big_distill.models.layers import ConvNorm, Dense
+from big_distill.config import ModelConfig
+from big_distill.models import inverted_residual
+from big_distill.models.family import Family
+from big_distill.models.inverted_residual import Unit, multiple_of_8
+from big_distill.models.layers import ConvNorm, head
+from big_distill.state import Outputs
 
 _STAGES = (  # (blocks, expansion, features, size, stride)
     (1, 1, 16, 3, 1),
@@ -68,12 +72,32 @@ class EfficientNetLite(nn.Module):
     folded: bool = False
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> logits [B, K]."""
+    def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
+        """Takes images [B, H, W, C]."""
         layer = functools.partial(ConvNorm, dtype=self.dtype, padding=self.padding, norm="batch", folded=self.folded)
         x = nn.relu6(layer(STEM, size=3, stride=2, name="stem")(image, train=train))
-        for i, unit in enumerate(self.units, 1):
-            x = InvertedResidual(unit, layer, self.dtype, name=f"unit{i:02d}")(x, train=train)
+        *maps, x = inverted_residual.maps_of(self.units, layer, self.dtype, x, train)
         x = nn.relu6(layer(1280, size=1, name="last")(x, train=train))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x.mean((1, 2), dtype=jnp.float32))
-        return Dense(self.num_classes, "float32", name="head")(x)
+        embedding = x.mean((1, 2), dtype=jnp.float32)
+        logits = head(nn.Dropout(self.dropout, deterministic=not train)(embedding), self.num_classes)
+        return Outputs(logits, embedding, (*maps, x))
+
+
+def _units(model: ModelConfig) -> tuple[Unit, ...]:
+    return units(str(model.name), model.blocks, model.width)
+
+
+def _build(model: ModelConfig, num_classes: int, dtype: str, folded: bool) -> nn.Module:
+    blocks = inverted_residual.with_widths(_units(model), model.features)
+    return EfficientNetLite(blocks, DROPOUT[str(model.name)], model.padding, num_classes, dtype, folded)
+
+
+_FAMILY = Family(
+    fields=("features", "blocks", "width", "padding"),
+    min_image_size=lambda model: 32,
+    build=_build,
+    widths=lambda model: inverted_residual.widths(_units(model)),
+    num_stages=len(_STAGES),
+    int8=True,
+)
+FAMILIES = dict.fromkeys(_SCALES, _FAMILY)

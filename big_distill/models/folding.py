@@ -1,4 +1,4 @@
-"""What of a frozen network does not depend on its input, computed once."""
+"""Computes once whatever in a frozen network does not depend on its input."""
 
 from __future__ import annotations
 
@@ -14,49 +14,31 @@ from big_distill.models.layers import BATCH_NORM_EPSILON, STD_CONV_EPSILON
 from big_distill.models.variants import FACTORS
 
 
-def fold(model: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables of the folded network, `build(..., folded=True)`, from those of the plain one.
+def standardize_kernels(model: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of a network whose convolutions standardised their kernels where they used them."""
+    params = jax.tree_util.tree_map_with_path(_standardized, variables["params"])
+    return {**variables, "params": params}
 
-    Kernels are standardised where the network would do so in every step, and every BatchNorm goes into the convolution
-    before it, in float64. GroupNorm and LayerNorm depend on the input and stay, and so does all in the user's own
-    networks.
 
-    Args:
-      model: as `build` takes it.
-      variables: of the plain network.
-
-    Returns:
-      Its variables in float32, on the host.
-    """
-    folded = dict(variables)
-    if model.name == "bit":
-        folded["params"] = jax.tree_util.tree_map_with_path(_standardized, folded["params"])
-    elif ":" not in str(model.name):
-        batch_stats = folded.pop("batch_stats", {})
-        folded["params"] = _without_batch_norm(folded["params"], batch_stats, BATCH_NORM_EPSILON[model.padding])
-        if ranges := _without_moments(batch_stats):
-            folded["batch_stats"] = ranges
-    return cast(folded, "float32")
+def fold_batch_norms(model: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of a network with every BatchNorm in the convolution before it, computed in float64."""
+    batch_stats = variables.get("batch_stats", {})
+    params = _without_batch_norm(variables["params"], batch_stats, BATCH_NORM_EPSILON[model.padding])
+    ranges = _without_moments(batch_stats)
+    return {"params": params, **({"batch_stats": ranges} if ranges else {})}
 
 
 def cast(variables: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Kernels in 'float32' or 'bfloat16'; vectors weigh little and are float32, integers stay what they are."""
+    """Casts kernels to 'float32' or 'bfloat16', on the host.
 
-    def leaf(x: Any) -> np.ndarray:
-        x = np.asarray(x)
-        return x.astype(dtype if x.ndim > 1 else "float32") if jnp.issubdtype(x.dtype, jnp.floating) else x
+    Vectors weigh little and become float32; integers stay what they are. A ShapeDtypeStruct becomes another.
+    """
 
-    return jax.tree.map(leaf, dict(variables))
-
-
-def abstract_cast(variables: Any, dtype: str) -> Any:
-    """`cast` of shapes and dtypes alone."""
-
-    def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        wanted = x.dtype
-        if jnp.issubdtype(x.dtype, jnp.floating):
-            wanted = jnp.dtype(dtype if len(x.shape) > 1 else "float32")
-        return jax.ShapeDtypeStruct(x.shape, wanted)
+    def leaf(x: Any) -> Any:
+        wanted = jnp.dtype(dtype if x.ndim > 1 else "float32") if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, wanted)
+        return np.asarray(x).astype(wanted)
 
     return jax.tree.map(leaf, dict(variables))
 
@@ -87,7 +69,7 @@ def _without_batch_norm(params: Any, batch_stats: Any, epsilon: float) -> Any:
 
 
 def _without_moments(batch_stats: Any) -> Any:
-    """What is left of the running statistics: the ranges of inputs."""
+    """The running statistics without those of BatchNorm: the ranges of inputs."""
     if not isinstance(batch_stats, Mapping):
         return batch_stats
     left = {name: _without_moments(child) for name, child in batch_stats.items() if name != "norm"}

@@ -1,4 +1,4 @@
-"""Convolutions of a folded network in 8 bits: how large their inputs are, and integers for their kernels.
+"""Convolutions of a folded network in 8 bits: the ranges of their inputs, and integers for their kernels.
 
 Symmetric and static, after Jacob et al. 2018, "Quantization and training of neural networks for efficient
 integer-arithmetic-only inference" (arXiv 1712.05877), and Krishnamoorthi 2018 (arXiv 1806.08342): one scale for the
@@ -8,7 +8,7 @@ and dense layers keep their floats: they are small, and lose most.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ Ranges = dict[str, float]
 
 
 def input_ranges(model: Model, variables: Any, image: jax.Array) -> dict[str, jax.Array]:
-    """How large the inputs of a network's convolutions are.
+    """Measures how large the inputs of a network's convolutions are.
 
     Args:
       model: a folded network.
@@ -43,12 +43,12 @@ def input_ranges(model: Model, variables: Any, image: jax.Array) -> dict[str, ja
     return {name: jnp.abs(x).max().astype(jnp.float32) for name, (x, _) in applied.items()}
 
 
-def quantize(variables: Mapping[str, Any], ranges: Ranges) -> dict[str, Any]:
+def quantize(variables: Mapping[str, Any], ranges: Mapping[str, Any]) -> dict[str, Any]:
     """The variables with the named convolutions in integers: kernel int8, kernel_scale float32 [F], input_scale [].
 
     Args:
-      variables: `fold`'s.
-      ranges: of some of its convolutions, see `Ranges`.
+      variables: `fold`'s, or their ShapeDtypeStructs.
+      ranges: of some of its convolutions, see `Ranges`; of abstract variables the names alone are read.
 
     Raises:
       ValueError: a range of what is no convolution.
@@ -56,18 +56,11 @@ def quantize(variables: Mapping[str, Any], ranges: Ranges) -> dict[str, Any]:
     unknown = set(ranges)
 
     def walk(params: Any, path: str) -> Any:
-        if path in ranges and isinstance(params, Mapping) and np.ndim(params.get("kernel", 0)) == 4:
-            unknown.remove(path)
-            kernel = np.asarray(params["kernel"], np.float32)
-            scale = np.maximum(np.abs(kernel).max((0, 1, 2)), np.float32(1e-30)) / np.float32(127)
-            return {
-                **params,
-                "kernel": np.round(kernel / scale).astype(np.int8),
-                "kernel_scale": scale,
-                "input_scale": np.float32(max(ranges[path], 1e-30) / 127),
-            }
         if not isinstance(params, Mapping):
             return params
+        if path in ranges and np.ndim(params.get("kernel", 0)) == 4:
+            unknown.remove(path)
+            return {**params, **_integers(params["kernel"], ranges[path])}
         return {name: walk(child, f"{path}/{name}".lstrip("/")) for name, child in params.items()}
 
     params = walk(variables["params"], "")
@@ -76,20 +69,18 @@ def quantize(variables: Mapping[str, Any], ranges: Ranges) -> dict[str, Any]:
     return {**variables, "params": params}
 
 
-def abstract_quantized(variables: Any, names: Collection[str]) -> Any:
-    """`quantize` of shapes and dtypes alone; `names` of the convolutions."""
-
-    def walk(params: Any, path: str) -> Any:
-        if path in names:
-            kernel = params["kernel"].shape
-            return {
-                **params,
-                "kernel": jax.ShapeDtypeStruct(kernel, jnp.int8),
-                "kernel_scale": jax.ShapeDtypeStruct(kernel[-1:], jnp.float32),
-                "input_scale": jax.ShapeDtypeStruct((), jnp.float32),
-            }
-        if not isinstance(params, Mapping):
-            return params
-        return {name: walk(child, f"{path}/{name}".lstrip("/")) for name, child in params.items()}
-
-    return {**variables, "params": walk(variables["params"], "")}
+def _integers(kernel: Any, top: float) -> dict[str, Any]:
+    """The parameters of a convolution whose input reaches `top`."""
+    if isinstance(kernel, jax.ShapeDtypeStruct):
+        return {
+            "kernel": jax.ShapeDtypeStruct(kernel.shape, jnp.int8),
+            "kernel_scale": jax.ShapeDtypeStruct(kernel.shape[-1:], jnp.float32),
+            "input_scale": jax.ShapeDtypeStruct((), jnp.float32),
+        }
+    kernel = np.asarray(kernel, np.float32)
+    scale = np.maximum(np.abs(kernel).max((0, 1, 2)), np.float32(1e-30)) / np.float32(127)
+    return {
+        "kernel": np.round(kernel / scale).astype(np.int8),
+        "kernel_scale": scale,
+        "input_scale": np.float32(max(top, 1e-30) / 127),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ ACTIVATIONS = {"relu": nn.relu, "relu6": nn.relu6, "hard_swish": nn.hard_swish}
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What one block is: `size` and `stride` are the depthwise convolution's, `squeezed` 0 without squeeze-excite.
+    """The facts of one block: `size` and `stride` are the depthwise convolution's, `squeezed` 0 without squeeze-excite.
 
     hidden: channels that are left of the `expanded`; 0: all.
     """
@@ -30,21 +31,21 @@ class Unit:
     hidden: int = 0
 
 
-def features(units: Sequence[Unit], stem: int) -> tuple[int, ...]:
+def widths(units: Sequence[Unit]) -> tuple[int, ...]:
     """Channels after the expansion of every block that has one, which no skip connection ties."""
-    return tuple(unit.hidden or unit.expanded for unit, has in zip(units, _expanding(units, stem), strict=True) if has)
+    return tuple(unit.hidden or unit.expanded for unit, has in zip(units, _expanding(units), strict=True) if has)
 
 
-def with_features(units: Sequence[Unit], stem: int, features: Sequence[int]) -> tuple[Unit, ...]:
-    """The blocks with other numbers of channels where `features` counts them."""
-    left = iter(features)
-    expanding = zip(units, _expanding(units, stem), strict=True)
+def with_widths(units: Sequence[Unit], widths: Sequence[int]) -> tuple[Unit, ...]:
+    """The blocks with other numbers of channels where `widths` counts them."""
+    left = iter(widths)
+    expanding = zip(units, _expanding(units), strict=True)
     return tuple(dataclasses.replace(unit, hidden=next(left)) if has else unit for unit, has in expanding)
 
 
-def _expanding(units: Sequence[Unit], stem: int) -> list[bool]:
-    inputs = [stem, *(unit.features for unit in units)]
-    return [unit.expanded != channels for unit, channels in zip(units, inputs, strict=False)]
+def _expanding(units: Sequence[Unit]) -> list[bool]:
+    """Whether a block is wider than its input; the first is as wide as the stem."""
+    return [False, *(unit.expanded != before.features for before, unit in itertools.pairwise(units))]
 
 
 def multiple_of_8(channels: float) -> int:
@@ -78,6 +79,16 @@ class InvertedResidual(nn.Module):
             y = SqueezeExcite(unit.squeezed, self.dtype, name="squeeze_excite")(y)
         y = self.layer(unit.features, size=1, name="project")(y, train=train)
         return x + y if x.shape == y.shape else y
+
+
+def maps_of(units: Sequence[Unit], layer: Callable[..., Any], dtype: str, x: jax.Array, train: bool) -> list[jax.Array]:
+    """The last map of each resolution that the blocks take `x` [B, H, W, C] through."""
+    maps = []
+    for i, unit in enumerate(units, 1):
+        if unit.stride > 1:
+            maps.append(x)
+        x = InvertedResidual(unit, layer, dtype, name=f"unit{i:02d}")(x, train=train)
+    return [*maps, x]
 
 
 class SqueezeExcite(nn.Module):

@@ -1,19 +1,14 @@
 """Convolution, pooling and normalisation: what the networks are made of.
 
-On the CPU, XLA convolves onto maps of one or two pixels, which every ResNet reaches on small images, up to 90 times
-slower than a matrix product would, and with a stride, from more than a cache holds, 1.2 to 1.5 times; its depthwise
-convolutions, and the gradient of its max-pool, are about 10 times slower than shifted slices, whose own gradient is up
-to 6 times slower for a batch than for its images in turn; inside a loop the gradients of a convolution are computed 40
-times slower, unless they are convolutions in the layout of the forward pass.
-So `conv`, `depthwise_conv` and `max_pool` have a second form, equal up to rounding.
-`lax.platform_dependent` chooses between them when a program is lowered: one for TPU or GPU holds the plain operation
-alone, even when it is compiled on a CPU.
+`lax.platform_dependent` chooses between a plain operation and that of `cpu_ops` when a program is lowered: one for TPU
+or GPU holds the plain operation alone, even when it is compiled on a CPU.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,123 +16,30 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from big_distill.models import cpu_ops
+from big_distill.models.cpu_ops import LAYOUT, Pads
+
 Padding = str | int
 """'SAME', 'VALID' or a number of pixels on every side."""
-Pads = tuple[tuple[int, int], tuple[int, int]]
-"""((top, bottom), (left, right)) in pixels."""
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 STD_CONV_EPSILON = 1e-10
 BATCH_NORM_EPSILON = {"same": 1e-3, "symmetric": 1e-5}
-"""Of TensorFlow and of PyTorch, by their padding; see `ConvNorm`."""
-_CACHE_VALUES = 1 << 23  # 32 MB of float32
+"""The epsilon of TensorFlow and that of PyTorch, by their padding; see `ConvNorm`."""
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
     """Cross-correlates `x` [B, H, W, C] with `kernel` [k, k, C, F]: [B, H', W', F]."""
-    size = kernel.shape[0]
-    pads = _pads(x, size, stride, padding)
-
-    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
-
-    def in_one_layout(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _conv_in_one_layout(x, kernel, stride, pads)
-
-    def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        patches = jnp.concatenate(_shifts(x, size, stride, pads, fill=0), axis=-1)
-        return patches @ kernel.reshape(-1, kernel.shape[-1])
-
-    height = (x.shape[1] + sum(pads[0]) - size) // stride + 1
-    misses_cache = stride > 1 and x.size > _CACHE_VALUES and kernel.shape[-1] >= 256
-    on_cpu = matmul if size == 1 or height <= 2 or misses_cache else in_one_layout  # else patches cost too much
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolution)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv_in_one_layout(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    """A convolution whose gradients, too, are convolutions of [B, H, W, C] with [k, k, C, F]."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
-
-
-def _forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> Any:
-    return _conv_in_one_layout(x, kernel, stride, pads), (x, kernel)
-
-
-def _backward(stride: int, pads: Pads, inputs: tuple[jax.Array, jax.Array], grad: jax.Array) -> Any:
-    x, kernel = inputs
-    size, strides = kernel.shape[0], (stride, stride)
-    of_x = lax.conv_general_dilated(
-        grad,
-        jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
-        (1, 1),
-        _transposed_pads(x, grad, size, stride, pads),
-        lhs_dilation=strides,
-        dimension_numbers=_LAYOUT,
-    )
-    of_kernel = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        grad.transpose(1, 2, 0, 3),
-        (1, 1),
-        [(low, high - rest) for (low, high), rest in zip(pads, _unused(x, grad, size, stride, pads), strict=True)],
-        rhs_dilation=strides,
-        dimension_numbers=_LAYOUT,
-    )
-    return of_x, of_kernel.transpose(1, 2, 0, 3)
-
-
-_conv_in_one_layout.defvjp(_forward, _backward)
+    pads = _pads(x, len(kernel), stride, padding)
+    plain = _convolution(stride, pads)
+    on_cpu = functools.partial(cpu_ops.conv, stride=stride, pads=pads)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
     """Cross-correlates each channel of `x` [B, H, W, C] with its filter of `kernel` [k, k, 1, C]: [B, H', W', C]."""
-    size, _, _, channels = kernel.shape
-    pads = _pads(x, size, stride, padding)
-
-    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            pads,
-            dimension_numbers=_LAYOUT,
-            feature_group_count=channels,
-        )
-
-    def shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _shifted_sum(x, kernel, stride, pads)
-
-    return lax.platform_dependent(x, kernel, cpu=shifted_sum, default=convolution)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    """A depthwise convolution whose gradients are computed one image after another, so that each stays in the cache."""
-    shifts = _shifts(x.astype(jnp.float32), kernel.shape[0], stride, pads, fill=0)
-    filters = kernel.astype(jnp.float32).reshape(len(shifts), -1)
-    return functools.reduce(jnp.add, map(jnp.multiply, shifts, filters)).astype(x.dtype)
-
-
-def _shifted_sum_forward(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> Any:
-    return _shifted_sum(x, kernel, stride, pads), (x, kernel)
-
-
-def _shifted_sum_backward(stride: int, pads: Pads, inputs: tuple[jax.Array, jax.Array], grad: jax.Array) -> Any:
-    x, kernel = inputs
-    size, holes = len(kernel), stride - 1
-    transposed = _transposed_pads(x, grad, size, stride, pads)
-
-    def add_image(of_kernel: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        x, grad = (part[None].astype(jnp.float32) for part in image)
-        products = [(shift * grad).sum((0, 1, 2)) for shift in _shifts(x, size, stride, pads, fill=0)]
-        spread = lax.pad(grad, 0.0, ((0, 0, 0), (0, 0, holes), (0, 0, holes), (0, 0, 0)))
-        of_x = _shifted_sum(spread, jnp.flip(kernel, (0, 1)), 1, transposed)
-        return of_kernel + jnp.stack(products).reshape(kernel.shape), of_x[0].astype(inputs[0].dtype)
-
-    of_kernel, of_x = lax.scan(add_image, jnp.zeros(kernel.shape, jnp.float32), (x, grad))
-    return of_x, of_kernel.astype(kernel.dtype)
-
-
-_shifted_sum.defvjp(_shifted_sum_forward, _shifted_sum_backward)
+    pads = _pads(x, len(kernel), stride, padding)
+    plain = _convolution(stride, pads, feature_group_count=x.shape[-1])
+    on_cpu = functools.partial(cpu_ops.depthwise_conv, stride=stride, pads=pads)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
 def int8_conv(
@@ -148,7 +50,7 @@ def int8_conv(
     stride: int = 1,
     padding: Padding = "SAME",
 ) -> jax.Array:
-    """`conv` in integers: of round(x / input_scale), clipped to [-127, 127], with an int8 kernel.
+    """Computes `conv` in integers: round(x / input_scale), clipped to [-127, 127], with an int8 kernel.
 
     Products are added up in int32, and on the CPU, where XLA is slow at that, in float32: the same integers up to 2^24,
     rounded above.
@@ -164,18 +66,11 @@ def int8_conv(
       float32 [B, H', W', F].
     """
     steps = jnp.clip(jnp.round(x.astype(jnp.float32) / input_scale), -127, 127)
-    pads = _pads(x, kernel.shape[0], stride, padding)
+    pads = _pads(x, len(kernel), stride, padding)
 
     def in_integers(steps: jax.Array, kernel: jax.Array) -> jax.Array:
-        sums = lax.conv_general_dilated(
-            steps.astype(jnp.int8),
-            kernel,
-            (stride, stride),
-            pads,
-            dimension_numbers=_LAYOUT,
-            preferred_element_type=jnp.int32,
-        )
-        return sums.astype(jnp.float32)
+        convolution = _convolution(stride, pads, preferred_element_type=jnp.int32)
+        return convolution(steps.astype(jnp.int8), kernel).astype(jnp.float32)
 
     def in_floats(steps: jax.Array, kernel: jax.Array) -> jax.Array:
         return conv(steps, kernel.astype(jnp.float32), stride, padding)
@@ -185,21 +80,18 @@ def int8_conv(
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: Padding = "VALID") -> jax.Array:
-    """Maximum over windows of `x` [B, H, W, C], padded with -inf: [B, H', W', C]."""
+    """The maximum over windows of `x` [B, H, W, C], padded with -inf: [B, H', W', C]."""
     pads = _pads(x, size, stride, padding)
-
-    def reduce_window(x: jax.Array) -> jax.Array:
-        return nn.max_pool(x, (size, size), (stride, stride), pads)
-
-    def tournament(x: jax.Array) -> jax.Array:
-        return functools.reduce(_first_max, _shifts(x, size, stride, pads, fill=-jnp.inf))
-
-    return lax.platform_dependent(x, cpu=tournament, default=reduce_window)
+    plain = functools.partial(nn.max_pool, window_shape=(size, size), strides=(stride, stride), padding=pads)
+    on_cpu = functools.partial(cpu_ops.max_pool, size=size, stride=stride, pads=pads)
+    return lax.platform_dependent(x, cpu=on_cpu, default=plain)
 
 
-def _first_max(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The maximum; NaN if either is. In a tie `a` gets the gradient, as in XLA's max-pool (`jnp.maximum` halves it)."""
-    return jnp.where((a >= b) | jnp.isnan(a), a, b)
+def _convolution(stride: int, pads: Pads, **options: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    strides = (stride, stride)
+    return functools.partial(
+        lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=LAYOUT, **options
+    )
 
 
 def _pads(x: jax.Array, size: int, stride: int, padding: Padding) -> Pads:
@@ -209,28 +101,8 @@ def _pads(x: jax.Array, size: int, stride: int, padding: Padding) -> Pads:
     return rows, columns
 
 
-def _unused(x: jax.Array, out: jax.Array, size: int, stride: int, pads: Pads) -> tuple[int, ...]:
-    """Of the padded `x`, the last rows and columns, which no window of a convolution onto `out` reaches."""
-    sizes = zip(x.shape[1:3], out.shape[1:3], pads, strict=True)
-    return tuple(n + sum(pad) - size - (m - 1) * stride for n, m, pad in sizes)
-
-
-def _transposed_pads(x: jax.Array, out: jax.Array, size: int, stride: int, pads: Pads) -> Pads:
-    """Of the convolution that takes the gradient of `out`, its pixels `stride` apart, to that of `x`."""
-    unused = _unused(x, out, size, stride, pads)
-    rows, columns = ((size - 1 - low, size - 1 - high + rest) for (low, high), rest in zip(pads, unused, strict=True))
-    return rows, columns
-
-
-def _shifts(x: jax.Array, size: int, stride: int, pads: Pads, fill: float) -> list[jax.Array]:
-    """For each of the size * size positions in a window, row by row, what every window has there: [B, H', W', C]."""
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
-    height, width = ((n - size) // stride * stride + 1 for n in x.shape[1:3])
-    return [x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]
-
-
 class Kernel(nn.Module):
-    """A layer with a kernel. `variants.with_variants` may compute its `apply_kernel` in another way."""
+    """A layer with a kernel; `variants.with_variants` may replace its `apply_kernel`."""
 
     features: int
     dtype: str
@@ -245,7 +117,7 @@ class Kernel(nn.Module):
 
 
 class Dense(Kernel):
-    """A matrix product, with a bias unless told otherwise."""
+    """A matrix product, with a bias by default."""
 
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias: bool = True
@@ -263,7 +135,7 @@ class Dense(Kernel):
 
 
 class Conv(Kernel):
-    """A square convolution, with a bias unless told otherwise."""
+    """A square convolution, with a bias by default."""
 
     size: int
     stride: int = 1
@@ -272,7 +144,7 @@ class Conv(Kernel):
 
     @property
     def pads(self) -> Padding:
-        """Of the convolution."""
+        """The padding of the convolution."""
         return self.padding
 
     @nn.compact
@@ -301,7 +173,7 @@ class StdConv(Kernel):
 
     @property
     def pads(self) -> Padding:
-        """Of the convolution."""
+        """The padding of the convolution."""
         return self.size // 2
 
     @nn.compact
@@ -320,12 +192,17 @@ class StdConv(Kernel):
 
 
 def _conv_of(layer: StdConv | ConvNorm, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The dense convolution of a layer, in its dtype; in integers if `quantization.quantize` made its kernel int8."""
+    """The dense convolution of a layer, in its dtype; in integers if `quantize` made its kernel int8."""
     if kernel.dtype != jnp.int8:
         return conv(x.astype(layer.dtype), kernel.astype(layer.dtype), layer.stride, layer.pads)
     input_scale = layer.param("input_scale", nn.initializers.ones, ())
     kernel_scale = layer.param("kernel_scale", nn.initializers.ones, (layer.features,))
     return int8_conv(x, kernel, input_scale, kernel_scale, layer.stride, layer.pads).astype(layer.dtype)
+
+
+def head(x: jax.Array, num_classes: int, kernel_init: Any = Dense.kernel_init) -> jax.Array | None:
+    """The logits [B, K] of an embedding [B, D], in float32 whatever the dtype; None of a network without classes."""
+    return Dense(num_classes, "float32", kernel_init, name="head")(x) if num_classes else None
 
 
 class GroupNorm(nn.Module):
@@ -377,7 +254,7 @@ class ConvNorm(Kernel):
 
     @property
     def pads(self) -> Padding:
-        """Of the convolution."""
+        """The padding of the convolution."""
         return "SAME" if self.padding == "same" else self.size // 2
 
     @nn.compact

@@ -9,8 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from big_distill.models.inverted_residual import InvertedResidual, Unit, multiple_of_8
-from big_distill.models.layers import ConvNorm, Dense
+from big_distill.config import ModelConfig
+from big_distill.models import inverted_residual
+from big_distill.models.family import Family
+from big_distill.models.inverted_residual import Unit, multiple_of_8
+from big_distill.models.layers import ConvNorm, Dense, head
+from big_distill.state import Outputs
 
 _STAGES = (  # table 1; a squeeze-excite has a quarter of the expanded channels, in multiples of 8
     (Unit(16, 16, 3, 1, "relu"),),
@@ -69,13 +73,28 @@ class MobileNetV3(nn.Module):
     folded: bool = False
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> logits [B, K]."""
+    def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
+        """Takes images [B, H, W, C]."""
         layer = functools.partial(ConvNorm, dtype=self.dtype, padding=self.padding, norm=self.norm, folded=self.folded)
         x = nn.hard_swish(layer(self.units[0].expanded, size=3, stride=2, name="stem")(image, train=train))
-        for i, unit in enumerate(self.units, 1):
-            x = InvertedResidual(unit, layer, self.dtype, name=f"unit{i:02d}")(x, train=train)
+        *maps, x = inverted_residual.maps_of(self.units, layer, self.dtype, x, train)
         x = nn.hard_swish(layer(6 * x.shape[-1], size=1, name="last")(x, train=train))
-        x = nn.hard_swish(Dense(1280, "float32", name="pre_head")(x.mean((1, 2), dtype=jnp.float32)))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Dense(self.num_classes, "float32", name="head")(x)
+        embedding = nn.hard_swish(Dense(1280, "float32", name="pre_head")(x.mean((1, 2), dtype=jnp.float32)))
+        logits = head(nn.Dropout(self.dropout, deterministic=not train)(embedding), self.num_classes)
+        return Outputs(logits, embedding, (*maps, x))
+
+
+def _build(model: ModelConfig, num_classes: int, dtype: str, folded: bool) -> nn.Module:
+    blocks = inverted_residual.with_widths(units(model.blocks, model.width), model.features)
+    return MobileNetV3(blocks, DROPOUT, model.norm, model.padding, num_classes, dtype, folded)
+
+
+_FAMILY = Family(
+    fields=("features", "blocks", "width", "norm", "padding"),
+    min_image_size=lambda model: 32,
+    build=_build,
+    widths=lambda model: inverted_residual.widths(units(model.blocks, model.width)),
+    num_stages=len(_STAGES),
+    int8=True,
+)
+FAMILIES = {"mobilenet_v3_large": _FAMILY}

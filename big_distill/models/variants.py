@@ -1,6 +1,6 @@
-"""Forms in which layers compute, whatever the family: factored kernels, and inputs in few bits.
+"""Variants of the layers of any family: factored kernels, and inputs in few bits.
 
-They are fields of a `ModelConfig`, and reach the layers that have an `apply_kernel` (`layers.Kernel`) by their paths.
+Fields of a `ModelConfig` choose them. They replace the `apply_kernel` of layers (`layers.Kernel`), by path.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from big_distill.models.layers import Conv, ConvNorm, Dense, Kernel, StdConv
 from big_distill.state import Model, Outputs, straight_through
 
 Ranks = Mapping[str, tuple[int, ...]]
-"""By path of a layer: one rank of a dense layer or 1 x 1 convolution, else two, of inputs and outputs, 0 for all."""
+"""Maps the path of a layer to one rank for a dense layer or 1 x 1 convolution, else to two: inputs, outputs; 0: all."""
 INPUT_RANGE = "input_range"
 FACTORS = ("first", "core", "last")
-"""Layers that a factored one is made of, in their order."""
+"""The layers that a factored one is made of, in their order."""
 _MOMENTUM = 0.9
 
 
@@ -38,7 +38,7 @@ def format_ranks(ranks: Ranks) -> tuple[str, ...]:
 
 
 def with_variants(model: Model, config: ModelConfig) -> Model:
-    """The model with its layers in the forms that `config.ranks` and `config.activation_bits` ask for.
+    """The model with the variants of its layers that `config.ranks` and `config.activation_bits` choose.
 
     A layer of rank r holds `first/kernel` [C, r] and `last/kernel` [r, F] instead of its kernel; a convolution of ranks
     (r, s) also `core/kernel` [k, k, r, s] between two that are 1 x 1 (Kim et al. 2016, arXiv 1511.06530), of which one
@@ -51,31 +51,29 @@ def with_variants(model: Model, config: ModelConfig) -> Model:
     ranks, bits = parse_ranks(config.ranks), config.activation_bits
     if not ranks and not bits:
         return model
-    found: set[str] = set()
     names: set[str] = set()
 
-    def form(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def variant(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer: Any = context.module
         if not _applies_kernel(context):
             return next_fun(*args, **kwargs)
         name, (x,) = "/".join(layer.path), args
         names.add(name)
         if name in ranks:
-            found.add(name)
             return _factored(layer, x, ranks[name], name)
         return next_fun(_rounded(layer, x, bits) if bits else x)
 
     def init(rng: jax.Array, image: jax.Array) -> dict[str, Any]:
-        with nn.intercept_methods(form):
+        with nn.intercept_methods(variant):
             variables = model.init(rng, image)
         if not names:
             raise ConfigError(f"{config.name!r} has no layer of `models.layers`: ranks, activation_bits do nothing")
-        for missing in ranks.keys() - found:
+        for missing in ranks.keys() - names:
             raise ConfigError(f"ranks: {missing!r} is no layer of this network{nearest(missing, sorted(names))}")
         return variables
 
     def apply(variables: Mapping[str, Any], image: jax.Array, **kwargs: Any) -> tuple[Outputs, Any]:
-        with nn.intercept_methods(form):
+        with nn.intercept_methods(variant):
             return model.apply(variables, image, **kwargs)
 
     return Model(init, apply)
@@ -84,7 +82,7 @@ def with_variants(model: Model, config: ModelConfig) -> Model:
 def kernel_applications(
     model: Model, variables: Any, image: jax.Array, wanted: Callable[[Kernel, jax.Array], bool] = lambda *_: True
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """What every kernel is applied to and what it makes, by the path of its layer.
+    """The input and the output of every kernel's application, by the path of its layer.
 
     Args:
       model: any.
@@ -136,8 +134,8 @@ def _rounded(layer: Kernel, x: jax.Array, bits: int) -> jax.Array:
 def _factored(layer: Kernel, x: jax.Array, ranks: tuple[int, ...], name: str) -> jax.Array:
     expected = 1 if isinstance(layer, Dense) or getattr(layer, "size", 1) == 1 else 2
     if len(ranks) != expected or (expected == 1 and not ranks[0]):
-        form = "one rank" if expected == 1 else "two ranks, such as 8x16"
-        raise ConfigError(f"ranks: {name!r} takes {form}, not {'x'.join(map(str, ranks))}")
+        number = "one rank" if expected == 1 else "two ranks, such as 8x16"
+        raise ConfigError(f"ranks: {name!r} takes {number}, not {'x'.join(map(str, ranks))}")
     channels = (min(x.shape[-1], layer.features),) if expected == 1 else (x.shape[-1], layer.features)
     if any(rank > most for rank, most in zip(ranks, channels, strict=True)):
         raise ConfigError(f"ranks: {name!r} has no more than {'x'.join(map(str, channels))}")

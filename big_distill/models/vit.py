@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from big_distill.models.layers import Dense
+from big_distill.config import ModelConfig
+from big_distill.config.checks import require
+from big_distill.models.family import Family
+from big_distill.models.layers import Dense, head
+from big_distill.state import Outputs
 
 SIZES = {"vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
 """Width, depth and number of heads; small is that of Touvron et al. 2021 (DeiT), arXiv 2012.12877."""
@@ -54,8 +58,8 @@ class ViT(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> logits [B, K]; H and W are multiples of patch_size."""
+    def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
+        """Takes images [B, H, W, C]; H and W are multiples of patch_size."""
         x = _dense(self.width, self.dtype, "embedding")(_patches(image, self.patch_size))
         cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
         x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, self.width)).astype(x.dtype), x], axis=1)
@@ -63,8 +67,10 @@ class ViT(nn.Module):
         x = x + positions.astype(x.dtype)
         for i, hidden in enumerate(self.features, 1):
             x = Block(hidden, self.num_heads, self.dtype, name=f"block{i:02d}")(x)
-        x = nn.LayerNorm(1e-6, dtype="float32", name="norm")(x[:, 0])
-        return Dense(self.num_classes, "float32", nn.initializers.zeros, name="head")(x)
+        norm = nn.LayerNorm(1e-6, dtype="float32", name="norm")
+        embedding, tokens = norm(x[:, 0]), norm(x[:, 1:])  # in two calls: the second costs nothing if nobody reads it
+        grid = tokens.reshape(len(x), image.shape[1] // self.patch_size, -1, self.width)
+        return Outputs(head(embedding, self.num_classes, nn.initializers.zeros), embedding, (grid,))
 
 
 def _dense(features: int, dtype: str, name: str) -> Dense:
@@ -76,3 +82,25 @@ def _patches(image: jax.Array, size: int) -> jax.Array:
     batch, height, width, channels = image.shape
     x = image.reshape(batch, height // size, size, width // size, size, channels)
     return x.swapaxes(2, 3).reshape(batch, -1, size * size * channels)
+
+
+def _build(model: ModelConfig, num_classes: int, dtype: str, folded: bool) -> nn.Module:
+    width, _, num_heads = SIZES[str(model.name)]
+    return ViT(model.features, width, num_heads, model.patch_size, num_classes, dtype)
+
+
+def _widths(model: ModelConfig) -> tuple[int, ...]:
+    width, depth, _ = SIZES[str(model.name)]
+    return (4 * width,) * depth
+
+
+def _check(model: ModelConfig, image_size: int, path: str) -> None:
+    require(
+        image_size % model.patch_size == 0,
+        f"{path}.patch_size={model.patch_size} does not divide an image of {image_size} px",
+    )
+
+
+FAMILIES = dict.fromkeys(
+    SIZES, Family(("features", "patch_size"), lambda model: model.patch_size, _build, _widths, _check)
+)

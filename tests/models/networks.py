@@ -9,7 +9,7 @@ import numpy as np
 from big_distill.config import ModelConfig
 from big_distill.state import Card
 from big_distill.step.views import for_network, to_unit
-from big_distill.weights import Architecture, Network
+from big_distill.weights import ConfigArchitecture, Network
 
 K = 7
 FAMILIES = {  # id -> (config, side of the pixels, channels, side that the network sees)
@@ -51,7 +51,7 @@ class Example:
 def make_example(family):
     config, size, channels, network_size = FAMILIES[family]
     card = Card(network_size, (0.4, 0.5, 0.6)[:channels], (0.2, 0.25, 0.3)[:channels], tuple("abcdefg"))
-    architecture = Architecture(config, K, channels, size, card, size)
+    architecture = ConfigArchitecture(config, K, channels, size, card, size)
     variables = random_variables(architecture.abstract_variables())
     rng = np.random.default_rng(1)
     contrast = rng.integers(5, 256, (5, 1, 1, channels))

@@ -9,7 +9,7 @@ import pytest
 import reference
 
 from big_distill.config import ModelConfig
-from big_distill.models import build, efficientnet_lite, fold, input_ranges, layers, quantize
+from big_distill.models import build, cast, efficientnet_lite, fold, input_ranges, layers, quantize
 from big_distill.models.inverted_residual import Unit
 
 K = 5
@@ -64,7 +64,7 @@ def test_int8_conv_adds_up_integers(size, stride, padding):
     assert "xi32>" not in cpu
 
 
-def test_both_forms_have_the_same_integers(monkeypatch):
+def test_both_operations_have_the_same_integers(monkeypatch):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 6, 6, 8)).astype("f"), rng.integers(-127, 128, (3, 3, 8, 4), np.int8)
     args = x, kernel, np.float32(0.03), np.ones(4, "f")
@@ -112,6 +112,20 @@ def test_what_becomes_integers():
     np.testing.assert_array_equal(after["bias"], before["bias"])
     assert after["input_scale"] == np.float32(ranges["unit02/expand"] / 127)
     assert variables["params"]["unit02"]["expand"]["kernel"].dtype == np.float32, "the argument changed"
+
+
+def test_shapes_alone_are_quantized_and_cast_too():
+    model, variables, image = frozen(LITE)
+    ranges = input_ranges(model, variables, image)
+
+    def abstract(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+    got = cast(quantize(abstract(variables), dict.fromkeys(ranges)), "bfloat16")
+    assert got == abstract(cast(quantize(variables, ranges), "bfloat16"))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(got)} == {"int8", "bfloat16", "float32"}
+    with pytest.raises(ValueError, match="no convolutions: stem/norm"):
+        quantize(abstract(variables), {"stem/norm": 1.0})
 
 
 def test_a_filter_of_zeros_and_a_silent_input_stay_zero():

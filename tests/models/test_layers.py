@@ -1,4 +1,4 @@
-"""The normalisations, and both forms of `conv`, `depthwise_conv` and `max_pool`."""
+"""The normalisations, and `conv`, `depthwise_conv` and `max_pool` as they are and as the CPU has them."""
 
 import functools
 import re
@@ -119,16 +119,18 @@ def test_depthwise_conv_rounds_to_bfloat16_once():
 
 
 @pytest.mark.parametrize(
-    "batch, stride, features, form",
+    "batch, stride, features, operation",
     [(1, 1, 1, "convolution"), (65, 2, 256, "dot_general"), (64, 2, 256, "convolution"), (65, 2, 255, "convolution"),
      (65, 1, 256, "convolution")],
 )  # fmt: skip
-def test_conv_onto_more_than_two_pixels_is_a_matmul_only_from_a_large_map_with_a_stride(batch, stride, features, form):
+def test_conv_onto_more_than_two_pixels_is_a_matmul_only_from_a_large_map_with_a_stride(
+    batch, stride, features, operation
+):
     x, kernel = jax.ShapeDtypeStruct((batch, 32, 32, 128), "f"), jax.ShapeDtypeStruct((3, 3, 128, features), "f")
     traced = jax.jit(functools.partial(layers.conv, stride=stride)).trace(x, kernel)
-    other = "convolution" if form == "dot_general" else "dot_general"
+    other = "convolution" if operation == "dot_general" else "dot_general"
     cpu, tpu = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu"))
-    assert f"stablehlo.{form}" in cpu and f"stablehlo.{other}" not in cpu
+    assert f"stablehlo.{operation}" in cpu and f"stablehlo.{other}" not in cpu
     assert "stablehlo.convolution" in tpu and "stablehlo.dot_general" not in tpu
 
 

@@ -15,7 +15,6 @@ from flax import linen as nn
 from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError
 from big_distill.models import bit, build, from_linen
-from big_distill.models.families import BIT_BLOCKS
 
 K = 5
 TINY = {  # id -> (config, shape of the images, reference)
@@ -139,7 +138,7 @@ def test_bit_names_its_parameters_as_the_distillation_release():
     params = shapes(ModelConfig("bit", depth=26), (1, 64, 64, 3))
     names = {jax.tree_util.keystr(p, simple=True, separator="/"): a.shape for p, a in jax.tree.leaves_with_path(params)}
     units = {re.match(r"block\d/unit\d\d", name)[0] for name in names if name.startswith("block")}
-    assert len(units) == sum(BIT_BLOCKS[26])
+    assert len(units) == sum(bit.BLOCKS[26])
     expected = {"root_block/conv_root/kernel", "norm-pre-head/scale", "norm-pre-head/bias", "head/kernel", "head/bias"}
     for unit in units:
         convs = ("conv1", "conv2", "conv3", *(["conv_proj"] if unit.endswith("unit01") else []))

@@ -13,7 +13,7 @@ from big_distill.compress import low_rank
 from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError
 from big_distill.models import build, fold, variants, vit
-from big_distill.training import transition
+from big_distill.training import initial
 
 IMAGE = jax.ShapeDtypeStruct((2, 20, 20, 1), jnp.float32)
 LENET = ModelConfig("lenet5")
@@ -35,7 +35,7 @@ def factored(network, energy):
     """All kernels that have factors, whether or not that is cheaper."""
     arrays = weights.arrays_of(network)
     ranks = {}
-    for name, (layer, can) in transition._dense_layers(network).items():
+    for name, (layer, can) in initial._dense_layers(network).items():
         if can:
             ranks[name] = low_rank.ranks_of_energy(low_rank.spectra(layer.kernel), energy)
             del arrays[f"params/{name}/kernel"]
