@@ -1,7 +1,6 @@
-"""Input: what is drawn, where it comes from, how it becomes batches of square uint8 views.
+"""The input of training and evaluation: sources of examples, random draws, and batches of square uint8 views.
 
-What a data set of your own is made of is here: a `module:function`, called with (source config, split), returns a
-`Source`.
+A data set of your own is a `module:function`: called with (source config, split), it returns a `Source`.
 """
 
 from __future__ import annotations
@@ -41,14 +40,7 @@ class Source:
 def array_source(
     name: str, images: np.ndarray, labels: np.ndarray | None = None, class_names: Sequence[str] = ()
 ) -> Source:
-    """A source of arrays in memory.
-
-    Args:
-      name: for messages.
-      images: uint8 [N, H, W] or [N, H, W, C].
-      labels: int [N], or None.
-      class_names: one for each class.
-    """
+    """A source of arrays in memory: images uint8 [N, H, W] or [N, H, W, C], labels int [N], a name for each class."""
     numbers = np.full(len(images), -1) if labels is None else labels
     digest = hashlib.sha256(repr((images.shape, labels is None, tuple(class_names))).encode())
     digest.update(images.tobytes())

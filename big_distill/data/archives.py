@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import io
 import math
 import os
@@ -28,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from big_distill.errors import ConfigError, DataError, nearest
+from big_distill.files.checksums import sha256
 
 Example = dict[str, Any]  # 'image' is pixels, to be stored as PNG, or the bytes of an image file, stored untouched
 
@@ -35,18 +35,14 @@ _MAX_BYTES = 1 << 31  # unpacked, of one archive; the largest are the images of 
 
 
 class Contents(NamedTuple):
-    """What the archives of a set hold, validated."""
+    """The examples and classes that the archives of a set hold, validated."""
 
     splits: dict[str, list[Example]]
     class_names: list[str] | None = None  # only where TFDS, too, reads them from an archive
 
 
 def prepare(
-    dataset: str,
-    archives_dir: pathlib.Path,
-    data_dir: pathlib.Path | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
+    dataset: str, archives_dir: pathlib.Path, data_dir: pathlib.Path | None = None, overwrite: bool = False
 ) -> pathlib.Path:
     """Makes the set, unless it is there already. Nothing is written before every archive was read and found good.
 
@@ -55,7 +51,6 @@ def prepare(
       archives_dir: holds the archives under upstream's names.
       data_dir: root of all TFDS sets; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       overwrite: make it again; the old one stays until the new one is complete.
-      progress: show a progress bar if stderr is a terminal.
 
     Returns:
       The directory of the set, `data_dir/dataset/version`.
@@ -69,12 +64,12 @@ def prepare(
         return target
     files = _find(dataset, archives_dir.expanduser())
     contents = _READERS[dataset](files)
-    sha256 = _hash(dataset, files)
+    sums = _sums(dataset, files)
     root = target.parent.parent
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{dataset}-", dir=root) as scratch:
-            complete = _write(dataset, contents, sha256, scratch, progress)
+            complete = _write(dataset, contents, sums, scratch)
             target.parent.mkdir(exist_ok=True)
             if overwrite and target.exists():
                 target.rename(f"{scratch}/old")
@@ -117,19 +112,17 @@ def _find(dataset: str, archives_dir: pathlib.Path) -> dict[str, pathlib.Path]:
     return files
 
 
-def _hash(dataset: str, files: Mapping[str, pathlib.Path]) -> dict[str, str]:
+def _sums(dataset: str, files: Mapping[str, pathlib.Path]) -> dict[str, str]:
     """Archive name -> SHA-256; one that differs from upstream's is worth a warning."""
-    expected = {info.filename: info.checksum for info in _upstream(dataset).url_infos.values()}
-    found = {}
-    for name, path in files.items():
-        with path.open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        if found[name] != expected[name]:
-            logging.warning("%s is not upstream's: SHA-256 %s, expected %s", path, found[name], expected[name])
-    return found
+    sums = {name: sha256(path) for name, path in files.items()}
+    for info in _upstream(dataset).url_infos.values():
+        path, found = files[info.filename], sums[info.filename]
+        if found != info.checksum:
+            logging.warning("%s is not upstream's: SHA-256 %s, expected %s", path, found, info.checksum)
+    return sums
 
 
-def _write(dataset: str, contents: Contents, sha256: Mapping[str, str], root: str, progress: bool) -> pathlib.Path:
+def _write(dataset: str, contents: Contents, sums: Mapping[str, str], root: str) -> pathlib.Path:
     """Writes the set below `root` and returns its directory."""
     upstream: Any = _upstream(dataset)
 
@@ -150,17 +143,12 @@ def _write(dataset: str, contents: Contents, sha256: Mapping[str, str], root: st
     tfds.disable_progress_bar()  # it does not know the total
     with (
         contextlib.redirect_stdout(io.StringIO()),  # TFDS prints lines about a download, with the temporary path
-        tqdm(
-            total=sum(map(len, contents.splits.values())),
-            desc=dataset,
-            unit=" examples",
-            disable=None if progress else True,  # None: unless stderr is a terminal
-        ) as bar,
+        tqdm(total=sum(map(len, contents.splits.values())), desc=dataset, unit=" examples", disable=None) as bar,
     ):
         builder = FromArchives(data_dir=root, file_format="array_record")
         if contents.class_names:
             builder.info.features["label"].names = contents.class_names
-        for archive, checksum in sha256.items():
+        for archive, checksum in sums.items():
             builder.info.add_url_access(archive, checksum)  # not upstream's URL: the file may be another
         builder.download_and_prepare()
     return pathlib.Path(builder.data_dir)

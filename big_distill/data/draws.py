@@ -48,11 +48,8 @@ class Stream:
     """The order and the augmentations of a run.
 
     Every epoch is one permutation of the split and batches run on across the end of an epoch: example `i` of step `s`
-    is number `p = s * batch_size + i` of the stream and lies in epoch `p // num_examples`.
+    is number `p = s * batch_size + i` of the stream and lies in epoch `p // num_examples`. The batch size is global.
 
-    seed: of the run.
-    num_examples: size of the training split.
-    batch_size: global.
     mixup: lambda ~ Beta(mixup, mixup), folded to max(lambda, 1 - lambda); 0: lambda is always 1.
     """
 
@@ -72,11 +69,9 @@ class Stream:
         return ids
 
     def draws(self, step: int, branch: str = "student") -> Draws:
-        """All draws of a step.
+        """All draws of a step, from 0.
 
-        Args:
-          step: from 0.
-          branch: 'teacher' gives a second, independent crop and flip of the same examples under the same lambda.
+        The branch 'teacher' has a second, independent crop and flip of the same examples under the same lambda.
         """
         random = _generator(self.seed, _BRANCHES[branch], step)
         attempts = random.random((self.batch_size, NUM_ATTEMPTS, 2))
@@ -109,15 +104,13 @@ def inception_boxes(
 ) -> np.ndarray:
     """Random crops in whole pixels (Szegedy et al. 2015, "Going deeper with convolutions", section 6).
 
-    As TensorFlow's `sample_distorted_bounding_box`, which the papers' code calls: an aspect uniform in [3/4, 4/3], then
-    a *height* uniform among those for which the area is allowed and the box fits, so the area itself is not uniform.
-    The first attempt that fits wins; when none does (in a ribbon of an image), the largest central box of such an
-    aspect.
+    This is TensorFlow's `sample_distorted_bounding_box`, which the papers' code calls. It draws an aspect uniform in
+    [3/4, 4/3], then a *height* uniform among those for which the area is allowed and the box fits, so the area itself
+    is not uniform. The first attempt that fits wins; when none does (in a ribbon of an image), the largest central box
+    of such an aspect does.
 
     Args:
-      draws: of B examples.
-      heights: int [B], pixels.
-      widths: int [B], pixels.
+      draws: of B examples, of images of these sizes, int [B], in pixels.
       area: least and greatest share of the image's area.
 
     Returns:

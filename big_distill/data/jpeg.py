@@ -1,4 +1,4 @@
-"""JPEGs by libjpeg-turbo, sooner than by Pillow and to its pixels: whole, at a fraction of their size, or a part."""
+"""Decodes JPEGs by libjpeg-turbo, faster than Pillow, to its pixels: whole, at a fraction of their size, or a part."""
 
 from __future__ import annotations
 
@@ -25,11 +25,7 @@ class Box(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What is wanted of an image.
-
-    box: in pixels of the whole image; None for all of it.
-    reduction: one of `REDUCTIONS`; only a plain JPEG heeds it.
-    """
+    """A part of an image, in its pixels, or all of it, at one of `REDUCTIONS`, which a plain JPEG alone heeds."""
 
     box: Box | None = None
     reduction: int = 1
@@ -56,15 +52,14 @@ _scratch = _Scratch()
 
 
 def decode(data: bytes, channels: int, height: int, width: int, part: Part) -> np.ndarray | None:
-    """A JPEG that is upright and, for 3 channels, in colour or grey, for 1 grey; None if it has a fault.
+    """Decodes a part of a JPEG that is upright and, for 3 channels, in colour or grey, for 1 grey.
 
-    Args:
-      height, width: of the whole image.
-      part: what is returned of it. The reduced inverse DCT costs less and antialiases. All of the file is read, so that
-        a fault is found wherever the box is.
+    `height` and `width` are those of the whole image. The reduced inverse DCT costs less and antialiases. All of the
+    file is read, so that a fault is found wherever the box is.
 
     Returns:
-      uint8 [H, W, channels]: of the whole H = ceil(height / part.reduction), or else what `blocks_within` says.
+      uint8 [H, W, channels], or None if the file has a fault. H is ceil(height / part.reduction) of the whole, or else
+      what `blocks_within` says.
     """
     height, width = -(-height // part.reduction), -(-width // part.reduction)
     room = _scratch.room(height * width * channels) if part.box else None
@@ -85,13 +80,9 @@ def can_be_alone(part: Part) -> bool:
 
 
 def decode_alone(data: bytes, channels: int, part: Part) -> np.ndarray | None:
-    """What `decode` returns of an intact JPEG, but nothing below the box is read and nothing beside it transformed.
+    """Decodes a part that `can_be_alone` of an intact JPEG to the pixels of `decode`, and nothing below or beside it.
 
-    Args:
-      part: one that `can_be_alone`.
-
-    Returns:
-      None if the decoder of the extra `jpeg` refuses: there is a fault, or something that is none to `decode`.
+    Returns None if the decoder of the extra `jpeg` refuses: there is a fault, or something that is none to `decode`.
     """
     decode_box = part_decoder()
     assert decode_box and part.box
@@ -153,7 +144,7 @@ def part_decoder() -> Callable[..., np.ndarray | None] | None:
 
 
 def _decodes_to_the_same(decode_box: Callable[..., np.ndarray | None]) -> bool:
-    """Whether it does of one image whose colours change from pixel to pixel: other versions may upsample otherwise."""
+    """Whether both give the same pixels of an image of noise: other versions may upsample the chroma otherwise."""
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     data, box = simplejpeg.encode_jpeg(image, colorsubsampling="420"), Box(7, 19, 30, 27)
     ours, theirs = decode(data, 3, 48, 64, Part(box)), decode_box(data, 3, *box)

@@ -6,33 +6,15 @@ them, and for JPEGs libjpeg-turbo is asked first; of other files it would read m
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Drops what is written to the standard error, from C too; does nothing if that is closed."""
-    try:
-        kept = os.dup(2)
-    except OSError:
-        yield
-        return
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
+from big_distill.terminal import silent
 
 os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # or it prints two lines for every part that it cannot decode
-with _silent():  # it misses the libraries of a GPU aloud
+with silent():  # it misses the libraries of a GPU aloud
     import nvidia.nvimgcodec as nvimgcodec  # `from nvidia` would miss it by another error than a module's
 
 _COLOURS = {3: nvimgcodec.ColorSpec.SRGB, 1: nvimgcodec.ColorSpec.GRAY}
@@ -55,9 +37,9 @@ _decoder = _Decoder()
 
 
 def decode_box(data: bytes, channels: int, top: int, left: int, height: int, width: int) -> np.ndarray | None:
-    """uint8 [height, width, channels] of a colour (3) or grey (1) JPEG; None if it has a fault there or above.
+    """Decodes a box, uint8 [height, width, channels], of a colour (3) or grey (1) JPEG.
 
-    So it is for data that are no JPEG.
+    Returns None if it has a fault there or above, or is no JPEG.
     """
     if not data.startswith(b"\xff\xd8\xff"):
         return None

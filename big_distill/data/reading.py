@@ -6,20 +6,19 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from big_distill.config import SourceConfig
 from big_distill.data import Source
+from big_distill.data.decode import BadImage, Decoded, decode_part
 from big_distill.data.jpeg import Part
-from big_distill.data.transforms import BadImage, Decoded, Ragged, decode_part
+from big_distill.data.resample import Ragged
 from big_distill.errors import DataError
 
 RowPartFn = Callable[[int, int, int], Part]
-"""(row of the batch, height, width) -> what is wanted of the image"""
+"""(row of the batch, height, width) -> the part that is wanted of the image"""
 
 
 def whole(row: int, height: int, width: int) -> Part:
@@ -93,28 +92,24 @@ class Reader:
                 )
 
 
-class DecodedSplit(NamedTuple):
-    """A split in memory; the entries of a bad image are those of the next readable one."""
+def load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, np.ndarray] | None:
+    """Decodes a whole split: images and labels int32 [N], of a bad image those of the next readable one.
 
-    images: Ragged
-    labels: np.ndarray  # int32 [N]
-
-
-def load(reader: Reader, options: SourceConfig) -> DecodedSplit | None:
-    """Decodes a whole split, or returns None if that takes more than `options.cache_bytes`."""
+    Returns None if they take more than `cache_bytes`.
+    """
     source = reader.source
     everything = np.arange(source.num_examples)
     sample = everything[:: -(-len(everything) // _SAMPLE)]
     sizes = [image.pixels.nbytes for image, _ in reader.decoded(sample) if image]
     estimate = float(np.mean(sizes or [0])) * len(everything)
-    if estimate > options.cache_bytes:
+    if estimate > cache_bytes:
         return None
-    capacity = min(options.cache_bytes, int(1.5 * estimate) + (1 << 24))
+    capacity = min(cache_bytes, int(1.5 * estimate) + (1 << 24))
     pixels = np.empty((capacity // reader.channels, reader.channels), np.uint8)  # costs nothing until written to
     offsets, heights, widths, labels = np.zeros((4, len(everything)), np.int64)
     used = 0
     chunks = [everything[i : i + _CHUNK] for i in range(0, len(everything), _CHUNK)]
-    pool = futures.ThreadPoolExecutor(options.num_threads)
+    pool = futures.ThreadPoolExecutor(num_threads)
     try:
         with tqdm(total=len(everything), desc=f"decoding {source.name}", unit=" images", delay=2, disable=None) as bar:
             for ids, decoded in zip(chunks, pool.map(lambda ids: list(reader.decoded(ids)), chunks), strict=True):
@@ -132,5 +127,7 @@ def load(reader: Reader, options: SourceConfig) -> DecodedSplit | None:
         pool.shutdown(cancel_futures=True)
     good = np.flatnonzero(heights)
     entry = good[np.searchsorted(good, everything) % len(good)]  # its own, or that of the next readable image
-    images = Ragged.of_whole(pixels[:used], offsets[entry], heights[entry], widths[entry])
-    return DecodedSplit(images, labels[entry].astype(np.int32))
+    heights, widths, corners = heights[entry], widths[entry], np.zeros_like(entry)
+    boxes = np.stack([corners, corners, heights, widths], axis=1)
+    images = Ragged(pixels[:used], offsets[entry], heights, widths, boxes, np.ones_like(entry))
+    return images, labels[entry].astype(np.int32)

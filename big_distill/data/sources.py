@@ -1,4 +1,4 @@
-"""Where images and labels come from: `open_source` returns one split of a set, read by id."""
+"""Opens a split of a data set, to be read by id, and checks that it is what the config says."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def open_source(source: SourceConfig, split: str, *, num_classes: int, image_siz
       DataError: the set is not there, is damaged or has no such split.
     """
     if ":" in source.name:
-        return _own_source(source, split)
+        made = user_code.load(source.name, "config.source.name")(source, split)
+        if not isinstance(made, Source):
+            raise ConfigError(f"config.source.name={source.name!r} returned {type(made).__name__}, expected a Source")
+        return made
     if source.name == "digits":
         return _digits_source(split)
     if source.name == "random":
@@ -47,16 +50,43 @@ def open_source(source: SourceConfig, split: str, *, num_classes: int, image_siz
     return _tfds_source(source, split)
 
 
+def check_source(source: Source, num_examples: int, num_classes: int, needs_labels: str | None) -> None:
+    """Raises DataError unless a split is what the config says; `needs_labels` names the objective that needs them."""
+    if source.num_examples != num_examples:
+        raise DataError(f"config.source.num_train_examples={num_examples}, but {source.name} has {source.num_examples}")
+    check_classes(source, num_classes)
+    if needs_labels is not None and source.num_classes is None:
+        raise DataError(f"config.objective.name={needs_labels!r} needs labels, but {source.name} has none")
+
+
+def check_classes(source: Source, num_classes: int) -> None:
+    """Raises DataError unless a split has as many classes as the config says, or no labels."""
+    if source.num_classes not in (None, num_classes):
+        names = f": {', '.join(source.class_names[:9])}{', ...' * (len(source.class_names) > 9)}"
+        raise DataError(
+            f"config.num_classes={num_classes}, but {source.name} has {source.num_classes}"
+            f"{names if source.class_names else ''}"
+        )
+
+
+def class_names_of(source: Source, eval_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The class names of training or, if it has none, of evaluation, in the order of the labels; () without names.
+
+    Raises:
+      DataError: training and evaluation number their classes differently.
+    """
+    names = source.class_names
+    if names and eval_names and names != eval_names:
+        index = next(i for i, (a, b) in enumerate(zip(names, eval_names, strict=True)) if a != b)
+        raise DataError(
+            f"training and evaluation number their classes differently: class {index} of {source.name} is "
+            f"{names[index]!r}, of the evaluation split {eval_names[index]!r}"
+        )
+    return names or eval_names
+
+
 def split_ids(name: str, split: str, lengths: Mapping[str, int]) -> np.ndarray:
-    """Which examples a split holds, in order.
-
-    Args:
-      name: of the set, for messages.
-      split: in TFDS syntax.
-      lengths: number of examples of every base split.
-
-    Returns:
-      int64 [N], indices into the base splits laid end to end.
+    """Which examples of a set a split, in TFDS syntax, holds: int64 [N], counted through the base splits in order.
 
     Raises:
       DataError: no such split, no such slice, or no examples.
@@ -263,13 +293,6 @@ def _tfds_builder(name: str, data_dir: str | None) -> Any:
         except Exception as error:  # of the network, of a missing manual download, of any of its builders
             raise DataError(f"TFDS cannot prepare {name} in {root}: {_one_line(error)}; see: {command}") from error
     raise DataError(f"{name} is not in {root}; make it with: {command}") from missing
-
-
-def _own_source(source: SourceConfig, split: str) -> Source:
-    made = user_code.load(source.name, "config.source.name")(source, split)
-    if not isinstance(made, Source):
-        raise ConfigError(f"config.source.name={source.name!r} returned {type(made).__name__}, expected a Source")
-    return made
 
 
 def _one_line(error: Exception) -> str:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from big_distill.data import jpeg
+from big_distill.data.decode import BadImage, decode_part
 from big_distill.data.jpeg import Box, Part
-from big_distill.data.transforms import BadImage, decode_part
 
 
 def picture(height, width, seed=0):

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from big_distill.config import Config, ObjectiveConfig, SourceConfig, ViewConfig
-from big_distill.data import Source, array_source, jpeg, reading, transforms
-from big_distill.data.pipeline import EvalPipeline, TrainPipeline, check_source
+from big_distill.config import Config, SourceConfig, ViewConfig
+from big_distill.data import Source, array_source, jpeg, reading, resample
+from big_distill.data.pipeline import EvalPipeline, TrainPipeline
 from big_distill.data.reading import Reader
+from big_distill.data.sources import check_source
+from big_distill.data.splits import CachedSplit, StreamedSplit
 from big_distill.errors import DataError
 
 NUM = 30
@@ -114,13 +116,13 @@ def test_any_start_is_the_tail_of_the_whole_run(num_threads):
 def test_in_memory_and_read_batch_by_batch_are_the_same(regime, crop, bad, monkeypatch):
     in_memory = TrainPipeline(make_config(regime, crop), mixed_source(bad))
     expected = list(batches_of(in_memory))
-    monkeypatch.setattr(transforms, "_GROUP_BYTES", 2000)  # a few images
+    monkeypatch.setattr(resample, "_GROUP_BYTES", 2000)  # a few images
     streamed = TrainPipeline(make_config(regime, crop, cache_bytes=0), mixed_source(bad))
-    assert in_memory._cache and not streamed._cache
+    assert isinstance(in_memory._split, CachedSplit) and isinstance(streamed._split, StreamedSplit)
     assert_same(list(batches_of(streamed)), expected)
-    decoded = in_memory._cache.images.pixels.nbytes * NUM // (NUM - len(bad)) + 3
+    decoded = in_memory._split.images.pixels.nbytes * NUM // (NUM - len(bad)) + 3
     tight = TrainPipeline(make_config(regime, crop, cache_bytes=decoded), mixed_source(bad))
-    assert tight._cache and tight._central is None  # no room for the central views
+    assert isinstance(tight._split, CachedSplit) and tight._split.central is None  # no room for the central views
     assert_same(list(batches_of(tight)), expected)
 
 
@@ -131,7 +133,7 @@ def test_a_split_that_turns_out_too_large_is_not_kept():
         mixed_source(), num_examples=128, read=lambda ids: [(images[i], int(i) % 5) for i in ids]
     )
     pipeline = TrainPipeline(make_config(cache_bytes=100_000, max_bad_fraction=0.0), source)
-    assert pipeline._cache is None
+    assert isinstance(pipeline._split, StreamedSplit)
     assert_same(list(batches_of(pipeline)), batches(make_config(), source))
 
 
@@ -272,9 +274,9 @@ def test_reduced_decoding_shows_the_same_crops_whatever_memory_there_is(regime, 
             ends = (top + height) // reduction, (left + width) // reduction
             assert reduction == 1 or min(ends[0] + (-top // reduction), ends[1] + (-left // reduction)) >= size
         reductions.update(images.reductions.tolist())
-        return transforms.crop_resize(images, ids, boxes, size, flip)
+        return resample.crop_resize(images, ids, boxes, size, flip)
 
-    monkeypatch.setattr("big_distill.data.pipeline.crop_resize", crop_resize)
+    monkeypatch.setattr("big_distill.data.splits.crop_resize", crop_resize)
     source = photographs(bad={3, 4, 20})
     whole = batches(make_config(regime), source)
     reduced = batches(make_config(regime, reduced_decoding=True), source)
@@ -359,23 +361,12 @@ def test_unlabelled_evaluation():
 
 
 def test_check():
-    config = make_config()
-    check_source(config, mixed_source())
-    check_source(config, mixed_source(num_classes=None))
-    with pytest.raises(DataError, match=r"^config\.source\.num_train_examples=30, but mixed has 29$"):
-        check_source(config, mixed_source(num_examples=29))
-    with pytest.raises(DataError, match=r"^config\.num_classes=5, but mixed has 7$"):
-        check_source(config, mixed_source(num_classes=7))
-    for objective, needs_labels in (
-        (ObjectiveConfig("cross_entropy"), True),
-        (ObjectiveConfig("hinton", alpha=0.9), True),
-        (ObjectiveConfig("hinton", alpha=1.0), False),
-        (ObjectiveConfig("logit_regression"), False),
-    ):
-        changed = dataclasses.replace(config, objective=objective)
-        check_source(changed, mixed_source())
-        if needs_labels:
-            with pytest.raises(DataError, match=f"config.objective.name='{objective.name}' needs labels"):
-                check_source(changed, mixed_source(num_classes=None))
-        else:
-            check_source(changed, mixed_source(num_classes=None))
+    source, unlabelled = mixed_source(), mixed_source(num_classes=None)
+    check_source(source, 30, 5, "hinton")
+    check_source(unlabelled, 30, 5, None)
+    with pytest.raises(DataError, match=r"^config\.source\.num_train_examples=31, but mixed has 30$"):
+        check_source(source, 31, 5, None)
+    with pytest.raises(DataError, match=r"^config\.num_classes=7, but mixed has 5$"):
+        check_source(source, 30, 7, None)
+    with pytest.raises(DataError, match=r"^config\.objective\.name='hinton' needs labels, but mixed has none$"):
+        check_source(unlabelled, 30, 5, "hinton")

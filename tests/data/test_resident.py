@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import math
 import signal
+import weakref
 
 import jax
 import numpy as np
@@ -20,9 +21,9 @@ from big_distill.planning import chips, hlo
 from big_distill.resolve import resolve
 from big_distill.run_dir import metrics
 from big_distill.state import Resident
-from big_distill.step import views
+from big_distill.step import cropping
 from big_distill.training.loop import train_and_evaluate
-from big_distill.training.setup import open_run
+from big_distill.training.setup import open_data, set_up
 
 REGIMES = ("consistent", "function_matching", "fixed", "independent")
 
@@ -31,7 +32,7 @@ def resolved(config):
     return resolve(config, jax.device_count(), "cpu")
 
 
-def pipeline_of(regime, crop, side=16, num_classes=5, **options):
+def pipeline_of(regime, crop, side=16, num_classes=5, flip=True, **options):
     """Thirty smooth images of mixed sizes, three of them unreadable."""
     random = np.random.default_rng(0)
     images = []
@@ -49,7 +50,7 @@ def pipeline_of(regime, crop, side=16, num_classes=5, **options):
         example_name=str,
     )
     mixup = float(regime == "function_matching")
-    view = ViewConfig(image_size=side, regime=regime, crop=crop, mixup=mixup, resize=side + 2)
+    view = ViewConfig(image_size=side, regime=regime, crop=crop, mixup=mixup, resize=side + 2, flip=flip)
     options = SourceConfig(num_train_examples=30, max_bad_fraction=0.2, resident=True, **options)
     return TrainPipeline(Config(num_classes=5, batch_size=16, total_steps=9, view=view, source=options), source)
 
@@ -63,7 +64,7 @@ def form(request, monkeypatch):
         return forms.get(platform, default)(*args)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
-    monkeypatch.setattr(views, "_LARGE", 0 if large else 1 << 30)
+    monkeypatch.setattr(cropping, "_LARGE", 0 if large else 1 << 30)
 
 
 @pytest.mark.parametrize(("regime", "crop"), [*itertools.product(REGIMES, ("inception", "central"))])
@@ -71,7 +72,7 @@ def test_the_devices_make_what_the_host_makes(regime, crop, form):
     pipeline = pipeline_of(regime, crop)
     resident, exact = pipeline.resident(), []
     for step in range(9):
-        want, got = pipeline.batch(step), views.from_resident(resident, pipeline.draw(step), 16)
+        want, got = pipeline.batch(step), cropping.from_resident(resident, pipeline.draw(step), 16)
         assert got.keys() == want.keys()
         for key, value in want.items():
             assert (got[key].dtype, got[key].shape) == (value.dtype, value.shape)
@@ -79,6 +80,14 @@ def test_the_devices_make_what_the_host_makes(regime, crop, form):
             assert difference.max() <= (1 if "pixels" in key else 0), key
             exact.append(np.mean(difference == 0))
     assert np.mean(exact) > 0.9999
+
+
+@pytest.mark.parametrize("crop", ["inception", "central"])
+def test_without_flips_none_are_made(crop):
+    pipeline = pipeline_of("independent", crop, flip=False)
+    want, got = pipeline.batch(0), cropping.from_resident(pipeline.resident(), pipeline.draw(0), 16)
+    for key in ("pixels", "teacher_pixels"):
+        assert np.abs(np.asarray(got[key], int) - want[key]).max() <= 1, key
 
 
 def test_only_draws_travel():
@@ -93,10 +102,8 @@ def test_only_draws_travel():
 @pytest.mark.parametrize(("regime", "crop"), [*itertools.product(REGIMES, ("inception", "central"))])
 def test_what_travels_is_what_is_planned(regime, crop):
     pipeline = pipeline_of(regime, crop)
-    view = pipeline._view
-    config = Config(num_classes=5, batch_size=16, view=view, source=SourceConfig(resident=True))
     (chunk, *_) = pipeline.chunks(0)
-    planned = abstract_draws(config)
+    planned = abstract_draws(pipeline._view, 16)
     assert {name: (x.shape, x.dtype) for name, x in planned.items()} == {
         name: (x.shape, x.dtype) for name, x in chunk.items()
     }
@@ -118,7 +125,7 @@ def test_a_split_that_does_not_fit_is_refused(crop):
 def test_padding_counts():
     """Of images that fit, but not when each is as high and wide as the largest."""
     pipeline = pipeline_of("consistent", "inception")
-    fits = pipeline._cache.images.pixels.nbytes + 10_000
+    fits = pipeline._split.images.pixels.nbytes + 10_000
     with pytest.raises(
         DataError, match=r"waves, padded to 39 x 36 px each, takes 126,360 bytes, more than config.source.cache_bytes"
     ):
@@ -127,9 +134,10 @@ def test_padding_counts():
 
 def test_the_host_forgets_what_the_devices_have(tiny, tmp_path):
     tiny.source.resident = True
-    run = open_run(resolved(tiny), tmp_path)
-    before = run.train_data.draw(3)
-    assert run.resident().pixels.shape == (1200, 64) and not run.train_data._cache.images.pixels.size
+    config = resolved(tiny)
+    run = set_up(config, tmp_path, open_data(config))
+    before, pixels = run.train_data.draw(3), weakref.ref(run.train_data._split.images.pixels)
+    assert run.place_resident().pixels.shape == (1200, 64) and pixels() is None
     for key, value in run.train_data.draw(3).items():
         np.testing.assert_array_equal(value, before[key])
 
@@ -137,11 +145,12 @@ def test_the_host_forgets_what_the_devices_have(tiny, tmp_path):
 def test_a_device_that_is_too_small_is_named(tiny, tmp_path, monkeypatch):
     tiny.source.resident = True
     device = type("Device", (), {"memory_stats": lambda self: {"bytes_limit": 20_000, "bytes_in_use": 10_000}})()
-    run = open_run(resolved(tiny), tmp_path)
+    config = resolved(tiny)
+    run = set_up(config, tmp_path, open_data(config))
     with monkeypatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda: [device])
         with pytest.raises(DataError, match=r"takes 0.1 MB on every device, which has 0.0 MB left"):
-            run.resident()
+            run.place_resident()
 
 
 @pytest.mark.parametrize(("start", "boundaries"), [(0, [0, 4, 8]), (3, [3, 4, 8]), (4, [4, 8]), (9, [])])
@@ -232,11 +241,12 @@ def test_the_rest_of_a_chunk_is_frozen(tiny, tmp_path, monkeypatch):
 
 def test_examples_stay_on_their_devices(tiny, tmp_path):
     """Eight devices: every one crops its own part; only gradients and mixup's one row travel."""
-    run = open_run(resolved(in_chunks(tiny)), tmp_path)
+    config = resolved(in_chunks(tiny))
+    run = set_up(config, tmp_path, open_data(config))
     chunk = sharding.to_devices(run.mesh, next(run.train_data.chunks(0)), axis=1)
     assert len(chunk["box"].sharding.device_set) == 8 and chunk["box"].sharding.shard_shape((3, 40, 4)) == (3, 5, 4)
-    state = run.begin(run.init(jax.random.key(0)))
-    text = run.train_chunk.lower(state, None, run.resident(), chunk).compile().as_text()
+    state = run.computation.begin(run.computation.init(jax.random.key(0)))
+    text = run.computation.train_chunk.lower((state,), None, run.place_resident(), chunk).compile().as_text()
     assert "all-reduce" in text
     assert "all-gather" not in text and "all-to-all" not in text
 
@@ -298,7 +308,7 @@ def test_a_tpu_reads_the_images_that_it_crops(num_examples, shape, size):
     batch = {name: placed((), dtype) for name, dtype in (("step", np.int32), ("lam", np.float32))}
     for name, dtype, of_each in (("id", np.int32, ()), ("box", np.int32, (4,)), ("flip", np.bool_, ())):
         batch[name] = placed((512, *of_each), dtype, mesh.axis_names)
-    crop = sharding.on_own_examples(mesh, functools.partial(views.from_resident, size=size))
+    crop = sharding.on_own_examples(mesh, functools.partial(cropping.from_resident, size=size))
     text = jax.jit(crop).lower(split, batch).compile().as_text()
     read = hlo.Module(text)
     made = 64 * math.prod((size, size, 3))

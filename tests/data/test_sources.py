@@ -11,8 +11,8 @@ from PIL import Image
 
 from big_distill.config import SourceConfig
 from big_distill.data import Source, array_source
+from big_distill.data.decode import decode
 from big_distill.data.sources import open_source, split_ids
-from big_distill.data.transforms import decode
 from big_distill.errors import ConfigError, DataError
 
 

@@ -1,0 +1,156 @@
+"""Decodes images: from bytes or an array to pixels, under one policy for every kind."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from big_distill.data import jpeg
+from big_distill.data.jpeg import Part
+
+# Pillow decodes these itself. It would hand an EPS file, whatever its name, to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+_SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+class BadImage(Exception):
+    """Bytes or an array that cannot be read as an image; the message says why."""
+
+
+PartFn = Callable[[int, int], Part]
+"""(height, width) of a whole image -> the part that is wanted of it"""
+
+
+class Decoded(NamedTuple):
+    """An image or a part of one, perhaps at a fraction of its size.
+
+    pixels: uint8 [H, W, C]. At a reduction each is about the mean of a block, of those blocks that lie within the part.
+    height, width: of the whole image, in its own pixels.
+    top, left: of the part, in blocks of `reduction` pixels.
+    intact: it is a plain JPEG whose file was read to its end without a fault, now or before, and no decoder of parts
+      refused it now.
+    """
+
+    pixels: np.ndarray
+    height: int
+    width: int
+    reduction: int = 1
+    top: int = 0
+    left: int = 0
+    intact: bool = False
+
+
+def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
+    """Reads one image under one policy, whatever kind of JPEG, PNG, GIF, WebP, BMP, TIFF or PPM it is.
+
+    It takes the first frame of an animation, turns it as its EXIF orientation says, lays transparent pixels over white,
+    scales 16-bit grey to 8 bits, converts CMYK, palettes and other colour spaces through RGB, repeats grey into three
+    channels, and makes grey of colour as ITU-R 601 luma.
+
+    Args:
+      data: an encoded image, or uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (the last with alpha).
+      channels: 3 or 1.
+
+    Returns:
+      uint8 [H, W, channels].
+
+    Raises:
+      BadImage: damaged, truncated or empty data, or a decompression bomb: more than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    return decode_part(data, channels, lambda height, width: Part()).pixels
+
+
+def decode_part(
+    data: bytes | np.ndarray, channels: int, part_fn: PartFn, known_size: tuple[int, int] | None = None
+) -> Decoded:
+    """Reads the part of an image that `part_fn` wants, in the pixels of `decode`; at a reduction, in about those.
+
+    Less work is done for a plain JPEG: in colour (for 3 channels) or grey, upright, and without a fault.
+
+    Args:
+      data, channels: as in `decode`.
+      part_fn: is told the size of the image as it is shown.
+      known_size: (height, width) of data that were found `intact` before. Otherwise all of a file is read, so that
+        whether an image is damaged does not depend on the part.
+    """
+    if isinstance(data, np.ndarray):
+        return _cut_whole(_from_array(data, channels), part_fn)
+    if known_size is not None and (image := _plain_jpeg(data, channels, known_size, part_fn, intact=True)):
+        return image
+    return _read(data, channels, part_fn)
+
+
+def _read(data: bytes, channels: int, part_fn: PartFn) -> Decoded:
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit and image.width * image.height > limit:
+                raise BadImage(f"{image.width} x {image.height} px is more than PIL.Image.MAX_IMAGE_PIXELS={limit}")
+            if _is_plain_jpeg(image, channels):
+                size = image.height, image.width
+                if decoded := _plain_jpeg(data, channels, size, part_fn, intact=False):
+                    return decoded
+            ImageOps.exif_transpose(image, in_place=True)
+            return _cut_whole(_to_channels(image, channels), part_fn)
+    except BadImage:
+        raise
+    except Exception as error:  # on damaged bytes Pillow's readers raise almost anything
+        if not data:
+            raise BadImage("no bytes") from error
+        if isinstance(error, UnidentifiedImageError):
+            raise BadImage(f"not an image of {', '.join(_FORMATS)}") from error
+        raise BadImage(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
+
+
+def _is_plain_jpeg(image: Image.Image, channels: int) -> bool:
+    modes = ("RGB", "L") if channels == 3 else ("L",)  # grey of colour is what Pillow makes of RGB
+    return image.format == "JPEG" and image.mode in modes and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+
+
+def _plain_jpeg(data: bytes, channels: int, size: tuple[int, int], part_fn: PartFn, intact: bool) -> Decoded | None:
+    part = part_fn(*size)
+    alone = intact and jpeg.can_be_alone(part)
+    if alone and (pixels := jpeg.decode_alone(data, channels, part)) is not None:
+        return _placed(pixels, size, part, intact=True)
+    pixels = jpeg.decode(data, channels, *size, part)
+    return None if pixels is None else _placed(pixels, size, part, intact=not alone)
+
+
+def _placed(pixels: np.ndarray, size: tuple[int, int], part: Part, intact: bool) -> Decoded:
+    top, left = jpeg.blocks_within(part.box, part.reduction)[:2] if part.box else (0, 0)
+    return Decoded(pixels, *size, part.reduction, top, left, intact)
+
+
+def _cut_whole(pixels: np.ndarray, part_fn: PartFn) -> Decoded:
+    size = pixels.shape[0], pixels.shape[1]
+    part = part_fn(*size)._replace(reduction=1)
+    return _placed(jpeg.cut(pixels, part), size, part, intact=False)
+
+
+def _from_array(array: np.ndarray, channels: int) -> np.ndarray:
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise BadImage(f"array of {array.dtype} {list(array.shape)}: expected uint8 [H, W, 1, 3 or 4]")
+    if array.shape[2] == channels:
+        return array
+    return _to_channels(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), channels)
+
+
+def _to_channels(image: Image.Image, channels: int) -> np.ndarray:
+    if image.mode in _SIXTEEN_BIT_MODES:
+        grey = np.clip(np.asarray(image).astype(np.int32, copy=False), 0, 65535)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 257 is odd: no value lies half-way
+    elif image.mode == "F":
+        raise BadImage("floating-point pixels have no known range")
+    elif image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        image = canvas
+    mode = "L" if channels == 1 else "RGB"
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], channels)
