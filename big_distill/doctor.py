@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import sys
 
 from absl import flags
 
 from big_distill import cli
-from big_distill.errors import ConfigError, RunError
+from big_distill.errors import RunError
 from big_distill.reporting.diagnosis import Diagnosis, examine
 
 
@@ -29,27 +28,24 @@ def define_flags() -> None:
 
 def main() -> None:
     """Reads the flags, examines, prints a table or JSON."""
-    args = flags.FLAGS
-    if not args.workdir:
-        raise ConfigError("--workdir=DIR is needed: a run directory")
-    found = examine(pathlib.Path(args.workdir))
-    if args.json:
-        print(json.dumps({**dataclasses.asdict(found), "verified": found.verified}, indent=2, default=str))
+    diagnosis = examine(cli.run_directory())
+    if flags.FLAGS.json:
+        print(json.dumps({**dataclasses.asdict(diagnosis), "verified": diagnosis.verified}, indent=2, default=str))
     else:
-        print(report(found))
-    if not found.verified:
+        print(report(diagnosis))
+    if not diagnosis.verified:
         sys.exit(RunError.exit_status)
 
 
-def report(found: Diagnosis) -> str:
-    """A run and those inside it, one finding a line, with what the same command would do at the end."""
-    of = f" of {found.total_steps:,}" if found.total_steps else ""
-    lines = [f"{found.workdir}: {found.status}, step {found.step:,}{of}"]
-    width = max((len(finding.name) for finding in found.findings), default=0)
-    for finding in found.findings:
+def report(diagnosis: Diagnosis) -> str:
+    """Says what a run and those inside it hold, one finding a line, and at the end what the same command would do."""
+    total = f" of {diagnosis.total_steps:,}" if diagnosis.total_steps else ""
+    lines = [f"{diagnosis.workdir}: {diagnosis.status}, step {diagnosis.step:,}{total}"]
+    width = max((len(finding.name) for finding in diagnosis.findings), default=0)
+    for finding in diagnosis.findings:
         lines.append(f"  {finding.name:{width}}  {'ok     ' if finding.verified else 'DAMAGED'}  {finding.detail}")
-    lines.append(f"  The same command {found.outlook}.")
-    return "\n\n".join(["\n".join(lines), *map(report, found.inner)])
+    lines.append(f"  The same command {diagnosis.outlook}.")
+    return "\n\n".join(["\n".join(lines), *map(report, diagnosis.inner)])
 
 
 if __name__ == "__main__":

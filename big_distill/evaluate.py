@@ -25,22 +25,16 @@ from big_distill.training.evaluation import evaluate_run
 
 def define_flags() -> None:
     """Defines the flags: not on import, so that one process can import several commands."""
-    flags.DEFINE_string("workdir", None, "The run directory.")
-    flags.DEFINE_string("split", "test", "Split of the run's data set, in TFDS syntax.")
-    flags.DEFINE_string("step", "final", "final, latest, best, or the number of a checkpoint.")
+    cli.define_run_flags(split="test")
     flags.DEFINE_string("packed", None, "A weight file in place of the run's student.")
-    flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the run had them.")
     flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
 
 def main() -> None:
     """Reads the flags, evaluates, prints a table or JSON."""
-    args = flags.FLAGS
-    if not args.workdir:
-        raise ConfigError("--workdir=DIR is needed: a run directory")
+    args, workdir = flags.FLAGS, cli.run_directory()
     if args.packed and args.step != "final":
         raise ConfigError(f"--packed={args.packed} takes the place of --step={args.step}: give one of them")
-    workdir = pathlib.Path(args.workdir)
     if args.packed:
         scores = evaluate_file(pathlib.Path(args.packed), workdir, args.split, args.data_dir)
     else:
@@ -52,10 +46,10 @@ def main() -> None:
 def table(scores: dict[str, Any]) -> str:
     """One metric a line; fractions in per cent."""
     rates = ("accuracy", "top5", "ece", "agreement", "agreement5", "teacher_accuracy")
-    rows = []
-    for name, value in scores.items():
-        rows.append(f"{name:18}{100 * value:9.2f} %" if name in rates else f"{name:18}{value:9.5g}")
-    return "\n".join(rows)
+    return "\n".join(
+        f"{name:18}{100 * value:9.2f} %" if name in rates else f"{name:18}{value:9.5g}"
+        for name, value in scores.items()
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ Any field is set as --config.FIELD=VALUE: --config.student.features='(16,32)' fo
 --config.source.validation= unsets a name. The teacher's own config has the same fields under config.teacher.config;
 its data are the student's unless set apart. --config.teacher.path=RUN takes the place of that whole config.
 
-Fields of the config, each with its type and its kind: maths (a resumed run refuses another value), numerics (it goes
-on, no longer bit-exactly) or cosmetic:
+Fields of the config, each with its type, its kind and what it may be. Kinds are maths (a resumed run refuses another
+value), numerics (it goes on, no longer bit-exactly) and cosmetic.
 
 """
 
@@ -38,6 +38,7 @@ from big_distill.config import fingerprint
 from big_distill.config.fields import describe_fields
 from big_distill.errors import BigDistillError, ConfigError, PeerLost
 from big_distill.resolve import resolve
+from big_distill.terminal import percent
 from big_distill.training.preemption import leave_on_signals
 
 _LAST_SECONDS = 3  # process 0 leaves after those that fail alike: it holds what connects them
@@ -165,11 +166,7 @@ def _leave(error: BigDistillError, *, after_seconds: float = 0) -> None:
 
 
 def closing_table(summary: dict[str, Any], workdir: pathlib.Path) -> str:
-    """What a finished run comes to, for people."""
-
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f} %"
-
+    """Says what a finished run came to, for people."""
     rows = [("", "accuracy", "parameters")]
     for who in ("teacher", "student"):
         if network := summary[who]:

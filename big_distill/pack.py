@@ -12,7 +12,7 @@ Formats, written into the run directory as student.SUFFIX, or student-best-int8.
   onnx         .onnx         ONNX for any batch size (extra onnx)
   stablehlo    .stablehlo    jax.export for any batch size, on CPU, GPU and TPU
 
-The first two hold weights and the network's card, and --config.teacher.path=FILE takes them; the others are programs
+The first two hold weights and the network's card, and --config.teacher.path=FILE takes them; the others are executable:
 from uint8 pixels to logits, with FILE.json beside them, which says what they expect. big_distill.load(FILE) and
 big_distill.evaluate --packed=FILE take any.
 
@@ -29,59 +29,41 @@ those that XLA counts for the network.
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import jax
 from absl import flags
 
 from big_distill import cli
-from big_distill.errors import ConfigError
-from big_distill.terminal import aligned
+from big_distill.terminal import aligned, percent
 
 
 def define_flags() -> None:
     """Defines the flags: not on import, so that one process can import several commands."""
-    flags.DEFINE_string("workdir", None, "The run directory.")
+    cli.define_run_flags(split="test")
     flags.DEFINE_list("formats", ["container", "safetensors"], "Any of the formats above.")
-    flags.DEFINE_string("step", "final", "final, latest, best, or the number of a checkpoint.")
     flags.DEFINE_string("quantize", None, "Round the student first: bfloat16, int8 or int4.")
-    flags.DEFINE_string("split", "test", "Split that the decoded files are evaluated on, in TFDS syntax.")
-    flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the run had them.")
 
 
 def main() -> None:
     """Reads the flags, packs, prints the table."""
-    args = flags.FLAGS
-    if not args.workdir:
-        raise ConfigError("--workdir=DIR is needed: a run directory")
+    args, workdir = flags.FLAGS, cli.run_directory()
     from big_distill.export.packing import pack
 
-    rows = pack(pathlib.Path(args.workdir), args.formats, args.step, args.split, args.data_dir, args.quantize)
+    rows = pack(workdir, args.formats, args.step, args.split, args.data_dir, args.quantize)
     if jax.process_index() == 0:
         print(table(rows))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """One file a line."""
-    heads = ["format", "bytes", "ratio", "non-zero", "bits/weight"]
-    heads += ["difference", "accuracy", "agreement", "latency", "FLOPs"]
-    lines = [heads]
+    heads = ["format", "bytes", "ratio", "non-zero", "bits/weight", "difference"]
+    lines = [[*heads, "accuracy", "agreement", "latency", "FLOPs"]]
     for row in rows:
-        rates = [f"{100 * row[key]:.2f} %" if row[key] is not None else "-" for key in ("accuracy", "agreement")]
-        lines.append(
-            [
-                " ".join(filter(None, [row["format"], row["precision"]])),
-                f"{row['bytes']:,}",
-                f"{row['ratio']:.1f}x",
-                f"{row['nonzero']:,}",
-                f"{row['bits_per_weight']:.3f}",
-                f"{row['difference']:.1g}",
-                *rates,
-                f"{row['latency_ms']:.2f} ms",
-                f"{row['flops']:,.0f}",
-            ]
-        )
+        cells = [" ".join(filter(None, [row["format"], row["precision"]])), f"{row['bytes']:,}", f"{row['ratio']:.1f}x"]
+        cells += [f"{row['nonzero']:,}", f"{row['bits_per_weight']:.3f}", f"{row['difference']:.1g}"]
+        cells += [percent(row[key]) for key in ("accuracy", "agreement")]
+        lines.append([*cells, f"{row['latency_ms']:.2f} ms", f"{row['flops']:,.0f}"])
     return aligned(lines)
 
 

@@ -35,7 +35,6 @@ import jax
 from absl import flags
 
 from big_distill import cli
-from big_distill.config import Config
 from big_distill.config.fields import fields_of
 from big_distill.errors import ConfigError, RunError
 from big_distill.files import atomic
@@ -89,7 +88,7 @@ def main() -> None:
         (name, config, chips.open_slice(topology, "--compare" if index else "--topology"))
         for index, (name, config, topology) in enumerate(wanted)
     ]
-    resolved = [(name, _resolved(config, where), where) for name, config, where in opened]
+    resolved = [(name, resolve(config, len(where.devices), where.platform), where) for name, config, where in opened]
     _, config, where = resolved[0]
     slices = [chips.open_slice(name, "--weak_scaling") for name in scaled]
     estimate.check_batches(config, where, batches)
@@ -100,8 +99,8 @@ def main() -> None:
     first = estimate.with_slices(estimate.with_batches(first, config, batches), config, slices)
     plans = [first, *(estimate.plan(*one, args.eval) for one in resolved[1:])]
     if args.json:
-        found = [one.to_json(args.price) for one in plans]
-        print(json.dumps(found if args.compare else found[0], indent=2, allow_nan=False))
+        values = [one.to_json(args.price) for one in plans]
+        print(json.dumps(values if args.compare else values[0], indent=2, allow_nan=False))
     else:
         print(report(plans, args.price))
 
@@ -128,7 +127,7 @@ def _different(text: str, name: str, config_dict: Any, topology: str) -> list[tu
 
 
 def _instead_of(word: str) -> str:
-    """What to write for a word of --compare that sets something other than a field of the config."""
+    """Advice for a word of --compare that sets something other than a field of the config."""
     name, _, value = word.lstrip("-").partition("=")
     if name in ("config", "topology"):
         return f"{word!r} goes without its flag here; did you mean {value!r}?"
@@ -141,8 +140,6 @@ def _instead_of(word: str) -> str:
 
 def _check_writable(path: pathlib.Path) -> None:
     """Raises ConfigError unless --dump-hlo can be written."""
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--dump-hlo={path}: its directory does not exist")
     try:
         atomic.check_writable(path)
     except OSError as error:
@@ -164,14 +161,10 @@ def _name(filename: str) -> str:
 def _only_cpus(topologies: list[str]) -> None:
     """Keeps JAX from looking for accelerators, and makes as many CPU devices as are wanted."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # JAX writes programs for other devices, but reads none
+    jax.config.update("jax_enable_compilation_cache", False)  # JAX writes steps for other devices, but reads none
     wanted = max(map(chips.num_cpus, topologies))
     if wanted and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", wanted)
-
-
-def _resolved(config_dict: Any, where: chips.Slice) -> Config:
-    return resolve(config_dict, len(where.devices), where.platform)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From run directories to files: reads, compares, draws, writes."""
+"""Makes a page about run directories: reads, compares, draws, writes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from big_distill.errors import BigDistillError, ConfigError, DataError, RunError, printable
 from big_distill.files import atomic
 from big_distill.reporting import comparison, document, markdown, page, svg, wording
-from big_distill.reporting.document import Run
+from big_distill.reporting.document import ReportedRun
 from big_distill.reporting.drawings import draw
 from big_distill.reporting.naming import named
 from big_distill.reporting.records import read_all
 from big_distill.reporting.sweep import sweep
 from big_distill.run_dir import layout
-from big_distill.terminal import say
+from big_distill.terminal import percent, say
 
 _NOT_PACKED = "no pack.json: big_distill.pack makes files, and measures their size and latency"
-_MOST_APART = 0.01  # what is the same accuracy, computed on two machines
+_MOST_APART = 0.01  # accuracies that two machines compute of the same weights and images
 _MOST_DRAWN = 16
-"""Runs of which each is run beside its teacher and has its own figures, which take a quarter of a second each."""
+"""Up to so many runs are run beside their teachers and have figures of their own, a quarter of a second each."""
 
 
 def report(
@@ -34,19 +34,16 @@ def report(
     num_examples: int = 12,
     figures_dir: pathlib.Path | None = None,
 ) -> dict[str, Any]:
-    """Writes the page, and .json and .md beside it.
+    """Writes the page, *.html, and .json and .md beside it; returns what it says (see `document`).
 
     Args:
-      directories: of runs, in any state.
-      out: the page, *.html.
-      split: that students and teachers are compared on, in TFDS syntax; None: each run's test split.
+      directories: run directories, in any state.
+      out: the page.
+      split: the split on which students and teachers are compared, in TFDS syntax; None: each run's test split.
       data_dir: where TFDS sets are, if not where the runs had them.
       compare: whether finished runs' students are run beside their teachers, which needs the data.
       num_examples: images of each kind and run, at most.
       figures_dir: where each figure is written as a file, too.
-
-    Returns:
-      What the page says (see `document`).
 
     Raises:
       RunError: none of the directories holds a run, or a file cannot be written.
@@ -58,12 +55,12 @@ def report(
     _check_ours(files)
     few = len(records) <= _MOST_DRAWN
     together = sweep(records)
-    runs = [Run(name, record) for name, record in named(records, together)]
+    runs = [ReportedRun(name, record) for name, record in named(records, together)]
     if compare and few:
         runs = _all_compared(runs, split, data_dir, num_examples)
     values = document.document(runs, together)
-    figures = draw(runs, together, values["packed"], singly=few)
-    html = page.render(values, runs, figures)
+    drawings = draw(runs, together, values["packed"], singly=few)
+    html = page.render(values, runs, drawings)
     if not few:
         say(
             f"{len(runs)} runs: each is drawn, and compared with its teacher, if there are up to {_MOST_DRAWN}; report "
@@ -72,21 +69,16 @@ def report(
     for line in _lines(values["runs"]):
         say(line)
     texts = (html, json.dumps(values, indent=1, allow_nan=False) + "\n", markdown.table(values))
-    for file, text in zip(files, texts, strict=True):
-        atomic.write(file, text.encode(errors="backslashreplace"))
+    written = dict(zip(files, texts, strict=True))
     if figures_dir:
-        for drawing in figures.all():
-            text = svg.alone(drawing.text, drawing.title)
-            atomic.write(figures_dir / f"{drawing.name}.svg", text.encode(errors="backslashreplace"))
+        written |= {figures_dir / f"{d.name}.svg": svg.alone(d.text, d.title) for d in drawings.all()}
+    for file, text in written.items():
+        atomic.write(file, text.encode(errors="backslashreplace"))
     return values
 
 
 def _check_ours(files: Sequence[pathlib.Path]) -> None:
-    """That what is written beside the page takes no other file's place.
-
-    Raises:
-      ConfigError: it would.
-    """
+    """Raises ConfigError if the files beside the page would take the place of others than an earlier report's."""
     html, values, table = files
     in_run = (html.parent / layout.CONFIG_FILE).exists() and values.name in layout.JSON_FILES
     for path, is_ours in ((values, document.is_document), (table, markdown.is_table)):
@@ -95,66 +87,56 @@ def _check_ours(files: Sequence[pathlib.Path]) -> None:
 
 
 def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | None) -> None:
-    """Before the work, not after."""
-    path = files[0]
+    """Raises RunError if a file cannot be written: before the work, not after it."""
     try:
         for path in files:
             atomic.check_replaceable(path)
         if figures_dir:
-            path = figures_dir
-            path.mkdir(parents=True, exist_ok=True)
+            figures_dir.mkdir(parents=True, exist_ok=True)
             for path in (figures_dir / "figure.svg", *figures_dir.glob("*.svg")):
                 atomic.check_replaceable(path)
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+        raise RunError(f"{error.filename} cannot be written: {error.strerror}") from error
 
 
-def _all_compared(runs: Sequence[Run], split: str | None, data_dir: str | None, num_examples: int) -> list[Run]:
-    """Each run beside its teacher, if that can be.
-
-    Raises:
-      ConfigError: of no run can the split or the directory that was asked for be read.
-    """
-    found: list[Run] = []
+def _all_compared(
+    runs: Sequence[ReportedRun], split: str | None, data_dir: str | None, num_examples: int
+) -> list[ReportedRun]:
+    """Each run beside its teacher, if that can be; ConfigError if a flag names a split or data that no run has."""
+    compared: list[ReportedRun] = []
     refused: list[BigDistillError] = []
     for run in runs:
         try:
-            found.append(_compared(run, split, data_dir, num_examples))
-        except BigDistillError as error:
+            compared.append(_compared(run, split, data_dir, num_examples))
+        except (BigDistillError, OSError) as error:
             refused += [error] if isinstance(error, ConfigError | DataError) else []
-            found.append(dataclasses.replace(run, warnings=[f"not compared with a teacher: {error}"]))
-        except OSError as error:
-            line = f"not compared with a teacher: {error.filename or 'a file'} cannot be read: {error.strerror}"
-            found.append(dataclasses.replace(run, warnings=[printable(line)]))
-    if refused and (split or data_dir) and not any(run.comparison for run in found):
+            line = printable(f"not compared with a teacher: {error}")
+            compared.append(dataclasses.replace(run, warnings=[line]))
+    if refused and (split or data_dir) and not any(run.comparison for run in compared):
         flags = " ".join(f"--{name}={value}" for name, value in (("split", split), ("data_dir", data_dir)) if value)
         raise ConfigError(f"{flags}: of no run can it be read: {refused[0]}")
-    return found
+    return compared
 
 
-def _compared(run: Run, split: str | None, data_dir: str | None, num_examples: int) -> Run:
-    """A run beside its teacher, if it is finished.
-
-    Raises:
-      BigDistillError: there are no data, or no student.
-    """
+def _compared(run: ReportedRun, split: str | None, data_dir: str | None, num_examples: int) -> ReportedRun:
+    """A run beside its teacher, if it is finished; raises as `comparison.compare` does."""
     record, config = run.record, run.record.config
     if config is None or record.summary is None:
         return dataclasses.replace(run, notes=["not compared with a teacher: it is not finished"] if config else [])
-    found = comparison.compare(record.workdir, config, split, data_dir, num_examples, run.name)
-    alone = found.teacher is None and not found.problems
+    compared = comparison.compare(record.workdir, config, split, data_dir, num_examples, run.name)
+    alone = compared.teacher is None and not compared.problems
     notes = ["trained without a teacher: there is none to compare with"] if alone else []
-    warnings = list(found.problems)
-    told, measured = record.score("accuracy"), found.student.accuracy
-    same_split = found.split == config.evaluated_on.test
-    if same_split and told is not None and measured is not None and abs(told - measured) > _MOST_APART:
-        said, seen = wording.percent(told), wording.percent(measured)
-        warnings.append(f"its summary says {said} of {found.split}, its weights have {seen}")
-    return dataclasses.replace(run, comparison=found, notes=notes, warnings=warnings)
+    warnings = list(compared.problems)
+    in_summary, measured = record.score("accuracy"), compared.student.accuracy
+    same_split = compared.split == config.evaluated_on.test
+    if same_split and in_summary is not None and measured is not None and abs(in_summary - measured) > _MOST_APART:
+        said, seen = percent(in_summary), percent(measured)
+        warnings.append(f"its summary says {said} of {compared.split}, its weights have {seen}")
+    return dataclasses.replace(run, comparison=compared, notes=notes, warnings=warnings)
 
 
 def _lines(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """What is wrong or missing, for the terminal."""
+    """Lines for the terminal about what is wrong or missing."""
     others = (
         (run["name"], [*run["warnings"], *run["notes"], *([_NOT_PACKED] if run["packed"] is False else [])])
         for run in runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import itertools
 import pathlib
@@ -23,25 +24,26 @@ from big_distill.config import Config
 from big_distill.data.pipeline import EvalPipeline
 from big_distill.errors import BigDistillError, ConfigError, RunError
 from big_distill.parallel import sharding
-from big_distill.run_dir.layout import SUMMARY_FILE, WEIGHTS_FILE, read_summary
+from big_distill.reporting.records import check_weights
+from big_distill.run_dir.layout import read_summary
 from big_distill.state import Batch, Card, Model, Teacher
 from big_distill.step import scoring, steps
 from big_distill.step.views import for_network, to_unit
-from big_distill.training.evaluation import jit_eval, mesh_for, open_eval, student_of
+from big_distill.training.evaluation import jit_eval, mesh_for, open_eval, with_data_dir
 
 TOP = 3
 _FALSE_DISCOVERIES = 0.05  # of the classes that are called significant
 _LARGEST_PICTURE = 128  # px
-_Answered = tuple[jax.Array, jax.Array, jax.Array | None]
+_Answered = dict[str, tuple[jax.Array, jax.Array, jax.Array | None]]  # by network: a batch's part of its `Answers`
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What one network says of N examples.
+    """The answers of one network to N examples.
 
     classes: int [N, TOP], the likeliest first (fewer columns if there are fewer classes).
-    probabilities: float32 [N, TOP], of these.
-    bins: float64 [3, NUM_BINS], `scoring.calibration_bins` of all; None without labels.
+    probabilities: float32 [N, TOP], theirs.
+    bins: float64 [3, NUM_BINS], `scoring.calibration_bins` of all examples; None without labels.
     """
 
     classes: np.ndarray
@@ -68,7 +70,7 @@ class Answers:
 class ClassScore:
     """One class of a split.
 
-    num_examples: of this class.
+    num_examples: examples that have this class.
     student, teacher: how many of them each calls so.
     lost: how many the teacher calls so and the student does not; `won`: the other way round.
     p_value: how likely two equally good networks differ as much or more (McNemar 1947: the exact sign test, two-sided).
@@ -96,8 +98,8 @@ class Example:
     """An image on which the networks differ: one is right and the other wrong, or without labels any two answers.
 
     truth: None without labels.
-    png: what the student sees, reduced to at most 128 px.
-    student, teacher: (class, probability) of the likeliest three.
+    png: the image as the student sees it, reduced to at most 128 px.
+    student, teacher: their likeliest three classes, each with its probability.
     """
 
     png: bytes
@@ -115,10 +117,10 @@ class Example:
 class Comparison:
     """A student on a split, beside its teacher if it has one.
 
-    num_examples: that could be read.
+    num_examples: how many could be read.
     by_class: in the data's order; () without labels or without a teacher.
-    lost, won: examples that only the teacher, and only the student, gets right, from the classes with most of them.
-    differ: without labels, examples on which they disagree.
+    examples: 'lost' and 'won', which only the teacher, and only the student, gets right, from the classes with most of
+      them; 'differ', on which they disagree, without labels.
     problems: a line about each thing that could not be compared.
     """
 
@@ -127,42 +129,32 @@ class Comparison:
     student: Answers
     teacher: Answers | None
     by_class: tuple[ClassScore, ...]
-    lost: tuple[Example, ...]
-    won: tuple[Example, ...]
-    differ: tuple[Example, ...]
+    examples: dict[str, list[Example]]
     problems: tuple[str, ...]
 
     @property
     def agreement(self) -> float | None:
-        """How often both say the same; None without a teacher."""
+        """Share of the examples of which both say the same; None without a teacher."""
         if self.teacher is None:
             return None
         return float((self.student.classes[:, 0] == self.teacher.classes[:, 0]).mean())
 
 
 def compare(
-    workdir: pathlib.Path, config: Config, split: str | None, data_dir: str | None, num_examples: int, name: str
+    workdir: pathlib.Path, config: Config, split: str | None, data_dir: str | None, most_examples: int, name: str
 ) -> Comparison:
     """Runs a finished run's student and its teacher over a split of the run's data.
 
-    Args:
-      workdir: the run directory.
-      config: its config.
-      split: in TFDS syntax; None: the run's test split, else its validation split.
-      data_dir: where TFDS sets are, if not where the run had them.
-      num_examples: how many images are shown, at most, of each kind.
-      name: of the run, for the progress bar.
-
-    Raises:
-      BigDistillError: there are no data, or no student.
+    The split is by default the run's test split, else its validation split. `name` is for the progress bar. Raises
+    BigDistillError if there are no data, or no student.
     """
-    if data_dir:
-        config = dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
+    config = with_data_dir(config, data_dir)
     split = split or config.evaluated_on.test or config.evaluated_on.validation
     if not split:
         raise ConfigError("it has no test split and no validation split: --split says what to compare on")
     mesh = mesh_for(config)
-    student = _student(workdir, mesh)
+    student = weights.load(workdir)
+    check_weights(workdir, student, read_summary(workdir))
     card = student.architecture.card
     data = open_eval(config, split)
     teacher, problems = None, []
@@ -170,179 +162,129 @@ def compare(
         teacher = teachers.load(config, workdir, mesh, card.class_names)
     except (BigDistillError, OSError) as error:
         problems.append(f"its teacher cannot be asked: {error}")
-    answer = jit_eval(_make_answers, student.architecture, config, mesh)
-    found, label, count = _ask(answer, student.variables, teacher, data, mesh, name)
-    if not count:
+    answer = jit_eval(_make_answer, student.architecture, config, mesh)
+    answers, label = _ask(answer, student.variables, teacher, data, mesh, name)
+    num_examples = len(answers["student"].classes)
+    if not num_examples:
         raise RunError(f"none of the images of {split} can be read")
-    if line := _not_finite("student", found["student"], split):
-        raise RunError(line)
-    if "teacher" in found and (line := _not_finite("teacher", found["teacher"], split)):
-        problems.append(line)
-        del found["teacher"]
+    for who, answered in list(answers.items()):
+        if unknown := int((~np.isfinite(answered.probabilities)).any(axis=-1).sum()):
+            line = f"its {who}'s answers are not finite on {unknown:,} of {num_examples:,} images of {split}"
+            if who == "student":
+                raise RunError(line)
+            problems.append(line)
+            del answers[who]
     if label is None:
         problems.append("its data have no labels: what is right is not known")
-    names = _names(config, card, data)
+    names = list(data.source.class_names or card.class_names or map(str, range(config.num_classes)))
     by_class: tuple[ClassScore, ...] = ()
-    if label is not None and "teacher" in found:
-        student_right, teacher_right = (found[who].classes[:, 0] == label for who in ("student", "teacher"))
-        by_class = class_scores(names, label, student_right, teacher_right)
-    chosen = _chosen(found, label, num_examples)
-    pictures = _pictures(data, card, [row for rows in chosen.values() for row in rows])
-    examples = {
-        kind: tuple(_example(row, pictures[row], label, found, names) for row in rows) for kind, rows in chosen.items()
-    }
+    chosen: dict[str, list[int]] = {"lost": [], "won": [], "differ": []}
+    if "teacher" in answers:
+        mine, taught = (answers[who].classes[:, 0] for who in ("student", "teacher"))
+        choose_of = functools.partial(choose, confidence=answers["student"].probabilities[:, 0], most=most_examples)
+        if label is None:
+            chosen["differ"] = choose_of(mine != taught, taught)
+        else:
+            by_class = class_scores(names, label, mine == label, taught == label)
+            chosen["lost"] = choose_of((taught == label) & (mine != label), label)
+            chosen["won"] = choose_of((mine == label) & (taught != label), label)
+    pictures = _pictures(data, card, sorted(itertools.chain(*chosen.values())))
     return Comparison(
         split=split,
-        num_examples=count,
-        student=found["student"],
-        teacher=found.get("teacher"),
+        num_examples=num_examples,
+        student=answers["student"],
+        teacher=answers.get("teacher"),
         by_class=by_class,
-        lost=examples["lost"],
-        won=examples["won"],
-        differ=examples["differ"],
+        examples={
+            kind: [_example(row, pictures[row], label, answers, names) for row in rows] for kind, rows in chosen.items()
+        },
         problems=tuple(problems),
     )
 
 
-def _student(workdir: pathlib.Path, mesh: Mesh) -> weights.Network:
-    """Raises RunError if the weights are not those of the summary."""
-    student = student_of(workdir, "final", mesh)
-    summary = read_summary(workdir)
-    if summary and weights.sha256(student.variables["params"]) != summary["params_sha256"]:
-        raise RunError(f"{workdir / WEIGHTS_FILE} does not hold the weights that {SUMMARY_FILE} has the hash of")
-    return student
-
-
-def _not_finite(who: str, answers: Answers, split: str) -> str:
-    """A line, if some of the answers are not."""
-    unknown = int((~np.isfinite(answers.probabilities)).any(axis=-1).sum())
-    count = len(answers.probabilities)
-    return f"its {who}'s answers are not finite on {unknown:,} of {count:,} images of {split}" if unknown else ""
-
-
-def _chosen(found: dict[str, Answers], label: np.ndarray | None, most: int) -> dict[str, list[int]]:
-    """The examples to show, by kind: 'lost', 'won' and 'differ', as `Comparison` has them."""
-    chosen: dict[str, list[int]] = {"lost": [], "won": [], "differ": []}
-    if "teacher" not in found:
-        return chosen
-    confidence = found["student"].probabilities[:, 0]
-    ours, theirs = (found[who].classes[:, 0] for who in ("student", "teacher"))
-    if label is None:
-        return chosen | {"differ": choose(ours != theirs, theirs, confidence, most)}
-    lost, won = (theirs == label) & (ours != label), (ours == label) & (theirs != label)
-    return chosen | {"lost": choose(lost, label, confidence, most), "won": choose(won, label, confidence, most)}
-
-
 def _ask(
-    answer: Callable[..., dict[str, _Answered]],
+    answer: Callable[..., _Answered],
     variables: weights.Variables,
     teacher: Teacher | None,
     data: EvalPipeline,
     mesh: Mesh,
     name: str,
-) -> tuple[dict[str, Answers], np.ndarray | None, int]:
-    """({'student': ..., 'teacher': ...}, labels, number) of all examples that can be read; labels are None without."""
-    columns: dict[str, list[np.ndarray]] = {}
-    bins: dict[str, np.ndarray] = {}
+) -> tuple[dict[str, Answers], np.ndarray | None]:
+    """Answers to all examples that can be read, by network ('student', 'teacher'), and their labels if there are."""
+    parts, labels = [], []
     for batch in tqdm.tqdm(data, name, data.num_batches, unit="batch", disable=not sys.stderr.isatty(), leave=False):
         mask = batch["mask"]
-        answers = jax.device_get(answer(variables, teacher, sharding.to_devices(mesh, batch)))
-        for who, (classes, probabilities, calibration) in answers.items():
-            columns.setdefault(f"{who} classes", []).append(classes[mask])
-            columns.setdefault(f"{who} probabilities", []).append(probabilities[mask])
-            if calibration is not None:
-                bins[who] = bins.get(who, 0) + np.asarray(calibration, np.float64)
-        columns.setdefault("label", []).append(batch.get("label", np.full(len(mask), -1))[mask])
-    joined = {key: np.concatenate(parts) for key, parts in columns.items()}
-    found = {
-        who: Answers(joined[f"{who} classes"], joined[f"{who} probabilities"], bins.get(who))
-        for who in ("student", "teacher")
-        if f"{who} classes" in joined
-    }
-    return found, joined["label"] if bins else None, len(joined["label"])
+        answered = jax.device_get(answer(variables, teacher, sharding.to_devices(mesh, batch)))
+        parts.append({who: (classes[mask], probs[mask], bins) for who, (classes, probs, bins) in answered.items()})
+        if "label" in batch:
+            labels.append(batch["label"][mask])
+    answers = {}
+    for who in parts[0]:
+        classes, probabilities, bins = zip(*(part[who] for part in parts), strict=True)
+        summed = np.asarray(bins, np.float64).sum(axis=0) if labels else None
+        answers[who] = Answers(np.concatenate(classes), np.concatenate(probabilities), summed)
+    return answers, np.concatenate(labels) if labels else None
 
 
 def class_scores(
     names: Sequence[str], label: np.ndarray, student_right: np.ndarray, teacher_right: np.ndarray
 ) -> tuple[ClassScore, ...]:
-    """Counts, for each class that has examples, and which differences are more than chance.
-
-    Args:
-      names: of the classes.
-      label: int [N].
-      student_right, teacher_right: bool [N].
-    """
-    sets = (
-        np.ones(len(label), bool),
-        student_right,
-        teacher_right,
-        teacher_right & ~student_right,
-        student_right & ~teacher_right,
-    )
+    """Counts, for each class that has examples, and finds which differences are more than chance; arrays are [N]."""
+    lost, won = teacher_right & ~student_right, student_right & ~teacher_right
+    sets = (slice(None), student_right, teacher_right, lost, won)
     counts = [np.bincount(label[chosen], minlength=len(names)).tolist() for chosen in sets]
-    found = [row for row in zip(names, *counts, strict=True) if row[1]]
-    p_values = [float(binomtest(won, lost + won).pvalue) if lost + won else 1.0 for *_, lost, won in found]
-    adjusted = false_discovery_control(p_values) if found else []
+    rows = [row for row in zip(names, *counts, strict=True) if row[1]]
+    p_values = [float(binomtest(won, lost + won).pvalue) if lost + won else 1.0 for *_, lost, won in rows]
+    adjusted = false_discovery_control(p_values) if rows else []
     return tuple(
         ClassScore(name, num_examples, student, teacher, lost, won, p, bool(q <= _FALSE_DISCOVERIES))
-        for (name, num_examples, student, teacher, lost, won), p, q in zip(found, p_values, adjusted, strict=True)
+        for (name, num_examples, student, teacher, lost, won), p, q in zip(rows, p_values, adjusted, strict=True)
     )
 
 
 def choose(where: np.ndarray, label: np.ndarray, confidence: np.ndarray, most: int) -> list[int]:
-    """Rows to show: the classes with most of them in turn, in each the rows of greatest confidence first.
+    """Chooses at most `most` of the rows of a mask; arrays are [N].
 
-    Args:
-      where: bool [N], the rows to choose from.
-      label: int [N].
-      confidence: float [N].
-      most: how many are chosen.
+    The classes with most of them take turns; in each the rows of greatest confidence come first.
     """
     rows = np.flatnonzero(where)
     by_class = {c: rows[label[rows] == c] for c in np.unique(label[rows])}
     ranked = sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0]))
-    turns = itertools.zip_longest(*(own[np.argsort(-confidence[own], kind="stable")] for _, own in ranked))
+    turns = itertools.zip_longest(*(same[np.argsort(-confidence[same], kind="stable")] for _, same in ranked))
     in_turn = (int(row) for turn in turns for row in turn if row is not None)
     return list(itertools.islice(in_turn, most))
 
 
-def _make_answers(
-    model: Model, card: Card
-) -> Callable[[weights.Variables, Teacher | None, Batch], dict[str, _Answered]]:
-    """(variables, teacher, batch) -> {who: (classes [B, TOP], probabilities [B, TOP], calibration bins or None)}."""
+def _make_answer(model: Model, card: Card) -> Callable[[weights.Variables, Teacher | None, Batch], _Answered]:
+    """The function from variables, teacher and batch to both networks' answers; there are no bins without labels."""
     eval_logits = steps.make_eval_logits(model, card)
 
-    def answered(logits: jax.Array, batch: Batch) -> _Answered:
-        probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), min(TOP, logits.shape[-1]))
-        calibration = scoring.calibration_bins(logits, batch["label"], batch["mask"]) if "label" in batch else None
-        return classes, probabilities, calibration
+    def answer(variables: weights.Variables, teacher: Teacher | None, batch: Batch) -> _Answered:
+        answered: _Answered = {}
+        for who, logits in zip(("student", "teacher"), eval_logits(variables, teacher, batch), strict=True):
+            if logits is not None:
+                probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), min(TOP, logits.shape[-1]))
+                has_labels = "label" in batch
+                bins = scoring.calibration_bins(logits, batch["label"], batch["mask"]) if has_labels else None
+                answered[who] = classes, probabilities, bins
+        return answered
 
-    def answers(variables: weights.Variables, teacher: Teacher | None, batch: Batch) -> dict[str, _Answered]:
-        logits = dict(zip(("student", "teacher"), eval_logits(variables, teacher, batch), strict=True))
-        return {who: answered(own, batch) for who, own in logits.items() if own is not None}
-
-    return answers
-
-
-def _names(config: Config, card: Card, data: EvalPipeline) -> list[str]:
-    """Of the classes: the data's, or the network's, or their numbers."""
-    return list(data.class_names or card.class_names or map(str, range(config.num_classes)))
+    return answer
 
 
 def _pictures(data: EvalPipeline, card: Card, rows: Sequence[int]) -> dict[int, bytes]:
-    """What the student sees, by row among the readable examples, as PNG."""
+    """The images as the student sees them, by row among the readable examples, as PNG."""
     pictures: dict[int, bytes] = {}
-    wanted, start = sorted(set(rows)), 0
-    as_seen = dataclasses.replace(card, mean=(0.0,), std=(1.0,))
-    for batch in data if wanted else ():
+    start, as_seen = 0, dataclasses.replace(card, mean=(0.0,), std=(1.0,))
+    for batch in data if rows else ():
         pixels = batch["pixels"][batch["mask"]]
-        own = [row - start for row in wanted if start <= row < start + len(pixels)]
-        if own:
-            seen = np.asarray(for_network(to_unit(jnp.asarray(pixels[own])), as_seen))
+        here = [row for row in rows if start <= row < start + len(pixels)]
+        if here:
+            seen = np.asarray(for_network(to_unit(jnp.asarray(pixels[np.subtract(here, start)])), as_seen))
             values = np.rint(255 * seen).clip(0, 255).astype(np.uint8)
-            pictures |= {start + row: _png(image) for row, image in zip(own, values, strict=True)}
+            pictures |= dict(zip(here, map(_png, values), strict=True))
         start += len(pixels)
-        if len(pictures) == len(wanted):
+        if len(pictures) == len(rows):
             break
     return pictures
 
@@ -356,10 +298,10 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _example(
-    row: int, png: bytes, label: np.ndarray | None, found: dict[str, Answers], names: Sequence[str]
+    row: int, png: bytes, label: np.ndarray | None, answers: dict[str, Answers], names: Sequence[str]
 ) -> Example:
-    tops = [
-        tuple((names[c], float(p)) for c, p in zip(own.classes[row], own.probabilities[row], strict=True))
-        for own in (found["student"], found["teacher"])
-    ]
-    return Example(png, None if label is None else names[label[row]], tops[0], tops[1])
+    student, teacher = (
+        tuple((names[c], float(p)) for c, p in zip(answered.classes[row], answered.probabilities[row], strict=True))
+        for answered in (answers["student"], answers["teacher"])
+    )
+    return Example(png, None if label is None else names[label[row]], student, teacher)

@@ -1,4 +1,4 @@
-"""What a run directory holds, what of it verifies, and what the same command would do with it."""
+"""Finds out what a run directory holds, what of it verifies, and what the same command would do with it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from big_distill import weights
 from big_distill.config import Config, fingerprint
-from big_distill.errors import BigDistillError, RunError
-from big_distill.export import executable
-from big_distill.export.formats import EXECUTABLE_SUFFIXES
-from big_distill.run_dir import checkpoints, layout
+from big_distill.errors import RunError
+from big_distill.export.formats import EXECUTABLE_SUFFIXES, read_card
+from big_distill.reporting.records import attempt, check_weights
+from big_distill.run_dir import checkpoints, layout, lock
 from big_distill.run_dir.metrics import METRICS_FILE, read_metrics
 from big_distill.weights import container
 
 _FORMS = {
     layout.PREFLIGHT_FILE: {"key": str, "teacher": str, "teachers": [dict]},
-    layout.CALIBRATION_FILE: {"teacher": str, "ranges": [dict]},
+    layout.ACTIVATION_RANGES_FILE: {"teacher": str, "ranges": [dict]},
     layout.RESUMES_FILE: [int],
     layout.ENVIRONMENT_FILE: layout.SESSIONS,
     layout.SENSITIVITY_FILE: dict,
@@ -34,7 +34,7 @@ class Finding:
     """A file or a checkpoint.
 
     name: within the run directory.
-    detail: what it is, or what is wrong with it.
+    detail: says what it is, or what is wrong with it.
     verified: whether it can be read and is what its checksum, if there is one, says.
     """
 
@@ -47,12 +47,12 @@ class Finding:
 class Diagnosis:
     """A run directory.
 
-    status: as `workdir.status` has it.
-    step: what a resume would go on from, 0 for the beginning.
-    total_steps: of the run, None if its config is not there.
-    findings: of all that it holds.
-    outlook: what the same command would do, as a sentence.
-    inner: its teacher's and its first stage's.
+    status: that of `layout.status`.
+    step: the step that a resume would go on from, 0 for the beginning.
+    total_steps: the length of the run, None if its config is not there.
+    findings: all that it holds.
+    outlook: what the same command would do, as the end of a sentence.
+    inner: the diagnoses of its teacher and its first stage.
     """
 
     workdir: pathlib.Path
@@ -65,32 +65,28 @@ class Diagnosis:
 
     @property
     def verified(self) -> bool:
-        """Whether all that was found did."""
+        """Whether all that it and the runs inside it hold verifies."""
         return all(finding.verified for finding in self.findings) and all(run.verified for run in self.inner)
 
 
 def examine(workdir: pathlib.Path) -> Diagnosis:
-    """Reads a run directory; changes nothing in it and opens no data.
-
-    Raises:
-      RunError: it is none.
-    """
+    """Examines a run directory; changes nothing in it and opens no data. Raises RunError if it is none."""
     known = (layout.CONFIG_FILE, layout.CHECKPOINTS_DIR, layout.TEACHER_DIR, layout.INIT_DIR)
     if not workdir.is_dir() or not any((workdir / name).exists() for name in known):
         raise RunError(f"{workdir} is not a run directory: it has none of {', '.join(known)}")
     directories = (workdir / name for name in (layout.TEACHER_DIR, layout.INIT_DIR))
     inner = tuple(examine(directory) for directory in directories if directory.is_dir())
     findings, values = [], {}
-    for name, read, describe in (
+    for name, reader, describe in (
         (layout.CONFIG_FILE, layout.read_config, lambda config: f"fingerprint {fingerprint(config)}"),
-        (layout.ARCHITECTURE_FILE, weights.read_architecture, lambda student: f"{student.model.name}"),
+        (layout.ARCHITECTURE_FILE, weights.read_architecture, lambda student: student.model.name),
         (METRICS_FILE, read_metrics, _metrics_in_words),
         (layout.SUMMARY_FILE, layout.read_summary, _summary_in_words),
     ):
         if (workdir / name).exists():
-            finding, values[name] = _read(name, functools.partial(read, workdir), describe)
-            findings.append(finding)
-    holder = layout.holder(workdir)
+            values[name], damage = attempt(workdir / name, functools.partial(reader, workdir))
+            findings.append(Finding(name, damage or describe(values[name]), verified=damage is None))
+    holder = lock.holder(workdir)
     saved = checkpoints.verify(workdir)
     if holder and any(saved.values()):
         time.sleep(1)  # what looked damaged was perhaps being removed: a live run keeps its newest checkpoints alone
@@ -117,7 +113,7 @@ def examine(workdir: pathlib.Path) -> Diagnosis:
         outlook = f"begins at step 0{first}"
     return Diagnosis(
         workdir=workdir,
-        status=layout.status(held=bool(holder), finished=finished, begun=bool(saved)),
+        status=lock.status(held=bool(holder), finished=finished, begun=bool(saved)),
         step=step,
         total_steps=config.total_steps if config else None,
         findings=tuple(findings),
@@ -127,7 +123,7 @@ def examine(workdir: pathlib.Path) -> Diagnosis:
 
 
 def _refusal(workdir: pathlib.Path, saved: dict[int, str | None], damaged: dict[str, str]) -> str | None:
-    """Why a resume would not begin, in the order in which it looks at things."""
+    """The reason why a resume would not begin, None if it would; in the order in which it looks at things."""
     begun = bool(saved) or (workdir / layout.SUMMARY_FILE).exists()
     if begun and not (workdir / layout.CONFIG_FILE).exists():
         return f"it has no {layout.CONFIG_FILE}"
@@ -137,15 +133,6 @@ def _refusal(workdir: pathlib.Path, saved: dict[int, str | None], damaged: dict[
     if saved and all(saved.values()):
         return "every checkpoint is damaged"
     return next((damaged[name] for name in _NEEDED if saved and name in damaged), None)
-
-
-def _read(name: str, read: Callable[[], Any], describe: Callable[[Any], str]) -> tuple[Finding, Any]:
-    """What a reader makes of a file, and its value, None if it is damaged."""
-    try:
-        value = read()
-    except BigDistillError as error:
-        return Finding(name, str(error), verified=False), None
-    return Finding(name, describe(value)), value
 
 
 def _checkpoint_findings(workdir: pathlib.Path, saved: dict[int, str | None], holder: str | None) -> Iterator[Finding]:
@@ -160,25 +147,28 @@ def _checkpoint_findings(workdir: pathlib.Path, saved: dict[int, str | None], ho
 
 
 def _other_findings(workdir: pathlib.Path, summary: Any) -> Iterator[Finding]:
-    def loads(path: pathlib.Path) -> str:
+    def loaded(path: pathlib.Path) -> str:
         network = weights.load(path)
         if path.name == layout.WEIGHTS_FILE and summary:
-            if weights.sha256(network.variables["params"]) != summary["params_sha256"]:
-                raise RunError(f"{path} does not hold the weights that {layout.SUMMARY_FILE} has the hash of")
+            check_weights(workdir, network, summary)
             return "the weights of the summary's hash"
         return f"{weights.num_params(network.variables['params']):,} parameters"
 
     def checked(path: pathlib.Path) -> str:
-        executable.check(path)
+        read_card(path)
         return "checksum right"
 
-    for name, form in _FORMS.items():
-        if (workdir / name).exists():
-            yield _read(name, functools.partial(layout.read_json, workdir / name, form), lambda _: "readable")[0]
+    def readable(path: pathlib.Path) -> str:
+        layout.read_json(path, _FORMS[path.name])
+        return "readable"
+
+    readers = [(workdir / name, readable) for name in _FORMS if (workdir / name).exists()]
     for suffix in (".npz", ".safetensors", container.SUFFIX, *EXECUTABLE_SUFFIXES):
-        for path in sorted(workdir.glob(f"*{suffix}")):
-            read = checked if suffix in EXECUTABLE_SUFFIXES else loads
-            yield _read(path.name, functools.partial(read, path), str)[0]
+        reader = checked if suffix in EXECUTABLE_SUFFIXES else loaded
+        readers += [(path, reader) for path in sorted(workdir.glob(f"*{suffix}"))]
+    for path, reader in readers:
+        detail, damage = attempt(path, functools.partial(reader, path))
+        yield Finding(path.name, damage or detail, verified=damage is None)
     for path in sorted(workdir.glob("nonfinite_step_*.json")):
         yield Finding(path.name, "examples of a step whose loss or gradient was not finite")
 

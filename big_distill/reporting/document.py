@@ -1,4 +1,4 @@
-"""What a page says, as plain values: report.json.
+"""The values that a page says, as JSON has them: report.json.
 
 Rates are fractions, times are seconds unless a key says `_ms`, what is not known is null. The keys:
 
@@ -15,12 +15,12 @@ Rates are fractions, times are seconds unless a key says `_ms`, what is not know
   bin of confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`,
   `student` and `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
   `difference` of the accuracies; `p_value` and `significant`, see `comparison.ClassScore`), `agreement`, `examples`
-  (`lost`, `won`, and without labels `differ`, where they disagree: `truth`, null without labels, and [class,
-  probability] of each network's likeliest three).
+  (`lost`, `won`, and without labels `differ`, where they disagree: `truth`, null without labels, and each network's
+  likeliest three as [class, probability]).
 * `sweep`: `field` (null where no number joins points: means over seeds), `along` (numbers that go with it in these
   runs), `implied` (fields that differ from line to line, too, and that those in the labels tell), `repeated`
   (directories left out, whose fields and seeds another run has), and `lines`: `label`, and `points`: `x`,
-  `num_runs`: of how many seeds, `accuracy` and `agreement` (`mean`, `least` and `most` of the `num_runs` in which it
+  `num_runs`: how many seeds, `accuracy` and `agreement` (`mean`, `least` and `most` of the `num_runs` in which it
   was measured; null if it was in none).
 * `packed`: for each data set and split `dataset`, `split`, `files` (the rows of pack.json with `number`, `run`,
   `file`: the name in `path`, `on_bytes_front`, `on_latency_front`: among the files measured on the same `machine`)
@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -40,20 +39,19 @@ from typing import Any
 import numpy as np
 
 import big_distill
-from big_distill.config import Config, leaves, to_dict
+from big_distill.config import Config, fingerprint, leaves, to_dict
 from big_distill.errors import printable
-from big_distill.reporting import pareto
-from big_distill.reporting.comparison import Answers, Comparison, Example
+from big_distill.reporting.comparison import Answers, Comparison
 from big_distill.reporting.fields import epochs_of
-from big_distill.reporting.records import SPEED, Record, architecture, drawn_metrics, finite, runs_of, thinned
+from big_distill.reporting.records import SPEED, Record, architecture, drawn_metrics, known, runs_of, thinned
 from big_distill.reporting.sweep import Sweep
 
 _MARK = "big_distill_report"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A run directory with its name on the page, and what was found by running it.
+class ReportedRun:
+    """A run directory with its name on the page, and its student beside its teacher.
 
     notes: a line about each thing that there was not to compare.
     warnings: a line about each thing that could not be compared, or is not what the run says.
@@ -66,66 +64,50 @@ class Run:
     warnings: Sequence[str] = ()
 
 
-def document(runs: Sequence[Run], sweep: Sweep | None) -> dict[str, Any]:
+def document(runs: Sequence[ReportedRun], sweep: Sweep | None) -> dict[str, Any]:
     """All that a page says."""
-    values = {
-        _MARK: 1,
-        "big_distill": big_distill.__version__,
-        "runs": [_run(run) for run in runs],
-        "sweep": sweep and _sweep(sweep),
-        "packed": _packed(runs),
-    }
-    return _plain(values)
+    return known(
+        {
+            _MARK: 1,
+            "big_distill": big_distill.__version__,
+            "runs": [_run(run) for run in runs],
+            "sweep": sweep and _sweep(sweep),
+            "packed": _packed(runs),
+        }
+    )
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it: what is not finite, in a damaged file, is not known."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: ReportedRun) -> dict[str, Any]:
     record = run.record
-    config, summary = record.config, record.summary or {}
-    teacher = record.teacher_scores
-    last = None if record.summary else record.last_accuracy
-    student = {
-        "accuracy": record.score("accuracy"),
-        "num_params": summary.get("student", {}).get("num_params"),
-        "last": last and dict(zip(("accuracy", "step", "split"), last, strict=True)),
-    }
+    config, summary, teacher = record.config, record.summary or {}, record.teacher_scores or {}
     return {
         "name": run.name,
         "workdir": str(record.workdir),
         "status": record.status,
         "step": summary.get("steps", record.step),
         "total_steps": config.total_steps if config else None,
-        "problems": list(record.problems),
-        "notes": list(run.notes),
-        "warnings": list(run.warnings),
+        "problems": record.problems,
+        "notes": run.notes,
+        "warnings": run.warnings,
         "packed": record.packed is not None if record.summary else None,
-        "student": {"model": architecture(config.student) if config else None, **student},
-        "teacher": (
-            {
-                "model": record.teacher_model,
-                "accuracy": finite(teacher["accuracy"]) if teacher else None,
-                "num_params": teacher["num_params"] if teacher else None,
-            }
-            if record.teacher_model or teacher
-            else None
-        ),
+        "student": {
+            "model": architecture(config.student) if config else None,
+            "accuracy": record.score("accuracy"),
+            "num_params": summary["student"]["num_params"] if summary else None,
+            "last": None if record.summary else record.last_accuracy,
+        },
+        "teacher": {"model": record.teacher_model, **{key: teacher.get(key) for key in ("accuracy", "num_params")}}
+        if record.teacher_model or teacher
+        else None,
         "agreement": record.score("agreement"),
         "kl": record.score("kl"),
         "epochs": epochs_of(config) if config else None,
-        "images_per_second": finite(summary.get("images_per_second")),
-        "wall_seconds": finite(summary.get("wall_seconds")),
-        "fingerprint": record.fingerprint,
-        "changed": changed(config) if config else {},
+        "images_per_second": summary.get("images_per_second"),
+        "wall_seconds": summary.get("wall_seconds"),
+        "fingerprint": fingerprint(config) if config else None,
+        "changed": _changed(config) if config else {},
         "config": to_dict(config) if config else None,
-        "sessions": list(record.sessions),
+        "sessions": record.sessions,
         "curves": {who: _curves(inner) for who, inner in runs_of(record)},
         "throughput": {
             who: _throughput(inner, speeds) for who, inner in runs_of(record) if len(speeds := inner.series(SPEED)[1])
@@ -134,98 +116,77 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def changed(config: Config) -> dict[str, Any]:
+def _changed(config: Config) -> dict[str, Any]:
     """The fields that have not the schema's defaults, by dotted name."""
-    found = {
+    fields = {
         name: value
         for kind in ("maths", "numerics", "cosmetic")
         for name, value, default in leaves(config, kind)
         if value != default
     }
-    return {"total_epochs": config.total_epochs, **found} if config.total_epochs else found
+    return {"total_epochs": config.total_epochs, **fields} if config.total_epochs else fields
 
 
 def _curves(record: Record) -> dict[str, Any]:
-    found = {}
+    curves = {}
     for name in drawn_metrics(record):
         steps, values = thinned(*record.series(name))
-        found[name] = {"steps": steps.astype(int).tolist(), "values": values.tolist()}
-    return found
+        curves[name] = {"steps": steps.astype(int).tolist(), "values": values.tolist()}
+    return curves
 
 
 def _throughput(record: Record, speeds: np.ndarray) -> dict[str, Any]:
     summary = record.summary or {}
-    whole = {name: finite(summary.get(name)) for name in ("images_per_second", "wall_seconds")}
+    whole = {name: summary.get(name) for name in ("images_per_second", "wall_seconds")}
     return {"median_images_per_second": float(np.median(speeds)), **whole}
 
 
-def _comparison(found: Comparison) -> dict[str, Any]:
+def _comparison(comparison: Comparison) -> dict[str, Any]:
     return {
-        "split": found.split,
-        "num_examples": found.num_examples,
-        "student": _answers(found.student),
-        "teacher": found.teacher and _answers(found.teacher),
-        "classes": [{**dataclasses.asdict(score), "difference": score.difference} for score in found.by_class],
-        "agreement": found.agreement,
+        "split": comparison.split,
+        "num_examples": comparison.num_examples,
+        "student": _answers(comparison.student),
+        "teacher": comparison.teacher and _answers(comparison.teacher),
+        "classes": [{**dataclasses.asdict(score), "difference": score.difference} for score in comparison.by_class],
+        "agreement": comparison.agreement,
         "examples": {
-            kind: [_example(e) for e in examples]
-            for kind, examples in (("lost", found.lost), ("won", found.won), ("differ", found.differ))
+            kind: [{"truth": e.truth, "student": e.student, "teacher": e.teacher} for e in examples]
+            for kind, examples in comparison.examples.items()
         },
     }
 
 
 def _answers(answers: Answers) -> dict[str, Any]:
-    if answers.bins is None:
-        return {"accuracy": None, "confidence": answers.confidence, "ece": None, "bins": None}
-    confidence, correct, count = answers.bins
-    bins = [
-        {"confidence": c / n, "accuracy": r / n, "count": int(n)}
-        if n
-        else {"confidence": None, "accuracy": None, "count": 0}
-        for c, r, n in zip(confidence.tolist(), correct.tolist(), count.tolist(), strict=True)
-    ]
-    return {
-        "accuracy": answers.accuracy,
-        "confidence": answers.confidence,
-        "ece": answers.ece,
-        "bins": bins,
-    }
-
-
-def _example(example: Example) -> dict[str, Any]:
-    return {"truth": example.truth, "student": example.student, "teacher": example.teacher}
+    bins = None
+    if answers.bins is not None:
+        bins = [
+            {"confidence": c / n if n else None, "accuracy": r / n if n else None, "count": int(n)}
+            for c, r, n in zip(*answers.bins.tolist(), strict=True)
+        ]
+    return {"accuracy": answers.accuracy, "confidence": answers.confidence, "ece": answers.ece, "bins": bins}
 
 
 def _sweep(sweep: Sweep) -> dict[str, Any]:
-    lines = [{"label": k, "points": [dataclasses.asdict(p) for p in points]} for k, points in sweep.lines.items()]
-    return {
-        "field": sweep.field,
-        "along": sweep.along,
-        "implied": sweep.implied,
-        "repeated": sweep.repeated,
-        "lines": lines,
-    }
+    values = dataclasses.asdict(sweep)
+    return {**values, "lines": [{"label": label, "points": points} for label, points in values["lines"].items()]}
 
 
-def _packed(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What may be compared: files of the same data set and split."""
-    inside = [
-        Run(run.name if own is run.record else f"{run.name}, {who}", own, None)
-        for run in runs
-        for who, own in runs_of(run.record)
-    ]
-    groups: dict[tuple[str, str], list[tuple[Run, dict[str, Any]]]] = {}
-    for run in inside:
-        for row in run.record.packed or ():
-            groups.setdefault((_dataset(run.record.config), row["split"]), []).append((run, row))
-    short = {dataset: _short(dataset) for dataset, _ in groups}
+def _packed(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """Groups of files that may be compared: those of one data set and split."""
+    groups: dict[tuple[str, str], list[tuple[ReportedRun, dict[str, Any]]]] = {}
+    for run in runs:
+        for who, record in runs_of(run.record):
+            owner = ReportedRun(run.name if record is run.record else f"{run.name}, {who}", record)
+            for row in record.packed or ():
+                groups.setdefault((_dataset(record.config), row["split"]), []).append((owner, row))
+    short = {name: pathlib.PurePath(name).name if os.path.isabs(name) else name for name, _ in groups}
     names = list(short.values())
     return [
         {
             "dataset": short[dataset] if names.count(short[dataset]) == 1 else dataset,
             "split": split,
             "files": _files(rows),
-            "teachers": _teachers({run.name: run for run, _ in rows}.values(), split),
+            "teachers": _teachers({owner.name: owner for owner, _ in rows}.values(), split),
         }
         for (dataset, split), rows in groups.items()
     ]
@@ -238,27 +199,19 @@ def _dataset(config: Config | None) -> str:
     return printable(os.path.realpath(source.path) if source.name == "folder" and source.path else source.name)
 
 
-def _short(dataset: str) -> str:
-    """A directory's name instead of its path."""
-    return pathlib.PurePath(dataset).name if os.path.isabs(dataset) else dataset
-
-
-def _files(rows: Sequence[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
+def _files(rows: Sequence[tuple[ReportedRun, dict[str, Any]]]) -> list[dict[str, Any]]:
     files = [
         {
             **row,
-            "machine": printable(machine) if isinstance(machine := row.get("machine"), str) else None,
-            "format": printable(row["format"]),
-            "precision": row["precision"] and printable(row["precision"]),
+            "machine": row.get("machine"),  # which files of before lack
             "number": number,
-            "run": run.name,
-            "accuracy": finite(row["accuracy"]),
-            "file": printable(pathlib.PurePath(row["path"]).name),
+            "run": owner.name,
+            "file": pathlib.PurePath(row["path"]).name,
         }
-        for number, (run, row) in enumerate(rows, 1)
+        for number, (owner, row) in enumerate(rows, 1)
     ]
-    on_bytes = _front(files, "bytes")
-    on_latency = {number for same in by_machine(files).values() for number in _front(same, "latency_ms")}
+    on_bytes = front(files, "bytes")
+    on_latency = {number for same in by_machine(files).values() for number in front(same, "latency_ms")}
     for file in files:
         file["on_bytes_front"] = file["number"] in on_bytes
         file["on_latency_front"] = file["number"] in on_latency
@@ -274,27 +227,30 @@ def by_machine(files: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]
     return groups
 
 
-def _front(files: Sequence[dict[str, Any]], cost: str) -> set[int]:
-    """The numbers of those of which no other is both cheaper and better."""
-    measured = [file for file in files if file["accuracy"] is not None]
-    best = pareto.front([file[cost] for file in measured], [file["accuracy"] for file in measured])
-    return {file["number"] for file, is_best in zip(measured, best, strict=True) if is_best}
+def front(files: Sequence[dict[str, Any]], cost: str) -> set[int]:
+    """The numbers of the files of which no other costs no more and is no worse, one of them strictly."""
+    measured = [(file["number"], file[cost], file["accuracy"]) for file in files if file["accuracy"] is not None]
+
+    def is_beaten(cost: float, accuracy: float) -> bool:
+        return any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for _, c, a in measured)
+
+    return {number for number, cost, accuracy in measured if not is_beaten(cost, accuracy)}
 
 
-def _teachers(runs: Iterable[Run], split: str) -> list[dict[str, Any]]:
-    """Those whose accuracy on this split is known: it is their students' test split."""
-    found: dict[tuple[float, int], list[str]] = {}
+def _teachers(runs: Iterable[ReportedRun], split: str) -> list[dict[str, Any]]:
+    """The teachers whose accuracy on this split is known: it is their students' test split."""
+    names: dict[tuple[float, int], list[str]] = {}
     for run in runs:
         config, teacher = run.record.config, run.record.teacher_scores
-        if config and teacher and config.evaluated_on.test == split and finite(teacher["accuracy"]) is not None:
-            found.setdefault((teacher["accuracy"], teacher["num_params"]), []).append(run.name)
+        if config and teacher and config.evaluated_on.test == split and teacher["accuracy"] is not None:
+            names.setdefault((teacher["accuracy"], teacher["num_params"]), []).append(run.name)
     return [
         {
-            "name": "teacher" if len(found) == 1 else f"teacher of {', '.join(names)}",
+            "name": "teacher" if len(names) == 1 else f"teacher of {', '.join(students)}",
             "accuracy": accuracy,
             "bytes": 4 * num_params,
         }
-        for (accuracy, num_params), names in found.items()
+        for (accuracy, num_params), students in names.items()
     ]
 
 

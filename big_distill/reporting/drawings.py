@@ -1,4 +1,4 @@
-"""Which figures a page has: of runs together, of each run, of a sweep and of packed files."""
+"""The figures that a page has: of runs together, of each run, of a sweep and of packed files."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ import numpy as np
 import tqdm
 
 from big_distill.reporting import document, figures
-from big_distill.reporting.document import Run
+from big_distill.reporting.document import ReportedRun
 from big_distill.reporting.figures import Drawing, Line
-from big_distill.reporting.records import LOSS, SPEED, Record, drawn_metrics, finite, runs_of
+from big_distill.reporting.records import LOSS, SPEED, Record, drawn_metrics, runs_of
 from big_distill.reporting.sweep import Sweep
 
 _MOST_LABELS = 7
 _MOST_LINES = 10
-_STROKES = {"test": 0, "validation": 1, "training batches": 2}
+_LABELS = {
+    "accuracy": "accuracy, %",
+    "kl": "KL(teacher || student), nats",
+    "agreement": "agreement with the teacher, %",
+    "loss": "loss",
+}
+_STROKES: dict[str, dict[str, Any]] = {  # tell curves of one colour apart
+    "validation": {"linestyle": "--"},
+    "training batches": {"linestyle": "-", "alpha": 0.65, "linewidth": 0.9},
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class RunDrawings:
-    """The figures of one run; reliability by network, 'student' and 'teacher'."""
+    """The figures of one run; those of reliability by network, 'student' and 'teacher'."""
 
     curves: list[Drawing]
     throughput: list[Drawing]
@@ -37,8 +46,8 @@ class Drawings:
 
     sweep: accuracy and agreement against a field.
     together: the students of several runs.
-    runs: of each run.
-    packed: of each group of files.
+    runs: the figures of each run.
+    packed: the figures of each group of files.
     singly: whether each run's own curves were drawn, even if it has none.
     """
 
@@ -49,82 +58,71 @@ class Drawings:
     singly: bool
 
     def all(self) -> Iterator[Drawing]:
-        """Every one."""
+        """Yields every figure."""
         yield from itertools.chain(self.sweep, self.together, *self.packed)
         for run in self.runs:
             yield from itertools.chain(run.curves, run.throughput, run.reliability.values())
 
 
-def draw(runs: Sequence[Run], sweep: Sweep | None, packed: Sequence[dict[str, Any]], singly: bool) -> Drawings:
-    """The figures.
+def draw(runs: Sequence[ReportedRun], sweep: Sweep | None, packed: Sequence[dict[str, Any]], singly: bool) -> Drawings:
+    """Draws the figures of a page: of runs, in its order, and of the groups of files from `document.document`.
 
-    Args:
-      runs: in the order of the page.
-      sweep: what they make together.
-      packed: the groups of files of `document.document`.
-      singly: whether each run's own curves are drawn.
+    `singly` says whether each run's own curves are drawn.
     """
     numbered = enumerate(tqdm.tqdm(runs, "figures", unit="run", disable=not sys.stderr.isatty()), 1)
     return Drawings(
         sweep=[figure for score in ("accuracy", "agreement") if sweep and (figure := figures.swept(sweep, score))],
         together=_together(runs),
-        runs=[_of_run(index, run, singly) for index, run in numbered],
+        runs=[
+            RunDrawings(
+                curves=_curves(index, run) if singly else [],
+                throughput=_throughput(index, run) if singly else [],
+                reliability=_reliability(index, run),
+            )
+            for index, run in numbered
+        ],
         packed=[_tradeoffs(index, group) for index, group in enumerate(packed, 1)],
         singly=singly,
     )
 
 
-def _of_run(index: int, run: Run, singly: bool) -> RunDrawings:
-    return RunDrawings(
-        curves=_curves(index, run) if singly else [],
-        throughput=_throughput(index, run) if singly else [],
-        reliability=_reliability(index, run),
-    )
-
-
-def _together(runs: Sequence[Run]) -> list[Drawing]:
+def _together(runs: Sequence[ReportedRun]) -> list[Drawing]:
     """The students of several runs on one split, the test split if they have it, where a figure can tell them apart."""
-    found = []
-    for metric, label in (("accuracy", "accuracy, %"), ("kl", "KL(teacher || student), nats")):
+    drawings = []
+    for metric in ("accuracy", "kl"):
+        label = _LABELS[metric]
         for split in ("test", "validation"):
             series = [(run.name, *run.record.series(f"eval/{split}/{metric}")) for run in runs]
-            logged = [(name, steps, values) for name, steps, values in series if len(steps)]
-            lines = [Line(name, steps, values, colour) for colour, (name, steps, values) in enumerate(logged)]
+            logged = [one for one in series if len(one[1])]
+            lines = [Line(*one, colour) for colour, one in enumerate(logged)]
             if 1 < len(lines) <= _MOST_LINES and max(len(line.x) for line in lines) > 1:
                 title, name = f"all runs, {split} split: {label}", f"together_{metric}"
-                found.append(figures.curves(name, title, f"{split}: {label}", lines, percent=metric == "accuracy"))
+                drawings.append(figures.curves(name, title, f"{split}: {label}", lines, percent=metric == "accuracy"))
                 break
-    return found
+    return drawings
 
 
-def _curves(index: int, run: Run) -> list[Drawing]:
-    """Of a run and those inside it: accuracy, KL, agreement and loss against steps."""
+def _curves(index: int, run: ReportedRun) -> list[Drawing]:
+    """Accuracy, KL, agreement and loss against steps, of a run and those inside it."""
     logged = [
-        (name, _curve(colour, who, own, name))
-        for colour, (who, own) in enumerate(runs_of(run.record))
-        for name in drawn_metrics(own)
+        (name, _curve(colour, who, record, name))
+        for colour, (who, record) in enumerate(runs_of(run.record))
+        for name in drawn_metrics(record)
     ]
-    teacher = run.record.teacher_scores or {}
-    found = []
-    for figure, label in (
-        ("accuracy", "accuracy, %"),
-        ("kl", "KL(teacher || student), nats"),
-        ("agreement", "agreement with the teacher, %"),
-        ("loss", "loss"),
-    ):
-        lines = [line for name, line in logged if name.endswith(f"/{figure}") and len(line.x)]
-        if lines:
-            drawing = figures.curves(
-                f"run{index}_{figure}",
-                f"{run.name}: {label} against steps",
-                label,
-                lines,
-                percent=figure in ("accuracy", "agreement"),
-                reference=finite(teacher.get("accuracy")) if figure == "accuracy" else None,
-                steps=np.concatenate([line.x for _, line in logged]),
-            )
-            found.append(drawing)
-    return found
+    reference = (run.record.teacher_scores or {}).get("accuracy")
+    return [
+        figures.curves(
+            f"run{index}_{figure}",
+            f"{run.name}: {label} against steps",
+            label,
+            lines,
+            percent=figure in ("accuracy", "agreement"),
+            reference=reference if figure == "accuracy" else None,
+            steps=np.concatenate([line.x for _, line in logged]),
+        )
+        for figure, label in _LABELS.items()
+        if (lines := [line for name, line in logged if name.endswith(f"/{figure}") and len(line.x)])
+    ]
 
 
 def _curve(colour: int, who: str, record: Record, name: str) -> Line:
@@ -134,48 +132,44 @@ def _curve(colour: int, who: str, record: Record, name: str) -> Line:
     else:
         what = "training batches" if name.startswith("train/") else name.split("/")[1]
     steps, values = record.series(name)
-    return Line(f"{who}, {what}", steps, values, colour, 0 if name == LOSS else _STROKES.get(what, 0))
+    return Line(f"{who}, {what}", steps, values, colour, _STROKES.get(what, {}))
 
 
-def _throughput(index: int, run: Run) -> list[Drawing]:
-    lines = [Line(who, *own.series(SPEED), colour) for colour, (who, own) in enumerate(runs_of(run.record))]
+def _throughput(index: int, run: ReportedRun) -> list[Drawing]:
+    lines = [Line(who, *record.series(SPEED), colour) for colour, (who, record) in enumerate(runs_of(run.record))]
     lines = [line for line in lines if len(line.x)]
     title = f"{run.name}: images a second against steps"
     return [figures.curves(f"run{index}_speed", title, "images/s", lines, percent=False)] if lines else []
 
 
-def _reliability(index: int, run: Run) -> dict[str, Drawing]:
+def _reliability(index: int, run: ReportedRun) -> dict[str, Drawing]:
     if run.comparison is None:
         return {}
-    networks = (("student", run.comparison.student), ("teacher", run.comparison.teacher))
+    networks = {"student": run.comparison.student, "teacher": run.comparison.teacher}
     return {
         who: figures.reliability(
-            f"run{index}_reliability_{who}", f"{run.name}: {who}, accuracy against confidence", answers
+            f"run{index}_reliability_{who}", f"{run.name}: {who}, accuracy against confidence", answers.bins
         )
-        for who, answers in networks
+        for who, answers in networks.items()
         if answers is not None and answers.bins is not None
     }
 
 
 def _tradeoffs(index: int, group: dict[str, Any]) -> list[Drawing]:
-    files = [file for file in group["files"] if file["accuracy"] is not None]
-    if not files:
+    measured = [file for file in group["files"] if file["accuracy"] is not None]
+    if not measured:
         return []
-    runs = {file["run"] for file in files}
-    by_run = 1 < len(runs) <= _MOST_LABELS
-
-    def label(file: dict[str, Any]) -> str:
-        return file["run"] if by_run else " ".join(filter(None, (file["format"], file["precision"])))
-
-    title = f"of packed files, {group['dataset']} {group['split']}"
-    dots = [figures.Dot(label(f), f["number"], f["bytes"], f["accuracy"], f["on_bytes_front"]) for f in files]
-    teachers = [(t["name"], t["bytes"], t["accuracy"]) for t in group["teachers"]]
-    found = [figures.tradeoff(f"packed{index}_bytes", f"accuracy against bytes {title}", "bytes", dots, teachers)]
+    by_run = 1 < len({file["run"] for file in measured}) <= _MOST_LABELS
+    files = [
+        {**f, "label": f["run"] if by_run else " ".join(filter(None, (f["format"], f["precision"])))} for f in measured
+    ]
+    title, teachers = f"of packed files, {group['dataset']} {group['split']}", group["teachers"]
+    name, shown = f"packed{index}_bytes", f"accuracy against bytes {title}"
+    drawings = [figures.tradeoff(name, shown, "bytes", "bytes", files, teachers)]
     machines = document.by_machine(files)
     for number, (machine, same) in enumerate(machines.items(), 1):
         which, where = (f"{number}", f", {machine}") if len(machines) > 1 else ("", "")
-        dots = [figures.Dot(label(f), f["number"], f["latency_ms"], f["accuracy"], f["on_latency_front"]) for f in same]
-        name, axis = f"packed{index}_latency{which}", f"ms an image, one at a time{where}"
-        unknown = [(name, None, accuracy) for name, _, accuracy in teachers]
-        found.append(figures.tradeoff(name, f"accuracy against latency {title}{where}", axis, dots, unknown))
-    return found
+        name, shown = f"packed{index}_latency{which}", f"accuracy against latency {title}{where}"
+        axis = f"ms an image, one at a time{where}"
+        drawings.append(figures.tradeoff(name, shown, axis, "latency_ms", same, teachers))
+    return drawings

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from big_distill.config import Config, leaves
-from big_distill.reporting.records import finite
 
 DURATION = "total_epochs"
 
@@ -17,25 +17,26 @@ def result_fields(config: Config) -> dict[str, Any]:
 
     What another field implies is left out: mixup, which the regime sets if nothing else does, and the teacher's dtype.
     """
-    found = {name: value for kind in ("maths", "numerics") for name, value, _ in leaves(config, kind)}
+    fields = {name: value for kind in ("maths", "numerics") for name, value, _ in leaves(config, kind)}
     if epochs := epochs_of(config):
-        found = {DURATION: epochs, **found}
-        del found["total_steps"]
+        fields = {DURATION: epochs, **fields}
+        del fields["total_steps"]
     if config.view.mixup == float(config.view.regime == "function_matching"):
-        del found["view.mixup"]
+        del fields["view.mixup"]
     if config.teacher.dtype == config.dtype:
-        del found["teacher.dtype"]
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        del fields["teacher.dtype"]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def epochs_of(config: Config) -> float | None:
-    """How often a run sees its training split: as its config says, or to three digits as its steps say."""
+    """The number of times a run sees its training split: as its config says, or to three digits as its steps say."""
     examples = config.source.num_train_examples
     if not examples:
         return None
     epochs = config.total_steps * config.batch_size / examples
-    told = config.total_epochs
-    return told if abs(epochs - told) * examples <= config.batch_size else float(f"{epochs:.3g}")
+    if abs(epochs - config.total_epochs) * examples <= config.batch_size:
+        return config.total_epochs
+    return float(f"{epochs:.3g}")
 
 
 def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -50,7 +51,7 @@ def is_seed(field: str) -> bool:
 
 
 def in_words(names: Sequence[str], fields: Mapping[str, Any]) -> str:
-    """'view.regime=fixed, optimizer.lr=0.003'"""
+    """Says fields as 'view.regime=fixed, optimizer.lr=0.003'."""
     return ", ".join(f"{name}={_shown(fields.get(name))}" for name in names)
 
 
@@ -69,29 +70,26 @@ def telling_apart(names: Sequence[str], runs: Sequence[Mapping[str, Any]], longe
     What tells runs apart stays, however long the labels are.
     """
 
-    def is_short(names: Sequence[str]) -> bool:
-        return max(len(in_words(names, own)) for own in runs) <= longest
-
-    def num_labels(names: Sequence[str]) -> int:
-        return len({in_words(names, own) for own in runs})
+    def labels(names: Sequence[str]) -> set[str]:
+        return {in_words(names, fields) for fields in runs}
 
     def last_to_go(name: str) -> tuple[bool, int]:
-        words = [_shown(own.get(name)) for own in runs]
+        words = [_shown(fields.get(name)) for fields in runs]
         return all(word.isidentifier() for word in words), -max(map(len, words))
 
     kept = list(names)
     for name in sorted(names, key=last_to_go):
         rest = [other for other in kept if other != name]
-        if not is_short(kept) and num_labels(rest) == num_labels(kept):
+        if max(map(len, labels(kept))) > longest and len(labels(rest)) == len(labels(kept)):
             kept = rest
     return kept
 
 
 def rank(value: Any) -> tuple[bool, float, str]:
-    """To sort a field's values by: numbers first, as such."""
+    """The key to sort a field's values by: numbers first, as such."""
     return (False, float(value), "") if is_number(value) else (True, 0.0, _shown(value))
 
 
 def is_number(value: Any) -> bool:
-    """That can be drawn."""
-    return finite(value) is not None
+    """Whether a value is a number that has a place on an axis."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

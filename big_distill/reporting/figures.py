@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from big_distill.reporting import svg
-from big_distill.reporting.comparison import Answers
+from big_distill.reporting.document import front
 from big_distill.reporting.records import thinned
 from big_distill.reporting.sweep import Sweep
 
@@ -32,7 +32,7 @@ _MOST_TICKS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure: `name`, of its file; `title`, for who cannot see it; `text`, of `svg.drawn`."""
+    """A figure: its file's `name`, its `title` for who cannot see it, and the `text` that `svg.drawn` made."""
 
     name: str
     title: str
@@ -41,28 +41,13 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve: its label in the legend, its x and y values, which colour it has and which of `STROKES`."""
+    """A curve: its label in the legend, its x and y values, which colour it has, and how Matplotlib draws it."""
 
     label: str
     x: np.ndarray
     y: np.ndarray
     colour: int = 0
-    stroke: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Dot:
-    """A packed file: `label` in the legend, `number` in the table, and whether it is on the Pareto front."""
-
-    label: str
-    number: int
-    cost: float
-    accuracy: float
-    on_front: bool
-
-
-STROKES: tuple[dict[str, Any], ...] = ({}, {"linestyle": "--"}, {"linestyle": "-", "alpha": 0.65, "linewidth": 0.9})
-"""Of curves of one colour."""
+    stroke: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def curves(
@@ -75,34 +60,29 @@ def curves(
     reference: float | None = None,
     steps: np.ndarray | None = None,
 ) -> Drawing:
-    """Values against steps on a logarithmic axis; a horizontal line for a teacher's accuracy.
+    """Values against steps on a logarithmic axis.
 
-    Args:
-      name, title: of the figure.
-      y_label: what it shows.
-      lines: the curves.
-      percent: whether the values are fractions, else their axis is logarithmic, too.
-      reference: the teacher's accuracy.
-      steps: that the axis has room for; None: those of the lines.
+    `percent` says that the values are fractions; else their axis is logarithmic, too. `reference` is a teacher's
+    accuracy, a horizontal line. The axis has room for `steps`, or else for those of the lines.
     """
 
     def draw(axes: Axes) -> None:
         for line in lines:
             x, y = thinned(line.x, line.y)
-            look = {**_look(line.colour, marked=len(x) <= _MOST_MARKED), **STROKES[line.stroke]}
+            look = {**_look(line.colour, marked=len(x) <= _MOST_MARKED), **line.stroke}
             axes.plot(x, 100 * y if percent else y, label=_label(line.label), **look)
         if reference is not None:
             axes.axhline(
                 100 * reference, color=svg.INK, linestyle=(0, (4, 3)), linewidth=1, label="teacher, at its end"
             )
         shown = np.concatenate([line.x for line in lines] if steps is None else [steps])
-        _log_x(axes, shown)
-        axes.set_xlim(max(shown.min(), 1) / 1.1, 1.1 * max(shown.max(), 1))
+        _log(axes, "x", shown)
+        axes.set_xlim(shown.min() / 1.1, 1.1 * shown.max())
         if percent:
             bottom, top = axes.get_ylim()
             axes.set_ylim(top=min(top, 100 + 0.03 * (100 - min(bottom, 99))))
         elif all((line.y > 0).all() for line in lines):
-            _log_y(axes, np.concatenate([line.y for line in lines]))
+            _log(axes, "y", np.concatenate([line.y for line in lines]))
         axes.set_xlabel("steps")
         axes.set_title(y_label)
 
@@ -140,8 +120,8 @@ def swept(sweep: Sweep, score: str) -> Drawing | None:
                 axes.fill_between(x, least, most, where=several, color=look["color"], alpha=0.15, linewidth=0)
                 axes.vlines(x[several], least[several], most[several], color=look["color"], linewidth=1)
         xs = [at for points in shown.values() for at, _ in points]
-        if sweep.log:
-            _log_x(axes, np.array(xs))
+        if min(xs) > 0 and max(xs) / min(xs) >= 10:
+            _log(axes, "x", np.array(xs))
         if len(set(xs)) <= _MOST_TICKS:
             axes.xaxis.set_major_locator(FixedLocator(sorted(set(xs))))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
@@ -152,55 +132,41 @@ def swept(sweep: Sweep, score: str) -> Drawing | None:
 
 
 def tradeoff(
-    name: str, title: str, x_label: str, dots: Sequence[Dot], teachers: Sequence[tuple[str, float | None, float]]
+    name: str, title: str, x_label: str, cost: str, files: Sequence[dict[str, Any]], teachers: Sequence[dict[str, Any]]
 ) -> Drawing:
     """Accuracy against a cost on a logarithmic axis, the Pareto front as steps.
 
-    Args:
-      name, title, x_label: of the figure.
-      dots: the files.
-      teachers: (label, cost or None, accuracy): points, or lines where their cost is not known.
+    Files and teachers are those of a group of `document.document`, each file with a `label` for the legend. `cost` is
+    a key of the files; a teacher that lacks it is a line.
     """
-    labels = list(dict.fromkeys(dot.label for dot in dots))
+    on_front = front(files, cost)
 
     def draw(axes: Axes) -> None:
-        on_front = sorted((dot.cost, 100 * dot.accuracy) for dot in dots if dot.on_front)
-        on_front.append((max(dot.cost for dot in dots), on_front[-1][1]))  # to the right nothing is better
-        axes.step(
-            *zip(*on_front, strict=True), where="post", color=svg.INK, linewidth=0.9, alpha=0.7, label="Pareto front"
-        )
-        for index, label in enumerate(labels):
-            own = [dot for dot in dots if dot.label == label]
-            look = {**_look(index, marked=True), "linestyle": "none"}
-            for front in (True, False):
-                chosen = [dot for dot in own if dot.on_front == front]
-                if chosen:
-                    axes.plot(
-                        [dot.cost for dot in chosen],
-                        [100 * dot.accuracy for dot in chosen],
-                        label=_label(label) if front or not any(dot.on_front for dot in own) else None,
-                        fillstyle="full" if front else "none",
-                        **look,
-                    )
-        for dot in dots:
-            if dot.on_front:
-                axes.annotate(
-                    f"{dot.number}",
-                    (dot.cost, 100 * dot.accuracy),
-                    xytext=(4, -10),
-                    textcoords="offset points",
-                    fontsize=8,
-                )
-        for index, (label, cost, accuracy) in enumerate(teachers):
-            dashes = (0, (4, 3) + (1, 3) * index)
-            axes.axhline(100 * accuracy, color=svg.INK, linestyle=dashes, linewidth=1)
-            if cost is None:
-                axes.lines[-1].set_label(_label(label))
-            else:
+        best = sorted((file[cost], 100 * file["accuracy"]) for file in files if file["number"] in on_front)
+        best.append((max(file[cost] for file in files), best[-1][1]))  # to the right nothing is better
+        axes.step(*zip(*best, strict=True), where="post", color=svg.INK, linewidth=0.9, alpha=0.7, label="Pareto front")
+        for index, label in enumerate(dict.fromkeys(file["label"] for file in files)):
+            look = {**_look(index, marked=True), "linestyle": "none", "label": _label(label)}
+            own = [file for file in files if file["label"] == label]
+            for is_best, fill in ((True, "full"), (False, "none")):
+                if chosen := [file for file in own if (file["number"] in on_front) == is_best]:
+                    points = ([file[cost] for file in chosen], [100 * file["accuracy"] for file in chosen])
+                    axes.plot(*points, fillstyle=fill, **look)
+                    look["label"] = None  # it is in the legend once
+        for file in files:
+            if file["number"] in on_front:
+                at = (file[cost], 100 * file["accuracy"])
+                axes.annotate(f"{file['number']}", at, xytext=(4, -10), textcoords="offset points", fontsize=8)
+        for index, teacher in enumerate(teachers):
+            label, accuracy, dashes = _label(teacher["name"]), 100 * teacher["accuracy"], (0, (4, 3) + (1, 3) * index)
+            line = axes.axhline(accuracy, color=svg.INK, linestyle=dashes, linewidth=1)
+            if cost in teacher:
                 mark = _TEACHERS[index % len(_TEACHERS)]
-                axes.plot([cost], [100 * accuracy], mark, color=svg.INK, markersize=9, label=_label(label))
-        costs = np.array([dot.cost for dot in dots] + [cost for _, cost, _ in teachers if cost])
-        _log_x(axes, costs)
+                axes.plot([teacher[cost]], [accuracy], mark, color=svg.INK, markersize=9, label=label)
+            else:
+                line.set_label(label)
+        costs = np.array([file[cost] for file in files] + [one[cost] for one in teachers if one.get(cost)])
+        _log(axes, "x", costs)
         axes.margins(x=0.08, y=0.12)
         if costs.max() < _CLOSE * costs.min():  # Matplotlib would make it a decade
             axes.set_xlim(costs.min() / _CLOSE, _CLOSE * costs.max())
@@ -211,10 +177,9 @@ def tradeoff(
     return _drawing(name, title, draw, height=1.1 * _HEIGHT)
 
 
-def reliability(name: str, title: str, answers: Answers) -> Drawing:
-    """Accuracy against confidence, by bin, dots growing with a bin's share; on the diagonal both are the same."""
-    assert answers.bins is not None
-    confidence, correct, count = answers.bins
+def reliability(name: str, title: str, bins: np.ndarray) -> Drawing:
+    """Accuracy against confidence by bin, as `comparison.Answers` has them; dots grow with a bin's share."""
+    confidence, correct, count = bins
     there = count > 0
 
     def draw(axes: Axes) -> None:
@@ -252,33 +217,24 @@ def _drawing(
 
 
 def _look(index: int, marked: bool) -> dict[str, Any]:
-    """Of the i-th line: no two of the first 28 look alike."""
+    """How the i-th line looks: no two of the first 28 look alike."""
     colours = len(svg.SERIES)
     look = {"color": svg.SERIES[index % colours], "linestyle": _DASHES[index // colours % len(_DASHES)]}
     return {**look, "marker": _MARKERS[(index + index // colours) % len(_MARKERS)]} if marked else look
 
 
 def _label(text: str) -> str:
-    """For a legend: in lines, and not with the underscore first that would hide it."""
+    """A text for a legend: in lines, and not with the underscore first that would hide it."""
     lines = textwrap.wrap(text, _WIDEST_LABEL) or [text]
     shown = "\n".join(lines[:2]) + ("…" if len(lines) > 2 else "")
     return f"\u200b{shown}" if shown.startswith("_") else shown
 
 
-def _log_x(axes: Axes, values: np.ndarray) -> None:
-    axes.set_xscale("log")
-    _ticks(axes.xaxis, values)
-
-
-def _log_y(axes: Axes, values: np.ndarray) -> None:
-    axes.set_yscale("log")
-    _ticks(axes.yaxis, values)
-
-
-def _ticks(axis: Any, values: np.ndarray) -> None:
-    """Powers of ten, and what is round between them where there are few."""
-    positive = values[values > 0]
-    decades = np.log10(positive.max() / positive.min()) if len(positive) else 0
+def _log(axes: Axes, which: str, values: np.ndarray) -> None:
+    """Makes an axis logarithmic: its ticks are powers of ten, and round numbers between them where there are few."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
+    decades = np.log10(values.max() / values.min())
     between = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.5 else (1.0, 1.5, *range(2, 10))
     axis.set_major_locator(LogLocator(subs=between))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
@@ -286,7 +242,7 @@ def _ticks(axis: Any, values: np.ndarray) -> None:
 
 
 def short(value: float) -> str:
-    """1,000 as 1k, 2,000,000 as 2M."""
+    """Says 1,000 as 1k, 2,000,000 as 2M."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{value / factor:g}{letter}"

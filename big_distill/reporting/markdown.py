@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from big_distill.reporting import wording
+from big_distill.terminal import percent
 
 _HEADS = ("run", "teacher", "student", "agreement", "KL, nats", "epochs", "images/s", "time")
 
 
 def table(values: dict[str, Any]) -> str:
-    """A table, a run a row."""
+    """A table with a row for each run."""
     lines = [list(_HEADS), ["---"] * len(_HEADS)]
     for run in values["runs"]:
         lines.append(
@@ -18,7 +19,7 @@ def table(values: dict[str, Any]) -> str:
                 run["name"] + ("" if run["status"] == "finished" else f" ({wording.state(run)})"),
                 wording.network(run["teacher"]),
                 wording.network(run["student"]),
-                wording.percent(run["agreement"]),
+                percent(run["agreement"]),
                 wording.nats(run["kl"]),
                 wording.number(run["epochs"]),
                 wording.count(run["images_per_second"]),
@@ -34,7 +35,7 @@ def is_table(data: bytes) -> bool:
 
 
 def _cell(text: str) -> str:
-    """For a Markdown table on a page: no column, tag or link of its own."""
+    """A text for a Markdown table on a page: it makes no column, tag or link of its own."""
     for character, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
         text = text.replace(character, instead)
     return text

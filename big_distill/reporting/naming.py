@@ -1,4 +1,4 @@
-"""What to call runs on a page, and in which order they come."""
+"""Names and orders the runs of a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from big_distill.errors import printable
-from big_distill.reporting.fields import differing, in_words, is_seed, rank, result_fields, telling_apart
+from big_distill.reporting.fields import differing, in_words, is_seed, rank, telling_apart
 from big_distill.reporting.records import Record
 from big_distill.reporting.sweep import Sweep
 from big_distill.run_dir.layout import INIT_DIR, TEACHER_DIR
@@ -23,43 +23,37 @@ def named(records: Sequence[Record], sweep: Sweep | None) -> list[tuple[str, Rec
     A name is the fields that set a run apart, if that is short and tells all apart, else its place. Of many fields
     those are left out that the others imply, if there are more runs than fields. Where nothing tells runs apart they
     stay as given.
-
-    Args:
-      records: the runs.
-      sweep: what they make together.
     """
-    fields = [result_fields(record.config) if record.config else {} for record in records]
-    known = [own for own, record in zip(fields, records, strict=True) if record.config]
-    told = _telling(known) if len(known) == len(records) else []
-    names = [in_words(told, own) for own in fields] if told else _places([record.workdir for record in records])
-    ranked = told or (differing(known) if sweep else [])
+    configured = [record.fields for record in records if record.config]
+    label_fields = _label_fields(configured) if len(configured) == len(records) else []
+    if label_fields:
+        names = [in_words(label_fields, record.fields) for record in records]
+    else:
+        names = _places([record.workdir for record in records])
+    ranked = label_fields or (differing(configured) if sweep else [])
     axis = [sweep.field] if sweep and sweep.field else []
     ranked = [name for name in ranked if name not in axis and not is_seed(name)] + axis + list(filter(is_seed, ranked))
-    order = sorted(range(len(records)), key=lambda i: [rank(fields[i].get(name)) for name in ranked])
+    order = sorted(range(len(records)), key=lambda i: [rank(records[i].fields.get(name)) for name in ranked])
     return [(printable(names[i]), records[i]) for i in order]
 
 
-def _telling(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _label_fields(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The fields that names are made of, seeds last; [] if they would be long, or not tell all apart."""
     names = differing(runs)
     if not names or len(names) > max(_MOST_FIELDS, len(runs)):
         return []
     seeds = list(filter(is_seed, names))
     kept = telling_apart([name for name in names if name not in seeds], runs, _LONGEST) + seeds
-    told = {printable(in_words(kept, own)) for own in runs}
-    return kept if len(told) == len(runs) and max(map(len, told)) <= _LONGEST else []
+    labels = {printable(in_words(kept, fields)) for fields in runs}
+    return kept if len(labels) == len(runs) and max(map(len, labels)) <= _LONGEST else []
 
 
 def _places(paths: Sequence[pathlib.Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart; of a run inside another with that one's name.
-
-    Args:
-      paths: of different directories.
-    """
-    parts = [pathlib.Path(os.path.realpath(path)).parts for path in paths]
+    """The shortest ends of different paths that tell them apart; a run inside another has that one's name, too."""
+    all_parts = [pathlib.Path(os.path.realpath(path)).parts for path in paths]
     ends: list[str] = []
-    for depth in range(1, max(map(len, parts)) + 1):
-        ends = ["/".join(own[-depth - (own[-1] in (TEACHER_DIR, INIT_DIR)) :]) for own in parts]
+    for depth in range(1, max(map(len, all_parts)) + 1):
+        ends = ["/".join(parts[-depth - (parts[-1] in (TEACHER_DIR, INIT_DIR)) :]) for parts in all_parts]
         if len(set(ends)) == len(ends):
             break
     return ends

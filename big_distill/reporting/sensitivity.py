@@ -1,4 +1,4 @@
-"""How much accuracy each layer loses when it alone is pruned (Li et al. 2017, arXiv 1608.08710, section 3.2)."""
+"""Measures the cost of pruning one layer alone (Li et al. 2017, arXiv 1608.08710, section 3.2)."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import sys
 from collections.abc import Callable, Sequence
 
 import jax
+import matplotlib as mpl
 import numpy as np
 import tqdm
+from matplotlib.figure import Figure
 
 from big_distill import teacher as teachers
 from big_distill import weights
 from big_distill.compress import channels
 from big_distill.errors import ConfigError
 from big_distill.run_dir.layout import SENSITIVITY_FILE, read_config, write_json
-from big_distill.training import transition
-from big_distill.training.evaluation import evaluate, jit_eval_step, mesh_for, open_eval, student_of
+from big_distill.training import initial
+from big_distill.training.evaluation import evaluate, jit_eval_step, mesh_for, open_eval, student_of, with_data_dir
 
 STRUCTURES = ("weights", "channels")
-Pruned = Callable[[float], weights.Arrays]
-"""From a share to the network's arrays without so much of one layer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What a scan found.
+    """The metric of a student with one layer at a time pruned.
 
     metric: 'accuracy', or without labels 'agreement' with the teacher.
     dense: the metric of the student as it is.
-    shares: of a layer that were pruned, rising.
+    shares: the shares of a layer that were pruned, rising.
     by_layer: the metric for each share, by path of the kernel.
     """
 
@@ -43,13 +43,13 @@ class Scan:
     by_layer: dict[str, tuple[float, ...]]
 
     def rates(self, tolerance: float) -> dict[str, float]:
-        """For each layer the largest share up to which the metric falls by no more than this; 0 for none."""
-        found = {}
+        """The largest share, by layer, up to which the metric falls by no more than a tolerance; 0 for none."""
+        rates = {}
         for layer, values in self.by_layer.items():
             held = [value >= self.dense - tolerance - 1e-9 for value in values]
             count = held.index(False) if False in held else len(held)
-            found[layer] = self.shares[count - 1] if count else 0.0
-        return found
+            rates[layer] = self.shares[count - 1] if count else 0.0
+        return rates
 
 
 def scan(
@@ -64,13 +64,10 @@ def scan(
     """Evaluates a run's student with one layer at a time pruned by magnitude; writes sensitivity.json.
 
     Args:
-      workdir: the run directory.
+      workdir, split, step, data_dir: as in `evaluation.evaluate_run`; no split: the run's validation split.
       structure: 'weights', or 'channels': those of layers that no skip connection ties.
-      split: in TFDS syntax; None: the run's validation split.
       shares: in (0, 1).
       layers: regular expression, full paths of the kernels to look at.
-      step: as in `evaluation.evaluate_run`.
-      data_dir: where TFDS sets are, if not where the run had them.
 
     Raises:
       ConfigError: a pattern that matches nothing, no split.
@@ -84,52 +81,75 @@ def scan(
     split = split or config.evaluated_on.validation
     if split is None:
         raise ConfigError("--split=SPLIT is needed: this run has no validation split; such as --split='train[:5000]'")
-    if data_dir:
-        config = dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
+    config = with_data_dir(config, data_dir)
     mesh = mesh_for(config)
     student, data = student_of(workdir, step, mesh), open_eval(config, split)
     eval_step = jit_eval_step(student.architecture, config, mesh)
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
-    ways = _by_weight(student) if structure == "weights" else _by_channel(student)
-    chosen = [name for name in ways if re.fullmatch(layers, name)]
+    names, pruned = _pruner(student, structure)
+    chosen = [name for name in names if re.fullmatch(layers, name)]
     if not chosen:
-        raise ConfigError(f"--layers={layers!r} matches none of {', '.join(ways)}")
+        raise ConfigError(f"--layers={layers!r} matches none of {', '.join(names)}")
 
     dense = evaluate(eval_step, student.variables, teacher, data, mesh)
     metric = "accuracy" if "accuracy" in dense else "agreement"
-    asked = teacher if metric == "agreement" else None
+    if metric == "accuracy":
+        teacher = None  # nothing reads it
     if metric not in dense:
         raise ConfigError("the run has neither labels nor a teacher: there is nothing to measure")
     by_layer: dict[str, tuple[float, ...]] = {}
     for name in tqdm.tqdm(chosen, unit="layer", disable=not sys.stderr.isatty()):
-        pruned = (weights.rebuilt(student, ways[name](share)).variables for share in shares)
-        by_layer[name] = tuple(evaluate(eval_step, variables, asked, data, mesh)[metric] for variables in pruned)
-    found = Scan(structure, split, metric, dense[metric], tuple(shares), by_layer)
+        networks = (weights.rebuilt(student, pruned(name, share)) for share in shares)
+        by_layer[name] = tuple(evaluate(eval_step, n.variables, teacher, data, mesh)[metric] for n in networks)
+    result = Scan(structure, split, metric, dense[metric], tuple(shares), by_layer)
     if jax.process_index() == 0:
-        write_json(workdir / SENSITIVITY_FILE, dataclasses.asdict(found))
-    return found
+        write_json(workdir / SENSITIVITY_FILE, dataclasses.asdict(result))
+    return result
 
 
-def _by_weight(student: weights.Network) -> dict[str, Pruned]:
+def plot(path: pathlib.Path, scan: Scan) -> None:
+    """Draws the metric of each layer against the share of it that is pruned, as SVG."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    colours = mpl.colormaps["viridis"](np.linspace(0, 0.95, len(scan.by_layer)))
+    for (layer, values), colour in zip(scan.by_layer.items(), colours, strict=True):
+        axes.plot(
+            [0, *(100 * share for share in scan.shares)],
+            [100 * scan.dense, *(100 * value for value in values)],
+            marker="o",
+            markersize=3,
+            color=colour,
+            gid=layer,
+            label=layer.removesuffix("/kernel"),
+        )
+    axes.set_xlabel(f"{scan.structure} of the layer that are pruned, %")
+    axes.set_ylabel(f"{scan.metric} on {scan.split}, %")
+    axes.set_title("One layer pruned at a time, nothing trained")
+    axes.grid(alpha=0.3)
+    columns = -(-len(scan.by_layer) // 24)
+    figure.legend(loc="outside right upper", fontsize=7, ncols=columns, frameon=False)
+    with mpl.rc_context({"svg.hashsalt": "big_distill"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _pruner(student: weights.Network, structure: str) -> tuple[list[str], Callable[[str, float], weights.Arrays]]:
+    """The layers that can be pruned, and what returns the network's arrays without a share of one of them."""
     arrays = weights.arrays_of(student)
 
-    def without(name: str, share: float) -> weights.Arrays:
-        kernel = arrays[name]
-        smallest = np.argsort(np.abs(kernel), axis=None, kind="stable")[: round(share * kernel.size)]
-        pruned = kernel.copy()
-        pruned.flat[smallest] = 0
-        return {**arrays, name: pruned}
+    def without_weights(name: str, share: float) -> weights.Arrays:
+        pruned = arrays[f"params/{name}"].copy()
+        pruned.flat[np.argsort(np.abs(pruned), axis=None, kind="stable")[: round(share * pruned.size)]] = 0
+        return {**arrays, f"params/{name}": pruned}
 
-    kernels = [name for name in arrays if name.startswith("params/") and name.endswith("/kernel")]
-    return {name.partition("/")[2]: lambda share, name=name: without(name, share) for name in kernels}  # type: ignore[misc]
+    if structure == "weights":
+        names = [name.removeprefix("params/") for name in arrays if name.startswith("params/")]
+        return [name for name in names if name.endswith("/kernel")], without_weights
+    folded = initial.folded_arrays_of(student)
+    layers = {layer.kernel: layer for layer in initial.prunable(student.architecture)}
 
-
-def _by_channel(student: weights.Network) -> dict[str, Pruned]:
-    arrays, folded = weights.arrays_of(student), transition.folded_arrays_of(student)
-    found = transition.prunable(student.architecture)
-
-    def without(layer: channels.Layer, share: float) -> weights.Arrays:
+    def without_channels(name: str, share: float) -> weights.Arrays:
+        layer = layers[name]
         least = np.argsort(channels.importance(layer, folded), kind="stable")
         return channels.silence(layer, arrays, least[: min(round(share * layer.size), layer.size - 1)])
 
-    return {layer.kernel: lambda share, layer=layer: without(layer, share) for layer in found}  # type: ignore[misc]
+    return list(layers), without_channels

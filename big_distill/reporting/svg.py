@@ -12,30 +12,22 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 INK, FAINT = "#010101", "#020202"
-"""Drawn with: text and lines, grids. Replaced in the file."""
+"""Text and lines are drawn with the one, grids with the other; both are replaced in the file."""
 SERIES = tuple(f"#0{i}0a0a" for i in range(1, 8))
-"""Drawn with: one colour a line."""
+"""Lines are drawn with these, one colour a line; they are replaced, too."""
 
 _ALONE = {INK: "#797979", FAINT: "#9e9e9e"} | dict(
     zip(SERIES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b87f00", "#3c9fd6", "#808080"), strict=True)
 )
-"""On white and on dark alike: those of Okabe and Ito (2008), the yellows darker. Text has a contrast of 4.3 on white
-and on #0d1117, the most that is possible on both."""
+"""The colours on white and on dark alike are those of Okabe and Ito (2008), the yellows darker. Text has a contrast of
+4.3 on white and on #0d1117, the most that is possible on both."""
 _TAG = re.compile(r"<[^<>]*>")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "big_distill",
     "text.parse_math": False,
-    "font.size": 9,
-    "axes.titlesize": 9,
     "axes.titlelocation": "left",
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": FAINT,
     "grid.alpha": 0.35,
@@ -43,42 +35,41 @@ _STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.8,
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
     "axes.axisbelow": True,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 9),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
+    **dict.fromkeys(("legend.frameon", "axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
 
 def style() -> contextlib.AbstractContextManager[None]:
-    """How figures are drawn, while it is entered."""
+    """A context in which figures are drawn as a page has them."""
     return mpl.rc_context(_STYLE)
 
 
 def drawn(figure: Figure) -> str:
-    """The file, with the colours that were drawn with; the same for the same figure."""
+    """A figure as SVG, in the colours that it was drawn with, inside `style`; the same for the same figure."""
     file = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": "big_distill"}):
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=metadata)
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = _in_tags(text, r"(font-family:|font: [\d.]+px) [^;\"]*", lambda found: f"{found[1]} {_FONT}")
+    text = _in_tags(text, r"(font-family:|font: [\d.]+px) [^;\"]*", lambda match: f"{match[1]} {_FONT}")
     used = {name for tag in _TAG.findall(text) for name in re.findall(r"#([\w.-]+)[\")]", tag)}
-    text = _in_tags(text, r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "")
+    text = _in_tags(text, r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "")
     return re.sub(r"\n\s*", "\n", text)
 
 
 def inline(text: str, name: str, title: str) -> str:
-    """As a part of an HTML page, which sets the colours --ink, --faint and --series-1 to 7.
+    """Makes what `drawn` returned a part of an HTML page, which sets the colours --ink, --faint and --series-1 to 7.
 
-    Args:
-      text: of `drawn`.
-      name: what its ids begin with: no other figure of the page has it.
-      title: for who cannot see it; escaped here.
+    Its ids begin with `name`, which no other figure of the page has. The title is for who cannot see it; it is escaped
+    here.
     """
-    text = _in_tags(text, r'( id="|href="#|url\(#)', lambda found: f"{found[1]}{name}-")
+    text = _in_tags(text, r'( id="|href="#|url\(#)', lambda match: f"{match[1]}{name}-")
     text = _in_tags(text, r' xmlns(:xlink)?="[^"]*"', lambda _: "")
     text = _in_tags(text, r"xlink:href", lambda _: "href")
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, flags=re.DOTALL)
@@ -88,7 +79,7 @@ def inline(text: str, name: str, title: str) -> str:
 
 
 def alone(text: str, title: str) -> str:
-    """As a file of its own."""
+    """A figure as a file of its own."""
     return f'<?xml version="1.0" encoding="utf-8"?>\n{_labelled(_coloured(text, _ALONE), title)}'
 
 
@@ -98,7 +89,7 @@ def _labelled(text: str, title: str) -> str:
 
 
 def _coloured(text: str, colours: dict[str, str]) -> str:
-    return _in_tags(text, "|".join(colours), lambda found: colours[found[0]])
+    return _in_tags(text, "|".join(colours), lambda match: colours[match[0]])
 
 
 def _in_tags(text: str, pattern: str, replace: Callable[[re.Match[str]], str]) -> str:

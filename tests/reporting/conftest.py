@@ -5,7 +5,7 @@ import shutil
 import jax
 import pytest
 
-from big_distill.config.files import load_config
+from big_distill.config.template import load_config
 from big_distill.export import packing
 from big_distill.resolve import resolve
 from big_distill.training.loop import train_and_evaluate

@@ -15,7 +15,7 @@ CONFIG = Config(
 
 def record(accuracy, agreement=0.5, name="run", **changes):
     config = dataclasses.replace(CONFIG, **changes)
-    summary = {"student": {"accuracy": accuracy, "num_params": 1}, "agreement": agreement}
+    summary = {"student": {"accuracy": accuracy, "num_params": 1}, "teacher": None, "agreement": agreement}
     return Record(pathlib.Path("runs") / name, "finished", config=config, summary=summary)
 
 

@@ -54,7 +54,7 @@ def test_calibration_is_that_of_evaluation(found, finished, asked):
 
 
 def test_examples_are_what_only_one_has_right(found, asked):
-    assert 0 < len(found.lost) <= 5
+    assert 0 < len(found.examples["lost"]) <= 5
     check_examples(found, asked)
 
 
@@ -64,7 +64,7 @@ def test_images_that_cannot_be_read_do_not_count(finished, asked, monkeypatch):
     class Holed:
         def __init__(self, *args):
             self.whole = open_eval(*args)
-            self.class_names, self.num_batches = self.whole.class_names, self.whole.num_batches
+            self.source, self.num_batches = self.whole.source, self.whole.num_batches
 
         def __iter__(self):
             return ({**b, "mask": b["mask"] & (np.arange(len(b["mask"])) % 3 > 0)} for b in self.whole)
@@ -73,15 +73,15 @@ def test_images_that_cannot_be_read_do_not_count(finished, asked, monkeypatch):
     monkeypatch.setattr(comparison, "open_eval", Holed)
     found = compare(finished, read_config(finished), "test", None, 20, "run")
     assert found.num_examples == found.student.bins[2].sum() == sum(score.num_examples for score in found.by_class)
-    assert 200 < found.num_examples < 300 and len(found.lost) > 5
+    assert 200 < found.num_examples < 300 and len(found.examples["lost"]) > 5
     check_examples(found, asked)
 
 
 def check_examples(found, asked):
-    """That each has its picture, and what both networks say of it."""
+    """Each has its picture, and what both networks say of it."""
     images, labels, student, teacher = asked
     pixels = {np.asarray(image).tobytes(): row for row, image in enumerate(images)}
-    for kind, examples in (("lost", found.lost), ("won", found.won)):
+    for kind, examples in found.examples.items():
         for example in examples:
             row = pixels[np.asarray(Image.open(io.BytesIO(example.png))).tobytes()]
             assert example.truth == str(labels[row])

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from big_distill.reporting import figures, svg
-from big_distill.reporting.comparison import Answers
-from big_distill.reporting.figures import Dot, Line, short
+from big_distill.reporting.figures import Line, short
 from big_distill.reporting.sweep import Point, Spread, Sweep
 
 
@@ -20,7 +19,7 @@ def axes(monkeypatch):
 
 
 SEVERAL = (Point(10, 3, Spread(3, 0.5, 0.4, 0.7), None), Point(100, 2, Spread(2, 0.6, 0.5, 0.7), None))
-SWEEP = Sweep("total_epochs", True, (), (), {"a": (*SEVERAL, Point(1000, 1, Spread(1, 0.8, 0.8, 0.8), None))})
+SWEEP = Sweep("total_epochs", (), (), (), {"a": (*SEVERAL, Point(1000, 1, Spread(1, 0.8, 0.8, 0.8), None))})
 
 
 def test_a_point_of_one_seed_has_no_band(axes):
@@ -34,6 +33,7 @@ def test_a_point_of_one_seed_has_no_band(axes):
     corners = band.get_paths()[0].vertices
     assert corners[:, 0].max() == 100 and {40.0, 50.0, 70.0} == set(corners[:, 1])
     assert [bar.vertices.tolist() for bar in bars.get_paths()] == [[[10, 40], [10, 70]], [[100, 50], [100, 70]]]
+    assert axes().get_xscale() == "log", "two decades"
     assert figures.swept(SWEEP, "agreement") is None, "it was not measured"
 
 
@@ -42,6 +42,7 @@ def test_where_every_point_is_one_seed_none_is_hollow(axes):
     figures.swept(dataclasses.replace(SWEEP, lines=alone), "accuracy")
     (line,) = axes().lines
     assert line.get_markevery().all() and not axes().collections
+    assert axes().get_xscale() == "linear", "less than a decade"
 
 
 def test_a_line_that_was_not_measured_leaves_its_colour_free(axes):
@@ -55,9 +56,14 @@ def test_a_line_that_was_not_measured_leaves_its_colour_free(axes):
     assert list(colours[1]) == ["taught"] and colours[0]["taught"] == colours[1]["taught"]
 
 
+def packed(label, number, cost, accuracy):
+    return {"label": label, "number": number, "bytes": cost, "latency_ms": cost, "accuracy": accuracy}
+
+
 def test_the_front_is_filled_and_joined(axes):
-    dots = [Dot("a", 1, 10, 0.5, True), Dot("a", 2, 20, 0.4, False), Dot("b", 3, 30, 0.9, True)]
-    figures.tradeoff("name", "title", "bytes", dots, [("teacher", 400.0, 0.95), ("other", None, 0.6)])
+    files = [packed("a", 1, 10, 0.5), packed("a", 2, 20, 0.4), packed("b", 3, 30, 0.9)]
+    teachers = [{"name": "teacher", "accuracy": 0.95, "bytes": 400.0}, {"name": "other", "accuracy": 0.6}]
+    figures.tradeoff("name", "title", "bytes", "bytes", files, teachers)
     front, *rest = axes().lines
     assert front.get_xydata().tolist() == [[10, 50], [30, 90], [30, 90]] and front.get_drawstyle() == "steps-post"
     assert [line.get_xydata().tolist() for line in rest[:3]] == [[[10, 50]], [[20, 40]], [[30, 90]]]
@@ -68,7 +74,8 @@ def test_the_front_is_filled_and_joined(axes):
 
 
 def test_one_file_has_an_axis_that_can_be_read(axes):
-    figures.tradeoff("name", "title", "ms", [Dot("a", 1, 0.217, 1.0, True)], [("one", None, 0.9), ("two", None, 0.8)])
+    teachers = [{"name": "one", "accuracy": 0.9, "bytes": 4}, {"name": "two", "accuracy": 0.8, "bytes": 4}]
+    figures.tradeoff("name", "title", "ms", "latency_ms", [packed("a", 1, 0.217, 1.0)], teachers)
     left, right = axes().get_xlim()
     assert right / left < 3 and axes().get_ylim()[1] <= 101
     patterns = {str(line._unscaled_dash_pattern) for line in axes().lines if line.get_label() in ("one", "two")}
@@ -85,7 +92,7 @@ def test_no_two_of_many_curves_look_alike(axes):
 def test_calibration_is_accuracy_against_confidence(axes):
     bins = np.zeros((3, 4))
     bins[:, 1], bins[:, 3] = (4.0, 2.0, 10.0), (27.0, 30.0, 30.0)  # sums of confidence, of what is right, examples
-    figures.reliability("name", "title", Answers(np.zeros((40, 1)), np.zeros((40, 1)), bins))
+    figures.reliability("name", "title", bins)
     (dots,) = axes().collections
     assert dots.get_offsets().data == pytest.approx(np.array([[40, 20], [90, 100]]))
     assert [bar.get_height() for bar in axes().patches] == pytest.approx([20, 100])

@@ -17,7 +17,7 @@ def test_patience():
     runs = [patient("fixed", 100, 0, 0.8), patient("fixed", 10, 0, 0.5), patient("fixed", 10, 1, 0.7)]
     runs += [patient("function_matching", epochs, 0, 0.9) for epochs in (10, 100)]
     found = sweep(runs)
-    assert (found.field, found.log) == ("total_epochs", True)
+    assert found.field == "total_epochs"
     assert list(found.lines) == ["view.regime=fixed", "view.regime=function_matching"]
     first, second = found.lines["view.regime=fixed"]
     assert first == Point(10.0, 2, Spread(2, pytest.approx(0.6), 0.5, 0.7), Spread(2, 0.5, 0.5, 0.5))
@@ -32,11 +32,9 @@ def test_a_grid_of_temperature_and_alpha():
         for t in (16, 1, 4, 2)
     ]
     found = sweep(runs)
-    assert (found.field, found.log) == ("objective.temperature", True)
+    assert found.field == "objective.temperature"
     assert list(found.lines) == ["objective.alpha=0.25", "objective.alpha=0.5", "objective.alpha=0.9"]
     assert [point.x for point in found.lines["objective.alpha=0.5"]] == [1, 2, 4, 16]
-    close = [run for run in runs if run.config.objective.temperature < 9]
-    assert not sweep(close).log, "less than a decade"
 
 
 def test_what_goes_with_the_duration_makes_no_lines():

@@ -3,6 +3,7 @@
 import pytest
 
 from big_distill.reporting import markdown, wording
+from big_distill.terminal import percent
 
 
 @pytest.mark.parametrize(
@@ -12,15 +13,10 @@ from big_distill.reporting import markdown, wording
         (wording.duration, 20, "20 s"),
         (wording.duration, 7_500, "2 h 5 min"),
         (wording.duration, None, "-"),
-        (wording.percent, 0.99239, "99.24 %"),
-        (wording.percent, None, "-"),
+        (percent, 0.99239, "99.24 %"),
+        (percent, None, "-"),
         (wording.count, 79_626, "79,626"),
-        (wording.count, 3e15, "3e+15"),
-        (wording.count, 10**400, "-"),
         (wording.nats, 0.18557, "0.1856"),
-        (wording.nats, 1e30, "1e+30"),
-        (wording.milliseconds, 0.2168, "0.217 ms"),
-        (wording.milliseconds, 2e13, "2e+13 ms"),
         (wording.number, 12.5, "12.5"),
         (wording.number, None, "-"),
     ],
