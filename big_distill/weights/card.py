@@ -1,4 +1,4 @@
-"""Cards as JSON: what a file says of its network, and what a person says of it in a file beside it."""
+"""Cards as JSON: inside our own files, and in a file that a person writes beside a foreign one."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from typing import Any
 
 from big_distill.config import ModelConfig, freeze
 from big_distill.errors import ConfigError, RunError
-from big_distill.models.families import check_model
+from big_distill.models import check_model
 from big_distill.state import Card
-from big_distill.weights.architecture import Architecture
+from big_distill.weights.architecture import ConfigArchitecture
 
 CARD_SUFFIX = ".card.json"
 _MAX_SIZE = 1 << 20  # of a card's numbers: no network is built, however small its file, whose shapes overflow
 
 
-def from_json(text: str | bytes, path: pathlib.Path) -> Architecture:
-    """The inverse of `json.dumps(dataclasses.asdict(architecture))`; `path` is where the text is from."""
+def from_json(text: str | bytes, path: pathlib.Path) -> ConfigArchitecture:
+    """The inverse of `ConfigArchitecture.to_json`, from text; `path` is where that is from."""
     try:
         values = json.loads(text)
         card = _card(values.pop("card"), values["num_classes"])
         model: ModelConfig = freeze(ModelConfig, values.pop("model"), "card.model")
         for name, number in values.items():
-            if type(number) is not int or not (name != "view_size") <= number <= _MAX_SIZE:
-                raise ConfigError(f"{name}={number!r}: expected an integer from 1 to {_MAX_SIZE}")
+            least = 1 if name in ("channels", "resize") else 0
+            if type(number) is not int or not least <= number <= _MAX_SIZE:
+                raise ConfigError(f"{name}={number!r}: expected an integer from {least} to {_MAX_SIZE}")
         if not is_user_code(model):
             check_model(model, card.image_size, "card.model")
-        return Architecture(model=model, card=card, **values)
+        return ConfigArchitecture(model=model, card=card, **values)
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} has a damaged card: {error}") from error
 
@@ -38,7 +39,7 @@ def from_json(text: str | bytes, path: pathlib.Path) -> Architecture:
 def card_beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
     """The card of a foreign file, corrected by the fields of the JSON file beside it, teacher.card.json, if any.
 
-    Those of `Card`, and instead of mean and std a `value_range`, such as [-1, 1], that pixels are brought to.
+    The fields are those of `Card`; a `value_range`, such as [-1, 1], that pixels are brought to replaces mean and std.
     """
     path = file.with_suffix(CARD_SUFFIX)
     if not path.is_file():

@@ -18,21 +18,21 @@ from big_distill.config import ModelConfig
 from big_distill.errors import ConfigError, RunError
 from big_distill.files import atomic
 from big_distill.run_dir.layout import ARCHITECTURE_FILE, CONFIG_FILE, WEIGHTS_FILE, read_config, write_json
-from big_distill.state import Card, path_name
-from big_distill.weights.architecture import Architecture, Network, check_same
+from big_distill.state import Card, by_path, path_name
+from big_distill.weights.architecture import Arrays, ConfigArchitecture, Network, arrays_of, check_same
 from big_distill.weights.card import card_beside, from_json, is_user_code
-from big_distill.weights.pretrained import files, names
+from big_distill.weights.pretrained import formats, names
 
 _CARD = "__card__"
 
 
-def write_architecture(workdir: pathlib.Path, architecture: Architecture) -> None:
-    """Keeps in a run directory what is trained there: a resume does not depend on what the run began from."""
-    write_json(workdir / ARCHITECTURE_FILE, dataclasses.asdict(architecture))
+def write_architecture(workdir: pathlib.Path, architecture: ConfigArchitecture) -> None:
+    """Writes the architecture into a run directory: a resume does not depend on the file that the run began from."""
+    write_json(workdir / ARCHITECTURE_FILE, architecture.to_json())
 
 
-def read_architecture(workdir: pathlib.Path) -> Architecture:
-    """What `write_architecture` kept.
+def read_architecture(workdir: pathlib.Path) -> ConfigArchitecture:
+    """Reads what `write_architecture` wrote.
 
     Raises:
       RunError: it is not there, or damaged.
@@ -46,13 +46,10 @@ def read_architecture(workdir: pathlib.Path) -> Architecture:
         raise RunError(f"{path} cannot be read ({error}): begin again in another --workdir") from error
 
 
-def contents(network: Network) -> dict[str, np.ndarray]:
-    """What a weight file of ours holds: the parameters by path, and the card."""
-    card = json.dumps(dataclasses.asdict(network.architecture), separators=(",", ":"))
-    arrays = {_CARD: np.frombuffer(card.encode(), np.uint8)}
-    for key, value in jax.tree_util.tree_leaves_with_path(network.variables):
-        arrays[path_name(key)] = np.asarray(value)
-    return arrays
+def contents(network: Network) -> Arrays:
+    """The arrays of a weight file of ours: the variables by path, and the card."""
+    card = json.dumps(network.architecture.to_json(), separators=(",", ":"))
+    return {_CARD: np.frombuffer(card.encode(), np.uint8), **arrays_of(network)}
 
 
 def save(path: pathlib.Path, network: Network) -> None:
@@ -62,7 +59,7 @@ def save(path: pathlib.Path, network: Network) -> None:
         np.savez(file, **arrays)
 
 
-def load(path: str | pathlib.Path, otherwise: Architecture | None = None) -> Network:
+def load(path: str | pathlib.Path, otherwise: ConfigArchitecture | None = None) -> Network:
     """Reads a weight file, or the one of a finished run directory.
 
     Args:
@@ -83,11 +80,11 @@ def load(path: str | pathlib.Path, otherwise: Architecture | None = None) -> Net
             )
         file /= WEIGHTS_FILE
         try:
-            arrays = files.read(file)
+            arrays = formats.read(file)
         except RunError as error:
             raise RunError(f"{error}; remove it and the command that made it makes it again") from error
     else:
-        arrays = files.read(file)
+        arrays = formats.read(file)
     if _CARD in arrays:
         architecture = from_json(arrays.pop(_CARD).tobytes(), file)
         _check_own(architecture.model, file, otherwise)
@@ -96,8 +93,8 @@ def load(path: str | pathlib.Path, otherwise: Architecture | None = None) -> Net
     return Network(architecture, _fill(architecture.abstract_variables(), arrays, file), str(path))
 
 
-def _check_own(model: ModelConfig, file: pathlib.Path, otherwise: Architecture | None) -> None:
-    """What is imported and called a config says, the user's or that of the run directory; never a file by itself."""
+def _check_own(model: ModelConfig, file: pathlib.Path, otherwise: ConfigArchitecture | None) -> None:
+    """Raises RunError if a file alone asks for user code: a config does, the user's or that of the run directory."""
     if not is_user_code(model) or (otherwise is not None and otherwise.model.name == model.name):
         return
     run = file.parent
@@ -108,12 +105,12 @@ def _check_own(model: ModelConfig, file: pathlib.Path, otherwise: Architecture |
         )
 
 
-def announced(path: str, otherwise: Architecture) -> Architecture:
-    """What `load` would find, but nothing is fetched: of what is not here, as far as config and name tell.
+def announced(path: str, otherwise: ConfigArchitecture) -> ConfigArchitecture:
+    """The architecture that `load` would find, but nothing is fetched: config and name tell what is not here.
 
     Args:
       path: as `load` takes it.
-      otherwise: as `load` takes it; of a file that is not here the classes, the channels and what its name leaves open.
+      otherwise: as `load` takes it; it tells the classes, the channels and whatever the name leaves open.
 
     Raises:
       ConfigError: neither tells the architecture.
@@ -135,31 +132,33 @@ def announced(path: str, otherwise: Architecture) -> Architecture:
 
 
 def _foreign(
-    arrays: dict[str, np.ndarray], source: str, file: pathlib.Path, otherwise: Architecture | None
-) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """What a file without a card of ours is, and its arrays under our names."""
+    arrays: dict[str, np.ndarray], source: str, file: pathlib.Path, otherwise: ConfigArchitecture | None
+) -> tuple[ConfigArchitecture, dict[str, np.ndarray]]:
+    """The architecture of a file without a card of ours, and its arrays under our names."""
     declared = otherwise if otherwise is not None and otherwise.model.name is not None else None
     try:
-        found = files.translate(arrays, file, source)
+        translated = formats.translate(arrays, file, source)
     except RunError:
         if declared is None:
             raise
         card = card_beside(file, declared.card, declared.num_classes)
         return dataclasses.replace(declared, card=card), arrays  # our names, or `_fill` says what is missing
     if declared is not None:
-        check_same(found.model, declared.model, f"{source} is another network", "config.teacher.model")
-    size = found.image_size or (otherwise.card.image_size if otherwise else 224)
-    card = card_beside(file, Card(image_size=size, mean=found.mean, std=found.std), found.num_classes)
+        check_same(translated.model, declared.model, f"{source} is another network", "config.teacher.model")
+    size = translated.image_size or (otherwise.card.image_size if otherwise else 224)
+    card = Card(image_size=size, mean=translated.mean, std=translated.std)
+    card = card_beside(file, card, translated.num_classes)
     resize = otherwise.resize if otherwise else card.image_size
-    return Architecture(found.model, found.num_classes, found.channels, resize, card), found.arrays
+    architecture = ConfigArchitecture(translated.model, translated.num_classes, translated.channels, resize, card)
+    return architecture, translated.arrays
 
 
 def _fill(abstract: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
     """The tree filled by name; shapes may differ by axes of length one ([1, 1, 1, C] for [C])."""
     if not any(name.startswith("params/") for name in arrays):
         arrays = {f"params/{name}": value for name, value in arrays.items()}
-    expected = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
-    missing, unused = sorted(expected.keys() - arrays.keys()), sorted(arrays.keys() - expected.keys())
+    expected = by_path(abstract).keys()
+    missing, unused = sorted(expected - arrays.keys()), sorted(arrays.keys() - expected)
     if missing or unused:
         raise RunError(
             f"{path} does not fit the architecture: "

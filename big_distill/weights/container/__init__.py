@@ -1,4 +1,4 @@
-"""The container: what a finished student is shipped as, in as few bytes as its weights need."""
+"""The container: a file for a finished student, in as few bytes as its weights need."""
 
 from big_distill.weights.container.file import SUFFIX, read, write
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,14 @@ _TOPS = [2**bits - 1 for bits in range(7, 0, -1)]  # of integers of 8, 7, ... 2 
 
 def encode(array: np.ndarray) -> Encoding:
     """The smallest encoding of an array."""
-    found: list[Encoding] = [("raw", "C", [array.tobytes()]), ("deflated", "C", [zlib.compress(array.tobytes(), 9)])]
+    known: list[Encoding] = [("raw", "C", [array.tobytes()]), ("deflated", "C", [zlib.compress(array.tobytes(), 9)])]
     if array.dtype == np.float32 and array.size > 1:
-        found += _of_floats(array)
+        known += _of_floats(array)
 
     def size(encoding: Encoding) -> int:
         return sum(map(len, encoding[2]))
 
-    return min((encoding for encoding in found if array.nbytes <= MAX_RATIO * size(encoding)), key=size)
+    return min((encoding for encoding in known if array.nbytes <= MAX_RATIO * size(encoding)), key=size)
 
 
 def decode(kind: str, order: str, parts: list[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -52,10 +53,9 @@ def decode(kind: str, order: str, parts: list[bytes], dtype: np.dtype[Any], shap
       ValueError, IndexError, zlib.error: these are no such parts.
     """
     count = math.prod(shape)
-    if kind == "raw":
-        return np.frombuffer(parts[0], dtype).reshape(shape).copy()
-    if kind == "deflated":
-        return np.frombuffer(_inflated(parts[0], count * dtype.itemsize), dtype).reshape(shape).copy()
+    if kind in ("raw", "deflated"):
+        data = parts[0] if kind == "raw" else _inflated(parts[0], count * dtype.itemsize)
+        return np.frombuffer(data, dtype).reshape(shape).copy()
     if dtype != np.float32:
         raise ValueError(f"{kind} values of {dtype}")
     if kind == "half":
@@ -63,44 +63,34 @@ def decode(kind: str, order: str, parts: list[bytes], dtype: np.dtype[Any], shap
         return (upper << 24 | lower << 16).view(np.float32).reshape(shape)
     if kind in ("integers", "sparse_integers"):
         scales, *gaps, symbols = parts
-        found, values = np.frombuffer(scales, "<f4"), huffman.decode(symbols) - _TOPS[0]
+        values = (huffman.decode(symbols) - _TOPS[0]).astype(np.float32)
         used = _positions(huffman.decode(gaps[0])) if gaps else np.arange(count)
-        if len(found) != shape[-1] or len(values) != len(used) or (len(used) and used[-1] >= count):
-            raise ValueError(f"{len(found)} scales, {len(values)} integers at {len(used)} places of {shape}")
-        integers = np.zeros(count, np.float32)
-        integers[used] = values
-        return _reshaped(integers, shape, order) * found
-    used = _positions(huffman.decode(parts[0]))
-    values = np.frombuffer(parts[1], "<u4")
+        scale = np.frombuffer(scales, "<f4").reshape(shape[-1:])
+        return _placed(values, used, shape, order) * scale
+    words = np.frombuffer(parts[1], "<u4")
     if kind == "shared":
-        values = values[huffman.decode(parts[2])]
-    if len(values) != len(used) or (len(used) and used[-1] >= count):
-        raise ValueError(f"{len(values)} values at {len(used)} places of an array of {count}")
-    words = np.zeros(count, np.uint32)
-    words[used] = values
-    return _reshaped(words.view(np.float32), shape, order)
+        words = words[huffman.decode(parts[2])]
+    return _placed(words.view(np.float32), _positions(huffman.decode(parts[0])), shape, order)
 
 
-def _of_floats(array: np.ndarray) -> list[Encoding]:
-    found: list[Encoding] = []
+def _of_floats(array: np.ndarray) -> Iterator[Encoding]:
     words = array.reshape(-1).view(np.uint32)
     if not (words & 0xFFFF).any():
         upper, lower = ((words >> shift).astype(np.uint8).tobytes() for shift in (24, 16))
-        found.append(("half", "C", [zlib.compress(upper + lower, 9)]))
+        yield "half", "C", [zlib.compress(upper + lower, 9)]
     grid = grid_of(array) if array.ndim > 1 else None
     for order in ("C", "F"):
         words = array.flatten(order).view(np.uint32)
         used = np.flatnonzero(words)  # -0.0 is a value
         gaps = huffman.encode(_gaps(used))
-        found.append(("sparse", order, [gaps, words[used].tobytes()]))
+        yield "sparse", order, [gaps, words[used].tobytes()]
         values, codes = np.unique(words[used], return_inverse=True)
         if 0 < len(values) <= huffman.MAX_SYMBOLS:
-            found.append(("shared", order, [gaps, values.tobytes(), huffman.encode(codes)]))
+            yield "shared", order, [gaps, values.tobytes(), huffman.encode(codes)]
         if grid is not None:
             scales, symbols = grid[0].tobytes(), grid[1].flatten(order) + _TOPS[0]
-            found.append(("integers", order, [scales, huffman.encode(symbols)]))
-            found.append(("sparse_integers", order, [scales, gaps, huffman.encode(symbols[used])]))
-    return found
+            yield "integers", order, [scales, huffman.encode(symbols)]
+            yield "sparse_integers", order, [scales, gaps, huffman.encode(symbols[used])]
 
 
 def grid_of(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -116,9 +106,9 @@ def grid_of(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         scales = np.where(largest > 0, largest / np.float32(top), np.float32(1))
         exact = np.zeros(len(scales), bool)
         for near in (scales, np.nextafter(scales, np.float32(0)), np.nextafter(scales, np.float32(np.inf))):
-            found = (np.rint(filters / near) * near == filters).all(0)
-            scales = np.where(found & ~exact, near, scales)
-            exact |= found
+            is_exact = (np.rint(filters / near) * near == filters).all(0)
+            scales = np.where(is_exact & ~exact, near, scales)
+            exact |= is_exact
         if exact.all():
             return scales, np.rint(array / scales).astype(np.int64)
     return None
@@ -143,5 +133,8 @@ def _inflated(data: bytes, size: int) -> bytes:
     return zlib.decompressobj().decompress(data, max(1, size))
 
 
-def _reshaped(flat: np.ndarray, shape: tuple[int, ...], order: str) -> np.ndarray:
+def _placed(values: np.ndarray, used: np.ndarray, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """Zeros, but for the values at these positions of the array in this order of axes."""
+    flat = np.zeros(math.prod(shape), np.float32)
+    flat[used] = values  # NumPy refuses a place beyond the end
     return np.ascontiguousarray(flat.reshape(shape, order=order))  # type: ignore[call-overload]

@@ -9,6 +9,7 @@ in `encodings`. All integers are little-endian.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -68,16 +69,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise RunError(f"{path} is damaged: its checksum is wrong")
     try:
         return _arrays(content)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        RecursionError,
-        struct.error,
-        zlib.error,
-        MemoryError,
-    ) as error:
+    except (ValueError, TypeError, LookupError, RecursionError, MemoryError, struct.error, zlib.error) as error:
         raise RunError(f"{path} is not a valid container: {error}") from error
 
 
@@ -95,10 +87,8 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]:
         total += math.prod(shape) * np.dtype(dtype).itemsize
         if total > limit:
             raise ValueError(f"arrays of more than {limit} bytes in a file of {len(content)}")
-        parts = []
-        for length in sizes:
-            parts.append(content[position : position + length])
-            position += length
+        starts = [*itertools.accumulate(sizes, initial=position)]
+        parts, position = [content[a:b] for a, b in itertools.pairwise(starts)], starts[-1]
         arrays[name] = encodings.decode(kind, order, parts, np.dtype(dtype), tuple(shape))
     if position != len(content):
         raise ValueError("its parts do not fill it")

@@ -44,8 +44,7 @@ def translate(arrays: Mapping[str, np.ndarray], source: str) -> Translated:
     recognised = f"{source} is a BiT of {'Big Transfer' if big_transfer else 'the distillation release'}"
     translated = apply(_table(blocks, big_transfer), by_name, recognised)
     model = bit_model(blocks, root.shape[-1], "zero" if big_transfer else "-inf")
-    num_classes, channels = len(translated["params/head/bias"]), root.shape[2]
-    return Translated(model, num_classes, translated, image_size(source), channels=channels)
+    return Translated(model, translated, image_size(source), channels=root.shape[2])
 
 
 def _plain(name: str) -> str:

@@ -24,6 +24,7 @@ from absl import logging
 from tqdm import tqdm
 
 from big_distill.errors import RunError
+from big_distill.files import checksums
 
 GOOGLE_STORAGE = "https://storage.googleapis.com"
 TIMEOUT_SECONDS = 30.0  # to connect, and for each read
@@ -81,7 +82,7 @@ def _source(url: str) -> str:
 
 
 def _file_name(source: str) -> str:
-    """What follows the last slash of the path, as short as a file system needs it."""
+    """The name after the last slash of the path, as short as a file system needs it."""
     return re.sub(r"[^\w.-]", "_", urllib.parse.urlsplit(source).path.rpartition("/")[2])[-100:]
 
 
@@ -101,29 +102,24 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _is_cached(target: pathlib.Path, sha256: str | None) -> bool:
     """Whether the file is there and is, byte for byte, what was downloaded and what is wanted."""
     recorded = _beside(target, ".sha256")
     if not target.is_file() or not recorded.is_file():
         return False
-    found = _sha256(target)
-    return found == recorded.read_text(errors="replace") and sha256 in (None, found)
+    digest = checksums.sha256(target)
+    return digest == recorded.read_text(errors="replace") and sha256 in (None, digest)
 
 
 def _accept(url: str, target: pathlib.Path, sha256: str | None) -> None:
     """Gives a complete download its name."""
     part = _beside(target, ".part")
-    found = _sha256(part)
+    digest = checksums.sha256(part)
     _beside(part, ".etag").unlink(missing_ok=True)
-    if sha256 not in (None, found):
+    if sha256 not in (None, digest):
         part.unlink()
-        raise RunError(f"{url} has the SHA-256 {found}, expected {sha256}")
-    _beside(target, ".sha256").write_text(found)
+        raise RunError(f"{url} has the SHA-256 {digest}, expected {sha256}")
+    _beside(target, ".sha256").write_text(digest)
     part.replace(target)
 
 
@@ -144,18 +140,9 @@ def _transfer(source: str, part: pathlib.Path) -> None:
     """One try: goes on where `part` ends, or starts it anew where the server does."""
     with _open(source, part) as response:
         start, total = _range(response, part)
-        with (
-            part.open("ab" if start else "wb") as file,
-            tqdm(
-                desc=part.stem,
-                initial=start,
-                total=total,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                disable=None,  # unless stderr is a terminal
-            ) as bar,
-        ):
+        units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+        bar = tqdm(desc=part.stem, initial=start, total=total, disable=None, **units)  # None: unless on a terminal
+        with bar, part.open("ab" if start else "wb") as file:
             if not start:  # after the file was emptied: never a new ETag beside old bytes
                 _beside(part, ".etag").write_text(response.headers.get("ETag", ""))
             while chunk := response.read1(_CHUNK_BYTES):
@@ -177,7 +164,7 @@ def _resume_point(part: pathlib.Path) -> tuple[int, str]:
 
 
 def _open(source: str, part: pathlib.Path) -> http.client.HTTPResponse:
-    """Asks for what `part` lacks if the source has not changed, else for all of it."""
+    """Asks for the rest of `part` if the source has not changed, else for all of it."""
     headers = {"User-Agent": "big_distill", "Accept-Encoding": "identity"}
     size, etag = _resume_point(part)
     if size:
@@ -191,7 +178,7 @@ def _open(source: str, part: pathlib.Path) -> http.client.HTTPResponse:
 
 
 def _range(response: http.client.HTTPResponse, part: pathlib.Path) -> tuple[int, int | None]:
-    """Which byte the answer starts at, and how many the whole has, if the server says it."""
+    """The byte that the answer starts at, and how many the whole has, if the server says it."""
     if response.status != http.HTTPStatus.PARTIAL_CONTENT:
         return 0, response.length
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))

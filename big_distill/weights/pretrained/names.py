@@ -18,17 +18,10 @@ from big_distill.weights.pretrained.fetch import fetch
 
 _BUCKET = "gs://bit_models"
 _UPSTREAM = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
-_TEACHERS = {  # name -> the release's
-    "flowers128": "flowers128",
-    "pet128": "pet128",
-    "food128": "food128",
-    "sun128": "sun128",
-    "imagenet224": "224",
-    "imagenet384": "384",
-}
+_TEACHERS = ("flowers128", "pet128", "food128", "sun128", "imagenet224", "imagenet384")
 VANITY: dict[str, str] = {
     **{f"bit-{s}-{r.lower()}": f"{_BUCKET}/BiT-{s.upper()}-{r}.npz" for s in ("s", "m") for r in _UPSTREAM},
-    **{f"bit-m-r152x2-{name}": f"{_BUCKET}/distill/R152x2_T_{theirs}.npz" for name, theirs in _TEACHERS.items()},
+    **{f"bit-m-r152x2-{t}": f"{_BUCKET}/distill/R152x2_T_{t.removeprefix('imagenet')}.npz" for t in _TEACHERS},
     **{f"bit-r50x1-{size}": f"{_BUCKET}/distill/R50x1_{size}.npz" for size in (160, 224)},
 }
 

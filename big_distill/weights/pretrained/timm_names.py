@@ -57,10 +57,6 @@ def translate(arrays: Arrays, source: str) -> Translated:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# From torch's order of the axes to ours
-
-
 def _conv(x: np.ndarray) -> np.ndarray:
     """[F, C, k, k] -> [k, k, C, F]; of a depthwise convolution [C, 1, k, k] -> [k, k, 1, C]."""
     return x.transpose(2, 3, 1, 0)
@@ -83,10 +79,6 @@ def _affine(table: Table, theirs: str, ours: str, kernel: str = "kernel") -> Non
     table[f"params/{ours}/bias"] = (f"{theirs}.bias", np.asarray)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The families
-
-
 def _bit(arrays: Arrays, source: str) -> Translated:
     units = {tuple(map(int, m.groups())) for m in (re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", n) for n in arrays) if m}
     blocks = tuple(sum(stage == i for stage, _ in units) for i in sorted({stage for stage, _ in units}))
@@ -103,8 +95,7 @@ def _bit(arrays: Arrays, source: str) -> Translated:
     _affine(table, "head.fc", "head")
     translated = apply(table, arrays, f"{source} is a resnetv2 of timm")
     model = bit_model(blocks, len(arrays["stem.conv.weight"]), "zero")
-    channels = arrays["stem.conv.weight"].shape[1]
-    return Translated(model, len(translated["params/head/bias"]), translated, image_size=0, channels=channels)
+    return Translated(model, translated, image_size=0, channels=arrays["stem.conv.weight"].shape[1])
 
 
 def _vit(arrays: Arrays, source: str) -> Translated:
@@ -143,8 +134,7 @@ def _vit(arrays: Arrays, source: str) -> Translated:
     _affine(table, "head", "head")
     translated = apply(table, arrays, f"{source} is a {name} of timm")
     image_size = patch_size * math.isqrt(arrays["pos_embed"].shape[1] - 1)
-    model = ModelConfig(name, patch_size=patch_size)
-    return Translated(model, len(translated["params/head/bias"]), translated, image_size)
+    return Translated(ModelConfig(name, patch_size=patch_size), translated, image_size)
 
 
 def _lite_package(arrays: Arrays, source: str) -> Translated:
@@ -161,10 +151,7 @@ def _lite_package(arrays: Arrays, source: str) -> Translated:
     _conv_norm(table, "_conv_head", "_bn1", "last")
     _affine(table, "_fc", "head")
     translated = apply(table, arrays, f"{source} is an {name} from PyPI")
-    num_classes = len(translated["params/head/bias"])
-    return Translated(
-        ModelConfig(name), num_classes, translated, _IMAGE_SIZES[name], mean=(127 / 255,), std=(128 / 255,)
-    )
+    return Translated(ModelConfig(name), translated, _IMAGE_SIZES[name], mean=(127 / 255,), std=(128 / 255,))
 
 
 def _timm_mobile(arrays: Arrays, source: str) -> Translated:
@@ -193,11 +180,8 @@ def _timm_mobile(arrays: Arrays, source: str) -> Translated:
     _affine(table, "classifier", "head")
     translated = apply(table, arrays, f"{source} is named like timm's {name}")
     model = ModelConfig(name, padding=_padding(source, name))
-    num_classes = len(translated["params/head/bias"])
-    image_size = _IMAGE_SIZES.get(name, 224)
-    if model.padding == "same":
-        return Translated(model, num_classes, translated, image_size)
-    return Translated(model, num_classes, translated, image_size, _IMAGENET_MEAN, _IMAGENET_STD)
+    mean, std = (_IMAGENET_MEAN, _IMAGENET_STD) if model.padding == "symmetric" else ((0.5,), (0.5,))
+    return Translated(model, translated, _IMAGE_SIZES.get(name, 224), mean, std)
 
 
 def _lite(num_blocks: int, last: np.ndarray | None, source: str) -> tuple[str, tuple[Unit, ...]]:

@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import mmap
 import pathlib
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from big_distill.errors import RunError
 from big_distill.weights.pretrained import torch_pickle
 from big_distill.weights.pretrained.torch_pickle import Storage, Tensor
 
@@ -34,34 +32,19 @@ LoadFn = Callable[[Storage], np.ndarray]  # the unsigned integers [N] that are a
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads the tensors of a state dict, or of a checkpoint with one under `state_dict` or `model`.
 
-    Args:
-      path: a file of torch.save.
-
     Returns:
       Arrays by the tensors' names, in the file's order, without DataParallel's `module.`; not to be written to, as they
       share memory where the tensors shared a storage. What is not a tensor is left out.
 
     Raises:
-      RunError: no such file; not a file of torch.save, or a damaged one; it asks for a class or function that no state
-        dict needs (nothing is imported or called); a tensor does not fit into its storage; it holds no tensors.
+      Exception: of many kinds. It is not a file of torch.save, or is damaged; it asks for a class or function that no
+        state dict needs (nothing is imported or called); a tensor does not fit into its storage; it holds no tensors.
     """
-    with _reading(path), path.open("rb") as file:
+    with path.open("rb") as file:
         root, load = _open_zip(file) if file.peek(4).startswith(_ZIP) else _open_legacy(file)
         tensors = _tensors(root)
         storages = {storage: load(storage) for storage in {tensor.storage for tensor in tensors.values()}}
         return {name: _array(name, tensor, storages[tensor.storage]) for name, tensor in tensors.items()}
-
-
-@contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Names the file in whatever its reader raises."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist: expected a file of torch.save") from error
-    except Exception as error:  # zipfile, pickletools and struct raise a dozen kinds on damaged files
-        first_line = str(error).partition("\n")[0][:200]
-        raise RunError(f"{path} is not a readable state dict of PyTorch: {first_line}") from error
 
 
 def _open_legacy(file: BinaryIO) -> tuple[Any, LoadFn]:
@@ -82,7 +65,7 @@ def _open_legacy(file: BinaryIO) -> tuple[Any, LoadFn]:
 
 
 def _find_storages(data: Any, keys: Any, storages: dict[str, Storage]) -> dict[str, int]:
-    """Where the numbers of each storage start."""
+    """The positions at which the numbers of each storage start."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != storages.keys():
         raise ValueError("its list of storages is not of those that its tensors use")
     end = data.tell() + sum(8 + storages[key].num_bytes for key in keys)

@@ -29,12 +29,8 @@ DTYPES = {
     "torch.BoolStorage": np.dtype(np.bool_),
 }
 _FUNCTIONS = {
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    "torch.Size",
-    "torch.device",
+    *("collections.OrderedDict", "torch.Size", "torch.device"),
+    *(f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "parameter")),
 }
 _IGNORED = {"PROTO", "FRAME"}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
@@ -217,7 +213,7 @@ def _global(name: str) -> _Global:
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    """What the function of that name would return for the arguments that torch gives it."""
+    """The value that the function of that name would return for the arguments that torch gives it."""
     match name, arguments:
         case "collections.OrderedDict", ():
             return {}

@@ -1,4 +1,4 @@
-"""What a translator returns, and how it applies its table of names."""
+"""A translator returns a `Translated`, and applies its table of names with `apply`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from big_distill.config import ModelConfig
 from big_distill.errors import RunError
-from big_distill.models.families import BIT_BLOCKS
+from big_distill.models import bit
 
 Table = dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
 """Our name, such as params/head/kernel -> (their name, what makes our array of theirs)."""
@@ -23,12 +23,16 @@ class Translated(NamedTuple):
     """
 
     model: ModelConfig
-    num_classes: int
     arrays: dict[str, np.ndarray]
     image_size: int = 224
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     channels: int = 3
+
+    @property
+    def num_classes(self) -> int:
+        """The number of biases of the head."""
+        return len(self.arrays["params/head/bias"])
 
 
 def apply(table: Table, arrays: Mapping[str, np.ndarray], recognised: str) -> dict[str, np.ndarray]:
@@ -55,7 +59,7 @@ def apply(table: Table, arrays: Mapping[str, np.ndarray], recognised: str) -> di
 
 def bit_model(blocks: tuple[int, ...], root_features: int, root_pool: str) -> ModelConfig:
     """The BiT with so many units in each stage and channels in the root."""
-    depth = next((depth for depth, known in BIT_BLOCKS.items() if known == blocks), 0)
+    depth = next((depth for depth, known in bit.BLOCKS.items() if known == blocks), 0)
     return ModelConfig(
         "bit", depth=depth, blocks=() if depth else blocks, width=root_features / 64, root_pool=root_pool
     )

@@ -7,7 +7,7 @@ from file_server import Server
 
 from big_distill.errors import RunError
 from big_distill.weights.pretrained import fetch as fetching
-from big_distill.weights.pretrained import torch_file
+from big_distill.weights.pretrained import formats
 
 
 @pytest.fixture(params=["legacy", "zip"])
@@ -22,7 +22,7 @@ def read(tmp_path):
     def read_bytes(data):
         path = tmp_path / "w.pth"
         path.write_bytes(data)
-        return torch_file.read(path)
+        return formats.read(path)
 
     return read_bytes
 

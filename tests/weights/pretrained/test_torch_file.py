@@ -16,7 +16,7 @@ import torch_writer
 from torch_writer import STORAGES, Call, Global, Storage, saved, tensor, view
 
 from big_distill.errors import RunError
-from big_distill.weights.pretrained import torch_file
+from big_distill.weights.pretrained import formats
 
 HERE = pathlib.Path(__file__).parent
 OK = Storage(np.zeros(4, np.float32))
@@ -31,7 +31,7 @@ def assert_same(found, expected):
 
 
 def test_files_of_pytorch(format_):
-    found = torch_file.read(HERE / f"torch_{format_}.pth")
+    found = formats.read(HERE / f"torch_{format_}.pth")
     base = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
     expected = {
         "kernel": base[:, 1:].T,
@@ -125,10 +125,11 @@ def test_a_dictionary_in_itself(refuse, format_):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(RunError, match=r"none.pth does not exist: expected a file of torch.save$"):
-        torch_file.read(tmp_path / "none.pth")
-    with pytest.raises(RunError, match=r"is not a readable state dict of PyTorch: .*Is a directory"):
-        torch_file.read(tmp_path)
+    with pytest.raises(RunError, match=r"none.pth is not a weight file \(.pth\), or it is damaged: .*No such file"):
+        formats.read(tmp_path / "none.pth")
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(RunError, match=r"folder.pth is not a weight file .*Is a directory"):
+        formats.read(tmp_path / "folder.pth")
 
 
 @pytest.mark.parametrize(

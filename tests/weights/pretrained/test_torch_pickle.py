@@ -177,9 +177,9 @@ def test_deep_nesting_is_no_crash(tmp_path):
     (tmp_path / "keys.pth").write_bytes(torch_writer.legacy_file(b"\x80\x02}.\x80\x02]" + deep + b"a."))
     program = (
         "import pathlib, sys\nfrom big_distill.errors import RunError\n"
-        "from big_distill.weights.pretrained import torch_file\n"
+        "from big_distill.weights.pretrained import formats\n"
         "for path in sys.argv[1:]:\n"
-        "  try: torch_file.read(pathlib.Path(path))\n"
+        "  try: formats.read(pathlib.Path(path))\n"
         "  except RunError: print('refused')\n"
     )
     command = [sys.executable, "-c", program, tmp_path / "key.pth", tmp_path / "keys.pth"]
