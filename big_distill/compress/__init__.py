@@ -1,4 +1,4 @@
-"""What becomes of a student's parameters: how they are represented while they train, and in what smaller network.
+"""Compression of a student: how its parameters are represented while they train, and in what smaller network.
 
 A `Scheme` says how they are represented: pruned, shared, as integers, in bfloat16. `channels` and `low_rank` make
 another network of the one that a run starts from.

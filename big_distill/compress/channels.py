@@ -12,21 +12,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from big_distill.config import ModelConfig
-from big_distill.state import path_name
+from big_distill.state import by_path
 
 Arrays = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer whose channels can go.
+    """A layer whose channels, so many of them, can go.
 
     kernel: path of the kernel that makes them.
-    size: their number.
     axes: (path, axis) of all that has an entry for each of them, or several: for every pixel that is flattened with
       its channels.
     """
@@ -37,35 +35,34 @@ class Layer:
 
 
 def layers(model: ModelConfig, features: Sequence[int], abstract: Callable[[ModelConfig], Any]) -> list[Layer]:
-    """The layers whose channels can go, in order.
+    """The layers of a network whose channels can go, in order.
 
     Args:
-      model: the network.
       features: its widths, `models.features_of(model)`.
       abstract: from a ModelConfig to its variables, or their shapes.
     """
     before = _shapes(abstract(dataclasses.replace(model, features=tuple(features))))
-    found = []
+    cuttable = []
     for i, size in enumerate(features):
         wider = tuple(width + (j == i) for j, width in enumerate(features))
         after = _shapes(abstract(dataclasses.replace(model, features=wider)))
         axes = tuple(
             (path, axis)
             for path, shape in before.items()
-            for axis, (own, grown) in enumerate(zip(shape, after[path], strict=True))
-            if grown != own
+            for axis, (size_before, size_after) in enumerate(zip(shape, after[path], strict=True))
+            if size_after != size_before
         )
         made = [path for path, axis in axes if path.endswith("/kernel") and axis == len(before[path]) - 1]
         kernel = max(made, key=lambda path: (len(before[path]), before[path][-2]))  # not one that only scales them
-        found.append(Layer(kernel.partition("/")[2], size, axes))
-    return found
+        cuttable.append(Layer(kernel.partition("/")[2], size, axes))
+    return cuttable
 
 
 def importance(layer: Layer, arrays: Arrays) -> np.ndarray:
     """How much each channel matters: the norm of all that reads or writes it, float64 [size], 1 on average.
 
-    Of every kernel and every scale the norm of its entries for a channel, divided by the mean over channels; then their
-    mean. After Fang et al. 2023, "DepGraph" (arXiv 2301.12900), section 3.3.
+    It is the mean over kernels and scales of the norm of the entries for a channel, divided by its mean over channels.
+    After Fang et al. 2023, "DepGraph" (arXiv 2301.12900), section 3.3.
     """
     norms = []
     for path, axis in layer.axes:
@@ -79,19 +76,18 @@ def importance(layer: Layer, arrays: Arrays) -> np.ndarray:
 def choose(
     found: Sequence[Layer], arrays: Arrays, sparsity: Mapping[str, float], everywhere: float | None
 ) -> list[np.ndarray]:
-    """Which channels of each layer stay, rising; at least one of every layer.
+    """The channels of each layer that stay, rising; at least one of every layer.
 
     Args:
-      found: of `layers`.
       arrays: the folded network's, by path: kernels as they are used, and no scales that are in them already.
       sparsity: for each kernel the share of its channels that go; 0 for one that is not there.
       everywhere: instead, the share of all channels that go, the least important of the layers in `sparsity` first.
     """
     scores = [importance(layer, arrays) for layer in found]
-    asked = [score for layer, score in zip(found, scores, strict=True) if layer.kernel in sparsity]
-    if everywhere is not None and asked:
-        ranked = np.sort(np.concatenate(asked))
-        limit = ranked[round(everywhere * len(ranked)) - 1] if round(everywhere * len(ranked)) else -1
+    ranked = [score for layer, score in zip(found, scores, strict=True) if layer.kernel in sparsity]
+    if everywhere is not None and ranked:
+        rising = np.sort(np.concatenate(ranked))
+        limit = rising[round(everywhere * len(rising)) - 1] if round(everywhere * len(rising)) else -1
     kept = []
     for layer, score in zip(found, scores, strict=True):
         gone = round(sparsity.get(layer.kernel, 0.0) * layer.size)
@@ -133,4 +129,4 @@ def _by_channel(array: np.ndarray, axis: int, size: int) -> np.ndarray:
 
 
 def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    return {path: leaf.shape for path, leaf in by_path(variables).items()}

@@ -1,7 +1,7 @@
 """Kernels as products of smaller ones: by SVD, and by Tucker's decomposition over the two channel axes.
 
 Kim et al. 2016, "Compression of deep convolutional neural networks for fast and low power mobile applications" (arXiv
-1511.06530), section 3.1. `models.forms` computes with the factors.
+1511.06530), section 3.1. `models.variants` computes with the factors.
 """
 
 from __future__ import annotations
@@ -21,14 +21,9 @@ def spectra(kernel: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def ranks_of_energy(spectra: tuple[np.ndarray, ...], energy: float) -> Ranks:
-    """The least ranks that keep a share of a kernel's squared norm, in each channel axis on its own.
+    """The least ranks that keep a share, in [0, 1], of a kernel's squared norm, in each channel axis on its own.
 
-    Args:
-      spectra: the kernel's.
-      energy: in [0, 1].
-
-    Returns:
-      (rank,) of a matrix or 1 x 1 kernel, else (rank of the inputs, rank of the outputs), where 0 is all.
+    They are (rank,) of a matrix or 1 x 1 kernel, else (rank of the inputs, rank of the outputs), where 0 is all.
     """
     ranks = tuple(_rank(spectrum, energy) for spectrum in spectra)
     if len(ranks) == 1:
@@ -37,10 +32,10 @@ def ranks_of_energy(spectra: tuple[np.ndarray, ...], energy: float) -> Ranks:
 
 
 def factorize(kernel: np.ndarray, ranks: Ranks) -> dict[str, np.ndarray]:
-    """The factors of a kernel, under the names of `models.forms`.
+    """The factors of a kernel, under the names of `models.variants`.
 
-    Of a matrix its truncated SVD, the singular values shared evenly; of a k x k kernel the truncated higher-order SVD
-    (De Lathauwer et al. 2000), without the factor whose rank is 0.
+    A matrix has its truncated SVD, the singular values shared evenly; a k x k kernel the truncated higher-order SVD (De
+    Lathauwer et al. 2000), without the factor whose rank is 0.
     """
     kernel = kernel.astype(np.float64)
     if len(ranks) == 1:
@@ -74,7 +69,7 @@ class Layer:
     outputs: int
 
     def multiplications(self, ranks: Ranks = ()) -> int:
-        """Of one image by the kernel or, given ranks, by its factors."""
+        """Multiplications for one image by the kernel or, given ranks, by its factors."""
         *window, before, after = self.kernel.shape
         if not ranks:
             return self.outputs * self.kernel.size
@@ -92,10 +87,7 @@ def ranks_for(layers: Mapping[str, Layer], energy: float) -> dict[str, Ranks]:
 def ranks_for_flops(layers: Mapping[str, Layer], others: int, share: float) -> dict[str, Ranks]:
     """The ranks of the greatest energy with which a network needs no more than a share of its multiplications.
 
-    Args:
-      layers: those that may be factored.
-      others: multiplications of all others.
-      share: in (0, 1).
+    `layers` are those that may be factored; the layers that may not be need `others`.
 
     Raises:
       ValueError: even ranks of one need more.
@@ -125,14 +117,14 @@ def _cheaper(
 ) -> dict[str, Ranks]:
     ranks = {name: ranks_of_energy(known[name], energy) for name in layers}
     return {
-        name: found
-        for name, found in ranks.items()
-        if layers[name].multiplications(found) < layers[name].multiplications()
+        name: rank
+        for name, rank in ranks.items()
+        if layers[name].multiplications(rank) < layers[name].multiplications()
     }
 
 
 def _unfoldings(kernel: np.ndarray) -> list[np.ndarray]:
-    """Of a matrix or 1 x 1 kernel itself, [C, F]; else with the inputs, then with the outputs as its rows."""
+    """A matrix or 1 x 1 kernel itself, [C, F]; else one with the inputs as its rows, and one with the outputs."""
     *window, before, after = kernel.shape
     kernel = np.asarray(kernel, np.float64)
     if math.prod(window) == 1:

@@ -1,4 +1,4 @@
-"""Magnitude pruning: which weights stay, and when."""
+"""Magnitude pruning: the weights that stay, and when the others go."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 LEAST_SHARE = 0.1
-"""Of the share of all weights that stay, what every layer keeps: one that is left with none cuts the network in two."""
+"""The part of the share of all weights that every layer keeps: one that is left with none cuts the network in two."""
 
 
 def progress(schedule: str, step: jax.Array, begin: int, end: int, sparsity: float) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a config asks of which parameter, and how pruning goes on.
+"""How each parameter of a student is represented, as its config asks, and how pruning goes on.
 
 A representation is a pair (params, aux): what is trained, and how it becomes the dense parameters that the network
 computes with, which `state.materialize` makes of the two. All else (loss, optimiser, checkpoints) is as in any run.
@@ -17,14 +17,14 @@ from big_distill.compress import pruning, sharing
 from big_distill.config import CompressConfig, Config
 from big_distill.errors import ConfigError, nearest
 from big_distill.models import FACTORS
-from big_distill.state import Aux, Params, Representation, path_name
+from big_distill.state import Aux, Params, Representation, by_path, path_name
 
 Masks = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """What is done to each parameter, by its path.
+    """How each parameter is represented, by its path.
 
     old: parameters that the run starts with: where they are zero they were pruned, and stay so.
     sparsity: share of its weights that are zero in the end; under the scope 'global' that of all of them together.
@@ -103,31 +103,28 @@ class Scheme:
         sizes = {name: _sizes(kernel, masks[name]) for name, kernel in kernels.items()}
         if self._group is not None:
             due, pair = step >= self._span[1], self._group
-            grouped = {name: size for name, size in sizes.items() if self.sparsity[name]}
             return masks | {
-                name: jnp.where(due, pruning.keep_of_each(size, *pair), masks[name]) for name, size in grouped.items()
+                name: jnp.where(due, pruning.keep_of_each(size, *pair), masks[name])
+                for name, size in sizes.items()
+                if self.sparsity[name]
             }
         if self.config.scope == "global":
             return keep(sizes, self.config.sparsity)
         return {name: keep({name: size}, self.sparsity[name])[name] for name, size in sizes.items()}
 
     def _kernels(self, params: Params) -> dict[str, jax.Array]:
-        named = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-        return {name: named[name] for name in self.sparsity}
+        leaves = by_path(params)
+        return {name: leaves[name] for name in self.sparsity}
 
 
 def make_scheme(run: Config, abstract: Params) -> Scheme:
-    """What a config asks of its student's parameters.
-
-    Args:
-      run: resolved.
-      abstract: the dense parameters, or their shapes.
+    """The scheme that a resolved config asks of its student's parameters, given the dense ones or their shapes.
 
     Raises:
       ConfigError: a pattern that matches nothing.
     """
     config = run.compress
-    shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    shapes = {name: leaf.shape for name, leaf in by_path(abstract).items()}
     grouped = ":" in config.structure
     pruned = grouped or (config.structure == "weights" and bool(config.sparsity or config.layer_sparsity))
     chosen: list[str] = []
@@ -154,23 +151,15 @@ def make_scheme(run: Config, abstract: Params) -> Scheme:
 
 
 def matching(field: str, pattern: str, names: list[str]) -> list[str]:
-    """The names that `config.compress.FIELD` matches.
-
-    Raises:
-      ConfigError: none.
-    """
-    found = [name for name in names if _matches(pattern, name)]
-    if not found:
+    """The names that `config.compress.FIELD` matches; ConfigError if it matches none."""
+    chosen = [name for name in names if _matches(pattern, name)]
+    if not chosen:
         raise ConfigError(f"config.compress.{field}: {pattern!r} matches no kernel{nearest(pattern, names)}")
-    return found
+    return chosen
 
 
 def by_layer(field: str, rules: tuple[str, ...], otherwise: float, names: list[str]) -> dict[str, float]:
-    """For each name the value of the first rule, such as fc1/kernel=0.9, whose pattern matches it.
-
-    Raises:
-      ConfigError: a pattern that matches nothing.
-    """
+    """For each name the value of the first rule, such as fc1/kernel=0.9, that matches it; see `matching`."""
     parsed = [rule.rpartition("=")[::2] for rule in rules]
     for pattern, _ in parsed:
         matching(field, pattern, names)
@@ -180,7 +169,7 @@ def by_layer(field: str, rules: tuple[str, ...], otherwise: float, names: list[s
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """A factor, conv2/first/kernel, is also called what it is a factor of, conv2/kernel."""
+    """Whether a pattern matches a name; a factor, conv2/first/kernel, has that of its kernel, conv2/kernel, too."""
     whole = re.sub(rf"/({'|'.join(FACTORS)})(?=/kernel$)", "", name)
     return bool(re.fullmatch(pattern, name) or re.fullmatch(pattern, whole))
 

@@ -1,30 +1,31 @@
-"""The formats that a student is packed into: how their files are named, who writes them and who reads them."""
+"""The formats that a student is packed into: how their files are named, who writes them and who reads them.
+
+An executable file has a card beside it, FILE.json, which says what the file expects, and its checksum.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable
 
-import numpy as np
 from safetensors.numpy import save
 
 from big_distill import weights
+from big_distill.errors import RunError
 from big_distill.export import litert, onnx_graph, stablehlo
-from big_distill.export.function import Classifier
-from big_distill.files import atomic
+from big_distill.export.function import Classifier, Views
+from big_distill.files import atomic, checksums
+from big_distill.run_dir.layout import read_json, write_json
 from big_distill.weights import container
-
-Views = Callable[[], np.ndarray]
-"""Makes training views, uint8 [N, S, S, C], for a format that measures the ranges of activations."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A format of files.
+    """A format of files, whose names end in `suffix`.
 
-    suffix: of the file's name.
-    write: `(path, network, views)`: writes the file, whole or not at all.
+    write: `(path, network, views)`: writes the file, whole or not at all; `views` for a format that measures ranges.
     read: makes a function from pixels to logits of an executable file; None if the file holds weights and a card, which
       `weights.load` reads.
     """
@@ -32,27 +33,6 @@ class Format:
     suffix: str
     write: Callable[[pathlib.Path, weights.Network, Views], None]
     read: Callable[[pathlib.Path], Classifier] | None = None
-
-    @property
-    def is_executable(self) -> bool:
-        """Whether the file is a program, which runs without this library."""
-        return self.read is not None
-
-
-def _write_container(path: pathlib.Path, network: weights.Network, _: Views) -> None:
-    container.write(path, weights.contents(network))
-
-
-def _write_safetensors(path: pathlib.Path, network: weights.Network, _: Views) -> None:
-    atomic.write(path, save(weights.contents(network)))
-
-
-def _write_onnx(path: pathlib.Path, network: weights.Network, _: Views) -> None:
-    onnx_graph.write(path, network)
-
-
-def _write_stablehlo(path: pathlib.Path, network: weights.Network, _: Views) -> None:
-    stablehlo.write(path, network)
 
 
 def _write_tflite(path: pathlib.Path, network: weights.Network, views: Views) -> None:
@@ -64,10 +44,36 @@ def _write_tflite(path: pathlib.Path, network: weights.Network, views: Views) ->
 
 
 FORMATS = {
-    "container": Format(container.SUFFIX, _write_container),
-    "safetensors": Format(".safetensors", _write_safetensors),
+    "container": Format(container.SUFFIX, lambda path, network, _: container.write(path, weights.contents(network))),
+    "safetensors": Format(".safetensors", lambda path, network, _: atomic.write(path, save(weights.contents(network)))),
     "tflite": Format(".tflite", _write_tflite, litert.read),
-    "onnx": Format(".onnx", _write_onnx, onnx_graph.read),
-    "stablehlo": Format(".stablehlo", _write_stablehlo, stablehlo.read),
+    "onnx": Format(".onnx", lambda path, network, _: onnx_graph.write(path, network), onnx_graph.read),
+    "stablehlo": Format(".stablehlo", lambda path, network, _: stablehlo.write(path, network), stablehlo.read),
 }
-EXECUTABLE_SUFFIXES = tuple(format_.suffix for format_ in FORMATS.values() if format_.is_executable)
+EXECUTABLE_SUFFIXES = tuple(format_.suffix for format_ in FORMATS.values() if format_.read)
+
+
+def write_card(file: pathlib.Path, architecture: weights.ConfigArchitecture) -> None:
+    """Writes the card of an executable file."""
+    write_json(_card_of(file), {**architecture.to_json(), "sha256": checksums.sha256(file)})
+
+
+def read_card(file: pathlib.Path) -> weights.ConfigArchitecture:
+    """Reads the architecture of an executable file from its card, and checks the file's checksum.
+
+    Raises:
+      RunError: the file or its card is missing, or damaged.
+    """
+    if not file.is_file():
+        raise RunError(f"{file} does not exist")
+    card = _card_of(file)
+    if not card.is_file():
+        raise RunError(f"{card} does not exist: it says what {file.name} expects")
+    values = read_json(card, {"sha256": str})
+    if values.pop("sha256") != checksums.sha256(file):
+        raise RunError(f"{file} is damaged, or {card.name} is not its own: the checksum is wrong")
+    return weights.from_json(json.dumps(values), card)
+
+
+def _card_of(file: pathlib.Path) -> pathlib.Path:
+    return file.with_name(file.name + ".json")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 _CALLS = {"custom_jvp_call": "call_jaxpr", "jit": "jaxpr"}
 
@@ -20,14 +21,16 @@ def interpret(
 ) -> list[Any]:
     """The outputs of a jaxpr.
 
-    Calls are entered. `lax.platform_dependent` is its default, the plain operation that every other framework has, and
-    not the CPU's substitute.
+    What no output depends on is left out, such as the maps of a network whose logits are exported. Calls are entered.
+    `lax.platform_dependent` is its default, the plain operation that every other framework has, and not the CPU's
+    substitute.
 
     Args:
       jaxpr: as `jax.make_jaxpr` makes it.
       consts, inputs: values of its variables; whatever stands for an array.
       evaluate: from an equation and its inputs to its outputs. Constants come as np.ndarray.
     """
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     known = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
     known |= zip(jaxpr.invars, inputs, strict=True)
 
@@ -57,6 +60,6 @@ def type_of(atom: Any) -> jax.ShapeDtypeStruct:
 
 
 def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    """What JAX computes for an equation."""
+    """Computes an equation as JAX does."""
     outputs = eqn.primitive.bind(*values, **eqn.params)
     return outputs if eqn.primitive.multiple_results else [outputs]

@@ -1,4 +1,4 @@
-"""LiteRT, formerly TensorFlow Lite: in floats, or in 8-bit integers alone.
+"""LiteRT files, formerly TensorFlow Lite: in floats, or in 8-bit integers alone.
 
 From JAX through StableHLO to TensorFlow's converter. A file is for one image at a time: with a symbolic batch size the
 converter computes shapes at run time, and fuses nothing.
@@ -7,28 +7,34 @@ converter computes shapes at run time, and fuses nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend import core
 
 from big_distill import weights
-from big_distill.errors import ConfigError, RunError
-from big_distill.export import litert_int8
-from big_distill.export.function import Classifier, check_pixels, pixels_shape, pixels_to_logits
+from big_distill.errors import RunError
+from big_distill.export.function import Classifier, check_pixels, extra, pixels_shape, pixels_to_logits
 from big_distill.export.interpreter import bind, interpret
-from big_distill.export.litert_substitutes import IN_FLOATS, IN_INT8, Substitutes
 from big_distill.files import atomic
+from big_distill.terminal import silent
 
 Function = Callable[[jax.Array], jax.Array]
+Substitutes = Mapping[str, Callable[..., jax.Array]]
+"""Primitives of JAX that LiteRT lacks, by others that it has: from their inputs and parameters to their output."""
 
-_MISSING = "LiteRT files need the extra tf: pip install 'big_distill[tf]'"
+_P = (
+    *(-2.72614226e-10, 2.77068142e-08, -2.10102402e-06, -5.69250640e-05),
+    *(-7.34990631e-04, -2.95459981e-03, -1.60960333e-02),
+)
+_Q = (-1.45660718e-05, -2.13374056e-04, -1.68282697e-03, -7.37332917e-03, -1.42647391e-02)
 
 
 def write(path: pathlib.Path, network: weights.Network) -> None:
@@ -38,47 +44,42 @@ def write(path: pathlib.Path, network: weights.Network) -> None:
       ConfigError: the extra is not installed.
       RunError: the converter has no operations for this network.
     """
-    with _quiet():
-        atomic.write(
-            path, _converted(_substituted(pixels_to_logits(network), IN_FLOATS), pixels_shape(network), np.uint8)
-        )
+    function, shape = _substituted(pixels_to_logits(network), _IN_FLOATS), pixels_shape(network.architecture)
+    with silent():
+        atomic.write(path, _converted(function, shape, np.uint8))
 
 
 def write_int8(path: pathlib.Path, network: weights.Network, pixels: np.ndarray) -> None:
-    """Writes a network that computes in 8-bit integers: uint8 pixels [1, S, S, C] to int8 steps of logits [1, K].
+    """Writes a network in floats as one that computes in 8-bit integers, whole or not at all.
+
+    It goes from uint8 pixels [1, S, S, C] to int8 steps of logits [1, K].
 
     Args:
-      path: whole or not at all.
-      network: in floats.
       pixels: uint8 [N, S, S, C]: a hundred images or so that the ranges of activations are taken from.
 
     Raises:
-      ConfigError: the extra is not installed.
+      ConfigError, RunError: as `write`.
       DataError: other pixels.
-      RunError: the converter has no operations for this network.
     """
-    check_pixels(pixels, pixels_shape(network))
+    function, shape = _substituted(pixels_to_logits(network), _IN_INT8), pixels_shape(network.architecture)
+    check_pixels(pixels, shape)
     images = pixels.astype(np.float32)
     images[0].flat[:2] = 0, 255  # so that one step of the input is one of its bytes
-    with _quiet():
-        function = _substituted(pixels_to_logits(network), IN_INT8)
-        model = _converted(function, pixels_shape(network), np.float32)
-        atomic.write(path, litert_int8.quantized(model, images))
+    with silent():
+        atomic.write(path, _quantized(_converted(function, shape, np.float32), images))
 
 
 def read(path: pathlib.Path) -> Classifier:
-    """What `write` or `write_int8` wrote, run on the CPU image by image.
+    """Reads what `write` or `write_int8` wrote; it runs on the CPU, image by image.
 
     Raises:
       ConfigError: the extra is not installed.
       RunError: no such file, or not one of these.
     """
-    try:
+    with extra("tf", "LiteRT"):
         from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise ConfigError(_MISSING) from error
     try:
-        with _quiet():
+        with silent():
             interpreter = Interpreter(model_content=path.read_bytes(), num_threads=os.cpu_count())
             interpreter.allocate_tensors()
         (pixels,), (logits,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -102,16 +103,16 @@ def read(path: pathlib.Path) -> Classifier:
 
 def _converted(function: Function, shape: tuple[int, int, int], dtype: Any) -> bytes:
     """The model of a function of pixels [1, *shape]."""
-    tf = _tensorflow()
+    with extra("tf", "LiteRT"):
+        import tensorflow as tf
     from jax.experimental import jax2tf
 
+    with contextlib.suppress(RuntimeError):  # it has begun already
+        tf.config.set_visible_devices([], "GPU")  # their memory is JAX's
     module = tf.Module()
-    module.program = tf.function(
-        jax2tf.convert(function, with_gradient=False),
-        [tf.TensorSpec((1, *shape), dtype, name="pixels")],
-        autograph=False,
-    )
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.program.get_concrete_function()], module)
+    pixels = tf.TensorSpec((1, *shape), dtype, name="pixels")
+    module.logits = tf.function(jax2tf.convert(function, with_gradient=False), [pixels], autograph=False)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.logits.get_concrete_function()], module)
     try:
         return bytes(converter.convert())
     except Exception as error:  # a ConverterError, mostly
@@ -134,28 +135,77 @@ def _substituted(function: Function, substitutes: Substitutes) -> Function:
     return substituted
 
 
-def _tensorflow() -> Any:
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise ConfigError(_MISSING) from error
-    with contextlib.suppress(RuntimeError):  # it has begun already
-        tf.config.set_visible_devices([], "GPU")  # their memory is JAX's
-    return tf
+def _erf(x: jax.Array, **_: Any) -> jax.Array:
+    """Computes erf as Eigen's x P(x^2) / Q(x^2), to 4e-7; the converter does not know StableHLO's."""
+    x = jnp.clip(x, -4, 4)
+    p, q = (functools.reduce(lambda total, factor: total * x**2 + factor, factors) for factors in (_P, _Q))
+    return x * p / q
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what TensorFlow's libraries tell about themselves from standard error."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+def _erf_in_int8(x: jax.Array, **_: Any) -> jax.Array:
+    """Computes erf by tanh, to 5e-4, as GELU often is: the terms of the polynomials do not fit into int8."""
+    return jnp.tanh(2 / np.sqrt(np.pi, dtype=np.float32) * (x + 0.08943 * x**3))
+
+
+def _max_pool_in_int8(
+    x: jax.Array, *, window_dimensions: Any, window_strides: Any, padding: Any, **_: Any
+) -> jax.Array:
+    """Pads with the pixels at the edge, which changes no maximum: int8 has no -inf."""
+    x = jnp.pad(x, padding, mode="edge")
+    return lax.reduce_window(x, -jnp.inf, lax.max, window_dimensions, window_strides, "VALID")
+
+
+_IN_FLOATS: Substitutes = {"erf": _erf, "erfc": lambda x, **_: 1 - _erf(x)}
+_IN_INT8: Substitutes = {
+    "erf": _erf_in_int8,
+    "erfc": lambda x, **_: 1 - _erf_in_int8(x),
+    "neg": lambda x: x * -1,  # LiteRT negates floats alone
+    "reduce_window_max": _max_pool_in_int8,
+}
+
+
+def _quantized(model: bytes, images: np.ndarray) -> bytes:
+    """A model of one float32 image, as one of a uint8 image whose output is int8 (Jacob et al. 2018, arXiv 1712.05877).
+
+    Kernels have a scale for each filter, everything else one for each tensor, of its range on images, float32
+    [N, S, S, C]. The ranges are found here, for TensorFlow 2.21 takes wrong ones: it looks at the inputs of an
+    operation after that has run, and additions and products may by then have overwritten them. A squeeze-excite on a
+    map of one pixel was all zeros.
+    """
+    import tensorflow as tf
+    from tensorflow.lite.python import convert, schema_py_generated, util
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    content = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
+    for index, (low, high) in _ranges(model, images).items():
+        tensor = content.subgraphs[0].tensors[index]
+        tensor.quantization = tensor.quantization or schema_py_generated.QuantizationParametersT()
+        tensor.quantization.min, tensor.quantization.max = [low], [high]
+    integers = convert.mlir_quantize(bytes(flatbuffer_utils.convert_object_to_bytearray(content)))
+    return bytes(util.modify_model_io_type(integers, tf.uint8, tf.int8))
+
+
+def _ranges(model: bytes, images: np.ndarray) -> dict[int, tuple[float, float]]:
+    """The smallest and the largest value of every tensor that is computed, and of the input, by its index."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_content=model,
+        experimental_preserve_all_tensors=True,  # none overwrites another
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    (pixels,) = interpreter.get_input_details()
+    outputs = [int(index) for operation in interpreter._get_ops_details() for index in operation["outputs"]]
+    ranges: dict[int, tuple[float, float]] = {}
+    for image in images:
+        interpreter.set_tensor(pixels["index"], image[None])
+        interpreter.invoke()
+        for index in (int(pixels["index"]), *outputs):
+            value = interpreter.get_tensor(index)
+            low, high = ranges.get(index, (np.inf, -np.inf))
+            ranges[index] = min(low, float(value.min())), max(high, float(value.max()))
+    return ranges
 
 
 def _first_line(error: Exception) -> str:

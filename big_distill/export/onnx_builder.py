@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from big_distill.export.function import extra
+
 BATCH = 1_000_003
 """Stands for the batch size in shapes. It is a prime beyond any width: just the dimensions with the batch in them are
 multiples of it, and a network that asks for len(x) gets a number."""
@@ -21,12 +23,7 @@ INPUT = "pixels"
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """What a node computes.
-
-    name: in the ONNX graph.
-    shape: as JAX has it.
-    axes: which of those axes the i-th stored one is.
-    """
+    """The output of a node: its name in the graph, its shape in JAX, and which of those axes the i-th stored one is."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,32 +34,20 @@ Value = Tensor | np.ndarray
 """An array is known when the graph is written."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """One operation with one output; attributes as `onnx.helper.make_node` takes them."""
-
-    op: str
-    inputs: tuple[str, ...]
-    output: str
-    attributes: dict[str, Any]
-
-
 class Builder:
-    """A graph that grows node by node.
+    """A graph that grows node by node: `nodes` in the order of their execution, `constants` by name, each once.
 
-    Attributes:
-      nodes: in the order of their execution.
-      constants: by name; equal ones are one.
+    Raises:
+      ConfigError: the extra is not installed.
     """
 
     def __init__(self) -> None:
-        self.nodes: list[Node] = []
+        with extra("onnx", "ONNX"):
+            import onnx
+        self.onnx = onnx
+        self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-
-    def input(self, shape: tuple[int, ...]) -> Tensor:
-        """The graph's input."""
-        return Tensor(INPUT, shape, tuple(range(len(shape))))
 
     def constant(self, value: Any) -> str:
         """The name of an array in the graph."""
@@ -74,9 +59,9 @@ class Builder:
         return self._names[key]
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Appends a node; the name of its output."""
+        """Appends a node with the attributes that `onnx.helper.make_node` takes; the name of its output."""
         output = f"{op.lower()}{len(self.nodes)}"
-        self.nodes.append(Node(op, inputs, output, attributes))
+        self.nodes.append(self.onnx.helper.make_node(op, inputs, [output], **attributes))
         return output
 
     def tensor(self, shape: Sequence[int], op: str, *inputs: str, **attributes: Any) -> Tensor:
@@ -119,11 +104,8 @@ class Builder:
         if not has_batch(shape):
             return self.constant(np.array(shape, np.int64))
         batch = self.node("Shape", INPUT, start=0, end=1)
-        return self.node(
-            "Concat",
-            *(batch if size == BATCH else self.constant(np.array([size], np.int64)) for size in shape),
-            axis=0,
-        )
+        sizes = [batch if size == BATCH else self.constant(np.array([size], np.int64)) for size in shape]
+        return self.node("Concat", *sizes, axis=0)
 
 
 def transposed(value: Value, permutation: Sequence[int]) -> Value:

@@ -1,8 +1,7 @@
-"""ONNX, from the jaxpr of a network: one writer for all of them, see `onnx_primitives`."""
+"""ONNX files, written from the jaxpr of a network: one writer for all of them, see `onnx_primitives`."""
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,17 +13,16 @@ import numpy as np
 from jax.extend import core
 
 from big_distill import weights
-from big_distill.errors import ConfigError, RunError
+from big_distill.errors import RunError
 from big_distill.export import onnx_primitives
-from big_distill.export.function import Classifier, check_pixels, pixels_shape, pixels_to_logits
+from big_distill.export.function import Classifier, check_pixels, extra, pixels_shape, pixels_to_logits
 from big_distill.export.interpreter import bind, interpret, type_of
 from big_distill.export.onnx_builder import BATCH, INPUT, Builder, Tensor, Value, has_batch
 from big_distill.files import atomic
 
 OPSET, IR_VERSION = 17, 8
-"""Of 2022: ONNX Runtime 1.12, TensorRT 8.6 and OpenVINO 2022.2 read them already, and nothing newer is needed."""
+"""Those of 2022: ONNX Runtime 1.12, TensorRT 8.6 and OpenVINO 2022.2 read them already, and nothing newer is needed."""
 OUTPUT = "logits"
-_MISSING = "ONNX files need the extra onnx: pip install 'big_distill[onnx]'"
 
 
 def write(path: pathlib.Path, network: weights.Network) -> None:
@@ -36,22 +34,20 @@ def write(path: pathlib.Path, network: weights.Network) -> None:
       ConfigError: the extra is not installed.
       RunError: the network has a primitive that is not in `onnx_primitives`.
     """
-    shape = pixels_shape(network)
+    shape = pixels_shape(network.architecture)
     card = {"image_size": shape[0], "class_names": network.architecture.card.class_names}
     atomic.write(path, model(pixels_to_logits(network), shape, card).SerializeToString())
 
 
 def read(path: pathlib.Path) -> Classifier:
-    """What `write` wrote, run by ONNX Runtime on the CPU.
+    """Reads what `write` wrote; ONNX Runtime runs it on the CPU.
 
     Raises:
       ConfigError: the extra is not installed.
       RunError: no such file, or not one of these.
     """
-    try:
+    with extra("onnx", "ONNX"):
         import onnxruntime
-    except ImportError as error:
-        raise ConfigError(_MISSING) from error
     try:
         session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
         (pixels,) = session.get_inputs()
@@ -69,53 +65,30 @@ def read(path: pathlib.Path) -> Classifier:
 
 
 def model(function: Callable[[jax.Array], jax.Array], shape: Sequence[int], card: Any) -> Any:
-    """The ModelProto of a function of uint8 pixels [B, *shape], for any B.
+    """The ModelProto of a function of uint8 pixels [B, *shape], for any B; raises as `write`."""
+    builder, pixels = Builder(), Tensor(INPUT, (BATCH, *shape), tuple(range(len(shape) + 1)))
+    onnx = builder.onnx
 
-    Raises:
-      ConfigError: the extra is not installed.
-      RunError: the function has a primitive that is not in `onnx_primitives`.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise ConfigError(_MISSING) from error
+    def evaluate(eqn: core.JaxprEqn, values: list[Value]) -> Sequence[Value]:
+        """Computes what does not depend on the pixels, and writes the rest."""
+        if any(isinstance(x, Tensor) for x in values) or any(has_batch(type_of(var).shape) for var in eqn.outvars):
+            return [onnx_primitives.write(builder, eqn, values)]
+        return [np.asarray(x) for x in bind(eqn, values)]
+
     closed = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((BATCH, *shape), jnp.uint8))
-    builder = Builder()
-    pixels = builder.input((BATCH, *shape))
-    (logits,) = interpret(closed.jaxpr, closed.consts, [pixels], functools.partial(_evaluate, builder))
-    output = builder.plain(logits)
-
-    def attribute(value: Any) -> Any:
-        return onnx.helper.np_dtype_to_tensor_dtype(value) if isinstance(value, np.dtype) else value
-
-    nodes = [
-        onnx.helper.make_node(
-            node.op, node.inputs, [node.output], **{k: attribute(v) for k, v in node.attributes.items()}
-        )
-        for node in builder.nodes
-    ]
-    nodes.append(onnx.helper.make_node("Identity", [output], [OUTPUT]))
+    (logits,) = interpret(closed.jaxpr, closed.consts, [pixels], evaluate)
     (aval,) = closed.out_avals
+    identity = onnx.helper.make_node("Identity", [builder.plain(logits)], [OUTPUT])
     graph = onnx.helper.make_graph(
-        nodes,
+        [*builder.nodes, identity],
         "big_distill",
         [onnx.helper.make_tensor_value_info(INPUT, onnx.TensorProto.UINT8, ["batch", *shape])],
         [onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, ["batch", *aval.shape[1:]])],
         [onnx.numpy_helper.from_array(array, name) for name, array in builder.constants.items()],
     )
     proto = onnx.helper.make_model(
-        graph,
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="big_distill",
+        graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="big_distill"
     )
     onnx.helper.set_model_props(proto, {"card": json.dumps(card)})
     onnx.checker.check_model(proto, full_check=True)
     return proto
-
-
-def _evaluate(builder: Builder, eqn: core.JaxprEqn, values: list[Value]) -> Sequence[Value]:
-    """Computes what does not depend on the pixels, and writes the rest."""
-    if any(isinstance(x, Tensor) for x in values) or any(has_batch(type_of(var).shape) for var in eqn.outvars):
-        return [onnx_primitives.write(builder, eqn, values)]
-    return [np.asarray(x) for x in bind(eqn, values)]

@@ -16,20 +16,8 @@ from big_distill.errors import RunError
 from big_distill.export.interpreter import type_of
 from big_distill.export.onnx_builder import Builder, Tensor, Value, has_batch, transposed
 
-ELEMENTWISE = {
-    "abs": "Abs",
-    "add": "Add",
-    "div": "Div",
-    "exp": "Exp",
-    "ge": "GreaterOrEqual",
-    "logistic": "Sigmoid",
-    "max": "Max",
-    "min": "Min",
-    "mul": "Mul",
-    "neg": "Neg",
-    "sqrt": "Sqrt",
-    "sub": "Sub",
-    "tanh": "Tanh",
+ELEMENTWISE = {"ge": "GreaterOrEqual", "logistic": "Sigmoid"} | {
+    name: name.capitalize() for name in ("abs", "add", "div", "exp", "mul", "neg", "sqrt", "sub", "tanh")
 }
 _NHWC = (0, 3, 1, 2)  # the axes of an NHWC image in the order of NCHW
 
@@ -79,24 +67,16 @@ def _min(builder: Builder, eqn: core.JaxprEqn, a: Value, b: Value) -> Value:
     return builder.elementwise(_shape(eqn), "Min", a, b)
 
 
-def _same(builder: Builder, eqn: core.JaxprEqn, x: Value) -> Value:
-    return x
-
-
-def _square(builder: Builder, eqn: core.JaxprEqn, x: Value) -> Value:
-    return builder.elementwise(_shape(eqn), "Mul", x, x)
-
-
 def _integer_pow(builder: Builder, eqn: core.JaxprEqn, x: Value) -> Value:
     return builder.elementwise(_shape(eqn), "Pow", x, np.array(eqn.params["y"], np.float32))
 
 
-def _rsqrt(builder: Builder, eqn: core.JaxprEqn, x: Value) -> Value:
-    return builder.elementwise(_shape(eqn), "Reciprocal", builder.elementwise(_shape(eqn), "Sqrt", x))
-
-
 def _erfc(builder: Builder, eqn: core.JaxprEqn, x: Value) -> Value:
     return builder.elementwise(_shape(eqn), "Sub", np.array(1, np.float32), builder.elementwise(_shape(eqn), "Erf", x))
+
+
+def _rsqrt(builder: Builder, eqn: core.JaxprEqn, x: Value) -> Value:
+    return builder.elementwise(_shape(eqn), "Reciprocal", builder.elementwise(_shape(eqn), "Sqrt", x))
 
 
 def _round(builder: Builder, eqn: core.JaxprEqn, x: Value) -> Value:
@@ -113,15 +93,9 @@ def _select_n(builder: Builder, eqn: core.JaxprEqn, which: Value, *cases: Value)
 
 def _convert_element_type(builder: Builder, eqn: core.JaxprEqn, x: Value) -> Value:
     new = np.dtype(eqn.params["new_dtype"])
-    return x if type_of(eqn.invars[0]).dtype == new else builder.elementwise(_shape(eqn), "Cast", x, to=new)
-
-
-def _reshape(builder: Builder, eqn: core.JaxprEqn, x: Value) -> Value:
-    return builder.reshape(x, _shape(eqn))
-
-
-def _transpose(builder: Builder, eqn: core.JaxprEqn, x: Value) -> Value:
-    return transposed(x, eqn.params["permutation"])
+    if type_of(eqn.invars[0]).dtype == new:
+        return x
+    return builder.elementwise(_shape(eqn), "Cast", x, to=builder.onnx.helper.np_dtype_to_tensor_dtype(new))
 
 
 def _broadcast_in_dim(builder: Builder, eqn: core.JaxprEqn, x: Value) -> Value:
@@ -153,8 +127,8 @@ def _pad(builder: Builder, eqn: core.JaxprEqn, x: Tensor, fill: Value) -> Value:
     padding = [eqn.params["padding_config"][axis] for axis in x.axes]
     if any(interior for _, _, interior in padding):
         raise _unsupported(eqn, " between elements")
-    pads = np.array([low for low, _, _ in padding] + [high for _, high, _ in padding], np.int64)
-    return Tensor(builder.node("Pad", x.name, builder.constant(pads), builder.plain(fill)), _shape(eqn), x.axes)
+    pads = builder.constant(np.array(_pads([(low, high) for low, high, _ in padding]), np.int64))
+    return Tensor(builder.node("Pad", x.name, pads, builder.plain(fill)), _shape(eqn), x.axes)
 
 
 def _reduce(builder: Builder, eqn: core.JaxprEqn, x: Tensor) -> Value:
@@ -205,25 +179,19 @@ def _conv(builder: Builder, eqn: core.JaxprEqn, image: Value, kernel: Value) -> 
 
 
 def _max_pool(builder: Builder, eqn: core.JaxprEqn, image: Value) -> Value:
-    """Of an NHWC image; ONNX pads with -inf, too."""
+    """A MaxPool of an NHWC image; ONNX pads with -inf, too."""
     window, strides, padding, *dilations = (
         eqn.params[name]
         for name in ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
     )
     if len(window) != 4 or (window[0], window[3]) != (1, 1) or any(step != 1 for steps in dilations for step in steps):
         raise _unsupported(eqn, f" over {list(window)}")
-    name = builder.node(
-        "MaxPool",
-        builder.stored(image, _NHWC),
-        kernel_shape=window[1:3],
-        strides=strides[1:3],
-        pads=_pads(padding[1:3]),
-    )
-    return Tensor(name, _shape(eqn), _NHWC)
+    sizes = {"kernel_shape": window[1:3], "strides": strides[1:3], "pads": _pads(padding[1:3])}
+    return Tensor(builder.node("MaxPool", builder.stored(image, _NHWC), **sizes), _shape(eqn), _NHWC)
 
 
 def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
-    """All the starts, then all the ends."""
+    """The padding as ONNX has it: all the starts, then all the ends."""
     return [low for low, _ in padding] + [high for _, high in padding]
 
 
@@ -232,7 +200,7 @@ RULES: dict[str, Callable[..., Value]] = {
     "concatenate": _concatenate,
     "conv_general_dilated": _conv,
     "convert_element_type": _convert_element_type,
-    "copy": _same,
+    "copy": lambda builder, eqn, x: x,
     "dot_general": _dot_general,
     "erfc": _erfc,
     "integer_pow": _integer_pow,
@@ -242,13 +210,13 @@ RULES: dict[str, Callable[..., Value]] = {
     "reduce_max": _reduce,
     "reduce_sum": _reduce,
     "reduce_window_max": _max_pool,
-    "reshape": _reshape,
+    "reshape": lambda builder, eqn, x: builder.reshape(x, _shape(eqn)),
     "round": _round,
     "rsqrt": _rsqrt,
     "select_n": _select_n,
     "slice": _slice,
-    "square": _square,
-    "squeeze": _reshape,
-    "stop_gradient": _same,
-    "transpose": _transpose,
+    "square": lambda builder, eqn, x: builder.elementwise(_shape(eqn), "Mul", x, x),
+    "squeeze": lambda builder, eqn, x: builder.reshape(x, _shape(eqn)),
+    "stop_gradient": lambda builder, eqn, x: x,
+    "transpose": lambda builder, eqn, x: transposed(x, eqn.params["permutation"]),
 }

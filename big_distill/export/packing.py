@@ -7,27 +7,27 @@ import functools
 import pathlib
 import shutil
 import statistics
-import time
-from collections.abc import Sequence
-from typing import Any
+import timeit
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from big_distill import teacher as teachers
 from big_distill import weights
 from big_distill.config import Config
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.errors import ConfigError, RunError, nearest
-from big_distill.export import executable, rounding
-from big_distill.export.evaluation import evaluate_executables
-from big_distill.export.executable import Executable
-from big_distill.export.formats import FORMATS, Format
+from big_distill.export import predictor, rounding
+from big_distill.export.evaluation import evaluate_predictors
+from big_distill.export.formats import EXECUTABLE_SUFFIXES, FORMATS, Views, write_card
+from big_distill.export.predictor import Predictor
+from big_distill.parallel import processes
 from big_distill.run_dir.environment import machine
 from big_distill.run_dir.layout import PACK_FILE, read_config, read_json, write_json
 from big_distill.terminal import say
-from big_distill.training.evaluation import mesh_for, open_eval, open_split, student_of
+from big_distill.training.evaluation import mesh_for, open_eval, open_split, student_of, with_data_dir
 
 TOLERANCE = 1e-3
 """How far the logits of a file in floats may be from the network's at most, in their standard deviations."""
@@ -68,62 +68,42 @@ def pack(
       RunError: no such run or step; or a file that is not what was written into it.
     """
     formats = _checked(formats, precision)
-    config = read_config(workdir)
+    config = with_data_dir(read_config(workdir), data_dir)
     mesh = mesh_for(config)
-    if data_dir:
-        source, eval_source = (dataclasses.replace(s, data_dir=data_dir) for s in (config.source, config.evaluated_on))
-        config = dataclasses.replace(config, source=source, eval_source=eval_source)
     student, views = student_of(workdir, step, mesh), functools.cache(functools.partial(_training_views, config))
-    named = dataclasses.replace(student.architecture, model=config.student)
-    num_weights = weights.num_params(named.abstract_variables())
     if precision:
-        student = rounding.quantize(student, precision, views() if precision != "bfloat16" else np.zeros(0))
+        student = rounding.quantize(student, precision, views)
     data = open_eval(config, split)
+    pixels = next(iter(data))["pixels"]
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
     stem = "-".join(["student", *([step] if step != "final" else []), *([precision] if precision else [])])
-    files = [stem + FORMATS[name].suffix for name in formats]
     trial = workdir / _TRIAL_DIR  # nothing takes the place of a good file before it was evaluated
-    if jax.process_index() == 0:
-        shutil.rmtree(trial, ignore_errors=True)  # of a pack that failed
-        trial.mkdir()
-    _together("ready to write")
-    pixels = next(iter(data))["pixels"]
-    wanted = executable.of_network(student).classify(pixels)
-    decoded, differences = [], []
-    for name, file in zip(formats, files, strict=True):
-        if jax.process_index() == 0:
-            FORMATS[name].write(trial / file, student, views)
-            if FORMATS[name].is_executable:
-                executable.write_card(trial / file, student.architecture)
-        _together(f"wrote {file}")
-        decoded.append(executable.read(trial / file))
-        differences.append(_check(trial / file, FORMATS[name], student, decoded[-1].classify(pixels), wanted))
-    what: dict[str, Any] = {"precision": precision, "step": step, "split": split}
-    what |= {"nonzero": weights.num_nonzero(student.variables["params"]), "flops": _flops(student)}
-    rows = []
-    scores = evaluate_executables(decoded, teacher, data, mesh)
-    for name, file, one, difference, own in zip(formats, files, decoded, differences, scores, strict=True):
-        size = (trial / file).stat().st_size
-        rows.append(
-            {
-                "format": name,
-                "path": str(workdir / file),
-                **what,
-                "bytes": size,
-                "ratio": 4 * num_weights / size,
-                "bits_per_weight": 8 * size / num_weights,
-                "difference": difference,
-                "accuracy": own.get("accuracy"),
-                "agreement": own.get("agreement"),
-                "latency_ms": _latency(one, pixels[:1]),
-                "machine": machine(),
-            }
-        )
-    _together("evaluated")
-    if jax.process_index() == 0:
+    files = {name: trial / (stem + FORMATS[name].suffix) for name in formats}
+    processes.on_first_process(lambda: _write(trial, files, student, views))
+    networks = [predictor.load(file) for file in files.values()]
+    logits = predictor.of_network(student).classify(pixels)
+    differences = [
+        _check(file, student, network.classify(pixels), logits)
+        for file, network in zip(files.values(), networks, strict=True)
+    ]
+    scores = evaluate_predictors(networks, teacher, data, mesh)
+    dense = dataclasses.replace(student.architecture, model=config.student)
+    num_weights = weights.num_params(dense.abstract_variables())
+
+    def keep() -> list[dict[str, Any]]:
+        shared: dict[str, Any] = {"precision": precision, "step": step, "split": split}
+        shared |= {"nonzero": weights.num_nonzero(student.variables["params"]), "flops": _flops(student)}
+        rows = []
+        for name, network, difference, metrics in zip(files, networks, differences, scores, strict=True):
+            path, size = workdir / files[name].name, files[name].stat().st_size
+            row: dict[str, Any] = {"format": name, "path": str(path), **shared, "bytes": size}
+            row |= {"ratio": 4 * num_weights / size, "bits_per_weight": 8 * size / num_weights}
+            row |= {"difference": difference, **{key: metrics.get(key) for key in ("accuracy", "agreement")}}
+            rows.append(row | {"latency_ms": _latency(network, pixels[:1]), "machine": machine()})
         _put_in_place(workdir, trial, rows)
-    _together("packed")
-    return rows
+        return rows
+
+    return cast(list[dict[str, Any]], processes.on_first_process(keep))
 
 
 def _checked(formats: Sequence[str], precision: str | None) -> list[str]:
@@ -140,16 +120,21 @@ def _checked(formats: Sequence[str], precision: str | None) -> list[str]:
     return list(dict.fromkeys(formats))
 
 
-def _together(what: str) -> None:
-    """Waits for all processes."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+def _write(trial: pathlib.Path, files: Mapping[str, pathlib.Path], student: weights.Network, views: Views) -> None:
+    """Writes the files, by format, into a new directory."""
+    shutil.rmtree(trial, ignore_errors=True)  # of a pack that failed
+    trial.mkdir()
+    for name, file in files.items():
+        FORMATS[name].write(file, student, views)
+        if FORMATS[name].read:
+            write_card(file, student.architecture)
 
 
 def _put_in_place(workdir: pathlib.Path, trial: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """Moves the files into the run directory, and writes their rows beside those of others."""
-    table, ours = workdir / PACK_FILE, {row["path"] for row in rows}
-    others = [row for row in (read_json(table, [{"path": str}]) if table.is_file() else []) if row["path"] not in ours]
+    table, replaced = workdir / PACK_FILE, {row["path"] for row in rows}
+    before = read_json(table, [{"path": str}]) if table.is_file() else []
+    others = [row for row in before if row["path"] not in replaced]
     write_json(table, others)  # no row may be about a file that is another one now
     for file in sorted(trial.iterdir()):
         file.replace(workdir / file.name)
@@ -164,36 +149,32 @@ def _training_views(config: Config) -> np.ndarray:
     return np.concatenate(batches)[:_NUM_VIEWS]
 
 
-def _check(path: pathlib.Path, format_: Format, student: weights.Network, got: np.ndarray, wanted: np.ndarray) -> float:
+def _check(path: pathlib.Path, student: weights.Network, logits: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference of a file's logits on a batch from the network's, in standard deviations."""
-    if not format_.is_executable:
-        written = weights.load(path, student.architecture)
-        if weights.sha256(written.variables) != weights.sha256(student.variables):
+    if path.suffix not in EXECUTABLE_SUFFIXES:
+        read = weights.load(path, student.architecture)
+        if weights.sha256(read.variables) != weights.sha256(student.variables):
             raise RunError(f"{path} does not hold what was written into it: this is a bug, or a bad disk")
-    differences = np.abs(got - wanted) / max(wanted.std(), 1e-30)
+    differences = np.abs(logits - expected) / max(expected.std(), 1e-30)
     rounds = student.architecture.model.activation_bits > 0
-    found, allowed = (differences.mean(), ROUNDED_TOLERANCE) if rounds else (differences.max(), TOLERANCE)
-    if not found <= allowed:
+    difference, allowed = (differences.mean(), ROUNDED_TOLERANCE) if rounds else (differences.max(), TOLERANCE)
+    if not difference <= allowed:
         raise RunError(
-            f"{path} does not compute what it should: its logits differ by {found:.2g} of their standard deviation "
-            f"from the network's, more than {allowed}"
+            f"{path} does not compute what it should: its logits differ by {difference:.2g} of their standard "
+            f"deviation from the network's, more than {allowed}"
         )
-    say(f"{path.name}: {path.stat().st_size:,} bytes, read back; logits within {found:.1g} (allowed: {allowed})")
+    say(f"{path.name}: {path.stat().st_size:,} bytes, read back; logits within {difference:.1g} (allowed: {allowed})")
     return float(differences.max())
 
 
-def _latency(one: Executable, image: np.ndarray) -> float:
-    """Median milliseconds of one image."""
-    times = []
-    for _ in range(_NUM_TIMINGS + 1):
-        began = time.perf_counter()
-        one.classify(image)
-        times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times[1:])
+def _latency(network: Predictor, image: np.ndarray) -> float:
+    """Median milliseconds for one image."""
+    times = timeit.repeat(lambda: network.classify(image), number=1, repeat=_NUM_TIMINGS + 1)
+    return 1e3 * statistics.median(times[1:])
 
 
 def _flops(network: weights.Network) -> float:
-    """Of one image, as XLA counts them."""
+    """The FLOPs of one image, as XLA counts them."""
     architecture = network.architecture
     model = architecture.build("float32")
 

@@ -1,32 +1,40 @@
-"""A finished run or a weight file as something that classifies images."""
+"""A network with its preprocessing, from any file that holds one, as something that classifies images."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable
 
+import jax
 import numpy as np
 import scipy.special
 
-from big_distill.data import transforms
-from big_distill.errors import DataError
-from big_distill.export import executable
+from big_distill import weights
+from big_distill.data.decode import BadImage, decode
+from big_distill.data.resample import Ragged, central_view
+from big_distill.errors import DataError, RunError
+from big_distill.export.formats import FORMATS, read_card
+from big_distill.export.function import Classifier, pixels_shape
+from big_distill.step.views import for_network, to_unit
 
 Image = np.ndarray | bytes
 
 
+@dataclasses.dataclass(frozen=True)
 class Predictor:
     """A network with its preprocessing.
 
-    Attributes:
-      architecture: what the network is and expects.
-      class_names: in the order of the probabilities; empty if the data set had no names.
+    classify: from uint8 pixels [B, S, S, C], any B above 0, to float32 logits [B, K], with S the size of the view.
     """
 
-    def __init__(self, network: executable.Executable):
-        self.architecture = network.architecture
-        self.class_names = network.architecture.card.class_names
-        self._classify = network.classify
+    architecture: weights.ConfigArchitecture
+    classify: Classifier
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names in the order of the probabilities; empty if the data set had none."""
+        return self.architecture.card.class_names
 
     def predict(self, images: np.ndarray | Iterable[Image]) -> np.ndarray:
         """Classifies images as evaluation does: shorter side resized, central crop.
@@ -48,18 +56,17 @@ class Predictor:
         decoded = [self._decode(index, image) for index, image in enumerate(images)]
         if not decoded:
             return np.zeros((0, self.architecture.num_classes), np.float32)
-        ragged = transforms.Ragged.pack(decoded)
-        size = self.architecture.view_size or self.architecture.card.image_size
-        pixels = transforms.central_view(ragged, np.arange(len(decoded)), self.architecture.resize, size)
-        return scipy.special.softmax(self._classify(pixels), axis=-1)
+        ragged, size = Ragged.pack(decoded), pixels_shape(self.architecture)[0]
+        pixels = central_view(ragged, np.arange(len(decoded)), self.architecture.resize, size)
+        return scipy.special.softmax(self.classify(pixels), axis=-1)
 
     def _decode(self, index: int, image: Image) -> np.ndarray:
         if not isinstance(image, np.ndarray | bytes):
             kind = type(image).__name__
             raise DataError(f"image {index}: expected a uint8 array or the bytes of an image file, got {kind}")
         try:
-            return transforms.decode(image, self.architecture.channels)
-        except transforms.BadImage as error:
+            return decode(image, self.architecture.channels)
+        except BadImage as error:
             raise DataError(f"image {index} cannot be read: {error}") from error
 
 
@@ -71,6 +78,22 @@ def load(path: str | pathlib.Path) -> Predictor:
     >>> network.predict(images).argmax(-1)  # doctest: +SKIP
 
     Raises:
-      RunError: nothing there, or not such a file.
+      RunError: no such file, it is damaged, or its network has no classes.
     """
-    return Predictor(executable.read(path))
+    file = pathlib.Path(path)
+    read = next((format_.read for format_ in FORMATS.values() if format_.suffix == file.suffix), None)
+    return of_network(weights.load(path)) if read is None else Predictor(read_card(file), read(file))
+
+
+def of_network(network: weights.Network) -> Predictor:
+    """A network as JAX computes it here, in float32."""
+    architecture = network.architecture
+    if not architecture.num_classes:
+        raise RunError(f"{network.source} has no classes to predict")
+    model, variables = architecture.build("float32"), jax.device_put(network.variables)
+
+    def logits(variables: weights.Variables, pixels: jax.Array) -> jax.Array:
+        return model.apply(variables, for_network(to_unit(pixels), architecture.card), train=False)[0].logits
+
+    compiled = jax.jit(logits)
+    return Predictor(architecture, lambda pixels: np.asarray(compiled(variables, pixels)))

@@ -9,27 +9,22 @@ import jax
 import numpy as np
 
 from big_distill import models, weights
+from big_distill.export.function import Views
 from big_distill.models import INPUT_RANGE
-from big_distill.state import Aux, Representation, materialize, path_name
+from big_distill.state import Aux, Representation, by_path, materialize, path_name
 from big_distill.step.views import for_network, to_unit
 from big_distill.weights.container import encodings
 
 PRECISIONS = ("bfloat16", "int8", "int4")
-_ACTIVATION_BITS = 8
 
 
-def quantize(network: weights.Network, precision: str, pixels: np.ndarray) -> weights.Network:
-    """The network with rounded parameters and, under int8 and int4, rounded inputs of its layers.
+def quantize(network: weights.Network, precision: str, views: Views) -> weights.Network:
+    """The network with parameters of a precision and, under int8 and int4, rounded inputs of its layers.
 
     Kernels become integers of 8 or 4 bits with a scale a filter, what they are applied to has 8 bits, between the least
-    and the greatest value on real images (see `models.forms`). What is already rounded so stays as it is.
-
-    Args:
-      network: any.
-      precision: of `PRECISIONS`.
-      pixels: uint8 [N, S, S, C], views of training images; for bfloat16 they are not read.
+    and the greatest value on real images (see `models.variants`). What is already rounded so stays as it is.
     """
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(network.variables["params"])]
+    names = by_path(network.variables["params"])
     if precision == "bfloat16":
         return _rounded(network, dict.fromkeys(names, Representation(half=True)))
     top = 2 ** (int(precision.removeprefix("int")) - 1) - 1
@@ -38,7 +33,7 @@ def quantize(network: weights.Network, precision: str, pixels: np.ndarray) -> we
     network = _rounded(network, dict.fromkeys(kernels, Representation(top=top)))
     if network.architecture.model.activation_bits:
         return network
-    return _with_ranges_of(network, pixels)
+    return _with_ranges_of(network, views())
 
 
 def _is_coarser(kernel: np.ndarray, top: int) -> bool:
@@ -62,12 +57,12 @@ def _with_ranges_of(network: weights.Network, pixels: np.ndarray) -> weights.Net
         applied = models.kernel_applications(model, variables, image)
         return {name: models.range_of(x) for name, (x, _) in applied.items()}
 
-    found = jax.device_get(ranges(network.variables, pixels))
-    rounded = weights.with_input_ranges(network, _ACTIVATION_BITS)
+    input_ranges = jax.device_get(ranges(network.variables, pixels))
+    rounded = weights.with_input_ranges(network, 8)
 
     def leaf(path: jax.tree_util.KeyPath, value: Any) -> Any:
         layer, _, name = path_name(path).rpartition("/")
-        return found[layer] if name == INPUT_RANGE else value
+        return input_ranges[layer] if name == INPUT_RANGE else value
 
     batch_stats = jax.tree_util.tree_map_with_path(leaf, rounded.variables["batch_stats"])
     return dataclasses.replace(rounded, variables={**rounded.variables, "batch_stats": batch_stats})

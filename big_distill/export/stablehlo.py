@@ -1,6 +1,6 @@
-"""StableHLO, through `jax.export`: one file for CPU, GPU and TPU and for every batch size.
+"""StableHLO files, through `jax.export`: one file for CPU, GPU and TPU and for every batch size.
 
-Other programs read it with `jax.export.deserialize`; JAX promises to do so for six months after it was written.
+Other software reads it with `jax.export.deserialize`; JAX promises to do so for six months after it was written.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from big_distill.errors import RunError
 from big_distill.export.function import Classifier, check_pixels, pixels_shape, pixels_to_logits
 from big_distill.files import atomic
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-
 
 def write(path: pathlib.Path, network: weights.Network) -> None:
     """Writes a network with its preprocessing, whole or not at all."""
@@ -29,13 +27,13 @@ def write(path: pathlib.Path, network: weights.Network) -> None:
 
     # Networks may ask for len(x), which cannot be symbolic: they see one image, vmap makes a batch of it.
     (batch,) = export.symbolic_shape("batch")
-    pixels = jax.ShapeDtypeStruct((batch, *pixels_shape(network)), jnp.uint8)
-    exported = export.export(jax.jit(jax.vmap(logits_of_one)), platforms=PLATFORMS)(pixels)
+    pixels = jax.ShapeDtypeStruct((batch, *pixels_shape(network.architecture)), jnp.uint8)
+    exported = export.export(jax.jit(jax.vmap(logits_of_one)), platforms=("cpu", "cuda", "tpu"))(pixels)
     atomic.write(path, bytes(exported.serialize()))
 
 
 def read(path: pathlib.Path) -> Classifier:
-    """What `write` wrote, on this machine's accelerator; compiled once for every batch size.
+    """Reads what `write` wrote; it runs on this machine's accelerator, compiled once for every batch size.
 
     Raises:
       RunError: no such file, or not one of these.
@@ -45,10 +43,10 @@ def read(path: pathlib.Path) -> Classifier:
         (pixels,) = exported.in_avals
         shape = pixels.shape[1:]
         logits = jax.jit(exported.call)
-        logits.lower(jax.ShapeDtypeStruct((1, *shape), pixels.dtype))  # parses the program itself
+        logits.lower(jax.ShapeDtypeStruct((1, *shape), pixels.dtype))  # parses the StableHLO itself
     except Exception as error:  # what its parsers raise on other files is of many types
         reason = str(error).partition("\n")[0]
-        raise RunError(f"{path} is not a StableHLO program that this JAX reads: {reason}") from error
+        raise RunError(f"{path} is not a StableHLO file that this JAX reads: {reason}") from error
 
     def classify(pixels: np.ndarray) -> np.ndarray:
         check_pixels(pixels, shape)

@@ -29,7 +29,7 @@ def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
-    """No other process's: of two that write the same file the last one's stays, whole."""
+    """A name that is no other process's: of two that write the same file the last one's stays, whole."""
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 

@@ -1,4 +1,4 @@
-"""The files of a directory, pinned by a list of their SHA-256 sums among them.
+"""The SHA-256 of a file, and the files of a directory pinned by a list of their sums among them.
 
 The list has the format of `sha256sum`: `cd DIR && sha256sum --check checksums.sha256`.
 """
@@ -16,17 +16,12 @@ LIST_FILE = "checksums.sha256"
 
 def write(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> None:
     """Writes the list of all files below a directory but those `unlisted`, whole or not at all."""
-    lines = [f"{_sha256(directory / name)}  {name}\n" for name in _names(directory) if name not in unlisted]
+    lines = [f"{sha256(directory / name)}  {name}\n" for name in _names(directory) if name not in unlisted]
     atomic.write(directory / LIST_FILE, "".join(lines).encode())
 
 
 def damage(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> str | None:
-    """What is no longer as `write` found it, such as 'state/manifest.ocdbt is missing'; None if everything is.
-
-    Args:
-      directory: with a list.
-      unlisted: as `write` was given.
-    """
+    """Says what is no longer as `write` found it, such as 'state/manifest.ocdbt is missing'; None if all is."""
     try:
         lines = (directory / LIST_FILE).read_text().splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
@@ -36,7 +31,7 @@ def damage(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> str | None:
                 return f"{name} is missing"
             if name not in sums:
                 return f"{name} is not in {LIST_FILE}"
-            if _sha256(directory / name) != sums[name]:
+            if sha256(directory / name) != sums[name]:
                 return f"{name} has changed"
         return None if sums else f"{LIST_FILE} is empty"
     except FileNotFoundError:
@@ -49,6 +44,7 @@ def _names(directory: pathlib.Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
-def _sha256(path: pathlib.Path) -> str:
+def sha256(path: pathlib.Path) -> str:
+    """The SHA-256 of a file, in lower-case hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

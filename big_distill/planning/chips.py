@@ -1,10 +1,10 @@
-"""What accelerators can do at best, and slices of them that need not be there.
+"""The peaks of accelerators, and slices of them that need not be there.
 
 Figures of a TPU are Google's, docs.cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}; v2's, and the
 int8 of v5p, are from the table of the same chips in `jax.experimental.pallas.tpu`. `ici` is half of the "bidirectional
 interconnect bandwidth" or, where there is none, the pod's all-reduce bandwidth divided by its chips, which for v5e and
 v6e is the same number; v2 has neither. `memory` is less than the chip has: what libtpu 0.0.42 says is available when it
-refuses a program ("exceeds available HBM (15.75G)"), of both cores where it lists two.
+refuses a step ("exceeds available HBM (15.75G)"), of both cores where it lists two.
 
 Figures of a GPU are NVIDIA's, of the data sheets of A100 and H100, SXM, without sparsity; `ici` is NVLink's, one way.
 `memory` is the three quarters of it that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION). Nothing of this project has run on
@@ -13,12 +13,13 @@ one: the compiler is told what it is for (`gpu_targets`), and the figures are wh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ class Chip:
 
     flops: of bfloat16, a second.
     int8_ops: a second; where they are no faster than bfloat16, as many.
-    memory: bytes of HBM that a program can have.
+    memory: bytes of HBM that a step can have.
     bandwidth: of HBM, bytes a second.
     ici: bytes a second that it sends to other chips, and receives.
     shapes: of slices that are compiled for, for messages.
@@ -81,14 +82,10 @@ _GPU_OPTIONS = {"xla_gpu_autotune_level": 0}  # it would time kernels on the GPU
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Devices to compile for.
+    """Devices to compile for, of the platform 'tpu', 'gpu' or 'cpu', in libtpu's order.
 
-    name: what the user calls it: v5e:2x4, h100:8, cpu:8.
-    platform: 'tpu', 'gpu' or 'cpu'.
-    devices: in libtpu's order, or of this machine.
     num_chips: v2, v3 and tpu7x have two devices a chip here: libtpu lists the cores.
     chip: what each is worth; of a CPU nothing is known.
-    compiler_options: that it takes to compile for it.
     """
 
     name: str
@@ -99,22 +96,13 @@ class Slice:
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def kind(self) -> str:
-        """What its chips are: v5e."""
-        return self.name.partition(":")[0]
-
-    @property
     def devices_per_chip(self) -> int:
         """One, or the two cores of a chip."""
         return len(self.devices) // self.num_chips
 
 
 def slice_name(text: str, flag: str = "--topology") -> str:
-    """The name of a slice, in lower case and without blanks around it; opens nothing.
-
-    Args:
-      text: 'v5e:2x4', 'h100:8', 'cpu', 'cpu:8'.
-      flag: that it was given with, for messages.
+    """The name of a slice (v5e:2x4, h100:8, cpu, cpu:8) as it was given with a flag, in lower case; opens nothing.
 
     Raises:
       ConfigError: there is no such slice, whatever is installed.
@@ -143,20 +131,16 @@ def _is_count(text: str) -> bool:
 
 
 def num_cpus(name: str) -> int:
-    """Of a slice's name: how many CPU devices it asks for."""
+    """How many CPU devices a slice's name asks for."""
     kind, _, count = name.partition(":")
     return int(count or 1) if kind == "cpu" else 0
 
 
 def open_slice(text: str, flag: str = "--topology") -> Slice:
-    """A slice of TPUs or GPUs, which need not be there, or so many devices of this machine's CPU.
-
-    Args:
-      text: 'v5e:2x4', 'h100:8', 'cpu', 'cpu:8'.
-      flag: that it was given with, for messages.
+    """A slice of TPUs or GPUs, which need not be there, or so many devices of this machine's CPU; see `slice_name`.
 
     Raises:
-      ConfigError: no such slice, or what compiles for it is not installed.
+      ConfigError: no such slice, or the compiler for it is not installed.
     """
     name = slice_name(text, flag)
     kind, _, shape = name.partition(":")
@@ -171,43 +155,41 @@ def _tpus(name: str, kind: str, shape: str, flag: str) -> Slice:
     options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) <= {"1", "x"} else {}
     if kind == "v4":
         options["chip_config_name"] = "megacore"  # its two cores as one device, as JAX has them there
-    try:
+    with _compiler(name, flag, "libtpu", "libtpu", "tpu"):
         devices: list[Any] = topologies.get_topology_desc(name, "tpu", **options).devices
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        known = _nearest(name) if "INVALID_ARGUMENT" in reason else ""
-        raise ConfigError(f"{flag}={name}: libtpu refuses it ({reason}){known}") from error
-    except (RuntimeError, ImportError) as error:
-        raise ConfigError(
-            f"{flag}={name} needs libtpu, which compiles for it: pip install 'big_distill[tpu]'; no TPU is needed"
-        ) from error
     num_chips = len({tuple(device.coords) for device in devices})
     return Slice(name, "tpu", tuple(devices), num_chips, TPUS[kind])
 
 
 def _gpus(name: str, kind: str, count: int, flag: str) -> Slice:
+    target = {"target_config": GPU_TARGETS[kind], "topology": f"1x1x{count}"}
+    with _compiler(name, flag, "XLA", "JAX's CUDA plugin", "cuda"):
+        devices = topologies.get_topology_desc(platform="cuda", **target).devices
+    return Slice(name, "gpu", tuple(devices), count, GPUS[kind], _GPU_OPTIONS)
+
+
+@contextlib.contextmanager
+def _compiler(name: str, flag: str, compiler: str, package: str, extra: str) -> Iterator[None]:
+    """Raises ConfigError if the compiler refuses a slice, or is not installed."""
     try:
-        described = topologies.get_topology_desc(
-            platform="cuda", target_config=GPU_TARGETS[kind], topology=f"1x1x{count}"
-        )
+        yield
     except jax.errors.JaxRuntimeError as error:
-        raise ConfigError(f"{flag}={name}: XLA refuses it ({str(error).partition(chr(10))[0]})") from error
+        reason = str(error).partition("\n")[0]
+        known = _nearest(name) if "INVALID_ARGUMENT" in reason else ""
+        raise ConfigError(f"{flag}={name}: {compiler} refuses it ({reason}){known}") from error
     except (RuntimeError, ImportError) as error:  # a NotImplementedError is a RuntimeError
-        raise ConfigError(
-            f"{flag}={name} needs JAX's CUDA plugin, which compiles for it: pip install 'big_distill[cuda]'; "
-            "no GPU is needed"
-        ) from error
-    return Slice(name, "gpu", tuple(described.devices), count, GPUS[kind], _GPU_OPTIONS)
+        message = f"{flag}={name} needs {package}, which compiles for it: pip install 'big_distill[{extra}]'"
+        raise ConfigError(f"{message}; no {'TPU' if extra == 'tpu' else 'GPU'} is needed") from error
 
 
 def _cpus(name: str, flag: str) -> Slice:
-    wanted, there = num_cpus(name), jax.devices("cpu")
-    if len(there) < wanted:
+    count, cpus = num_cpus(name), jax.devices("cpu")
+    if len(cpus) < count:
         raise ConfigError(
-            f"{flag}={name}: this process has {len(there)} CPU devices; "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted} makes as many"
+            f"{flag}={name}: this process has {len(cpus)} CPU devices; "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count} makes as many"
         )
-    return Slice(name, "cpu", tuple(there[:wanted]), wanted, Chip())
+    return Slice(name, "cpu", tuple(cpus[:count]), count, Chip())
 
 
 def _nearest(name: str) -> str:
@@ -217,7 +199,7 @@ def _nearest(name: str) -> str:
 
 
 def _of_cloud(name: str) -> list[str]:
-    """The slices that Google Cloud calls so, by the number of their cores: v5litepod-8."""
+    """The slices that Google Cloud calls by this name, which has the number of their cores: v5litepod-8."""
     kind, _, cores = name.partition("-")
     if kind not in _CLOUD_CORES or not _is_count(cores):
         return []

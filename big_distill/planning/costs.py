@@ -1,4 +1,4 @@
-"""What one compiled step takes of a chip: memory, arithmetic, traffic, and the time below which it cannot come."""
+"""The cost of one compiled step on a chip: memory, arithmetic, traffic, and the time below which it cannot come."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from big_distill.planning import chips, hlo
 class Cost:
     """One compiled step.
 
-    fits: whether the compiler finds room for it, and what it needs is no more than a program can have.
+    fits: whether the compiler finds room for it, and it needs no more than a step can have.
     argument_bytes, temp_bytes, output_bytes, code_bytes: in the chip's memory; of the outputs those that do not take an
       argument's place.
     flops: as the compiler counts them, times the trips of loops, or of products alone where it does not count (for
@@ -47,12 +47,12 @@ class Cost:
 
     @property
     def total_bytes(self) -> int:
-        """Of the chip's memory while the step runs."""
+        """Memory that the step takes of the chip while it runs."""
         return self.argument_bytes + self.temp_bytes + self.output_bytes + self.code_bytes
 
     @property
     def bound_by(self) -> str | None:
-        """What takes longest: arithmetic, memory or interconnect."""
+        """The one of arithmetic, memory and interconnect that takes longest."""
         return max(self.seconds, key=lambda kind: self.seconds[kind]) if self.seconds else None
 
     @property
@@ -63,9 +63,9 @@ class Cost:
     def to_json(self) -> dict[str, Any]:
         """Everything, JSON-ready; None for the figures of a step that was refused."""
         derived = ("total_bytes", "roofline_seconds", "bound_by")
-        found = {**dataclasses.asdict(self), **{name: getattr(self, name) for name in derived}}
+        figures = dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
         known = ("fits", "compile_seconds", "refused")
-        return {name: value if self.refused is None or name in known else None for name, value in found.items()}
+        return {name: value if self.refused is None or name in known else None for name, value in figures.items()}
 
 
 def compile_step(step: Any, args: Any, where: chips.Slice, held_bytes: int = 0) -> tuple[Cost, str]:
@@ -79,8 +79,8 @@ def compile_step(step: Any, args: Any, where: chips.Slice, held_bytes: int = 0) 
         refused = str(error).strip().partition("\n")[0]
         return Cost(fits=False, refused=refused, compile_seconds=round(time.monotonic() - start, 2)), ""
     seconds, text = time.monotonic() - start, compiled.as_text()
-    memory, program, cores = compiled.memory_analysis(), hlo.Module(text), where.devices_per_chip
-    repeated, once = program.multiplications(), program.multiplications(once=True)
+    memory, module, cores = compiled.memory_analysis(), hlo.Module(text), where.devices_per_chip
+    repeated, once = module.multiplications(), module.multiplications(once=True)
     loops = sum(repeated.values()) / sum(once.values()) if once else 1.0
     analysis = compiled.cost_analysis()
     flops = cores * (loops * analysis["flops"] if analysis else 2.0 * sum(repeated.values()))
@@ -93,10 +93,10 @@ def compile_step(step: Any, args: Any, where: chips.Slice, held_bytes: int = 0) 
         code_bytes=memory.generated_code_size_in_bytes * cores,
         flops=flops,
         int8_flops=flops * integers / sum(repeated.values()) if repeated else 0.0,
-        hbm_bytes=program.hbm_bytes * cores,
-        collective_bytes={kind: size * cores for kind, size in program.collective_bytes.items()},
-        sent_bytes=program.sent_bytes,
-        unknown_loops=program.unknown_loops,
+        hbm_bytes=module.hbm_bytes * cores,
+        collective_bytes={kind: size * cores for kind, size in module.collective_bytes.items()},
+        sent_bytes=module.sent_bytes,
+        unknown_loops=module.unknown_loops,
         compile_seconds=round(seconds, 2),
     )
     room = where.chip.memory or math.inf
@@ -120,19 +120,11 @@ def roofline(cost: Cost, where: chips.Slice) -> dict[str, float]:
 def largest_batch(
     costs: Mapping[int, Cost], constant_bytes: int, where: chips.Slice, multiple: int = 1, held_bytes: int = 0
 ) -> int | None:
-    """The largest number of images a chip whose train step fits; an estimate.
+    """The largest number of images a chip, of which a train step fits; None for a CPU, or if nothing was compiled.
 
-    Args:
-      costs: of compiled steps, by images a chip. The line through the two largest is followed, but not as far as one
-        that was refused; of a single one, or where the larger needs no more, all but `constant_bytes` is taken to grow
-        with the batch.
-      constant_bytes: state, teacher.
-      where: the devices.
-      multiple: what a chip's batch has to be a multiple of.
-      held_bytes: of the chip that are taken by something else.
-
-    Returns:
-      None for a CPU, or if nothing was compiled.
+    It is an estimate. The line through the two largest of the compiled steps, given by images a chip, is followed, but
+    not as far as one that was refused; of a single one, or where the larger needs no more, all but `constant_bytes`
+    (state, teacher) is taken to grow with the batch. The batch is a `multiple`; `held_bytes` of the chip are taken.
     """
     points = sorted((batch, cost.total_bytes) for batch, cost in costs.items() if not cost.refused)
     if not where.chip.memory or not points:

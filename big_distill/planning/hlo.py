@@ -1,4 +1,4 @@
-"""What a compiled program moves, multiplies and sends, read from its text (`compiled.as_text()`).
+"""Reads from the text of a compiled step (`compiled.as_text()`) what it moves, multiplies and sends.
 
 `compiled.cost_analysis()['bytes accessed']` is not used: it counts every operand and every result, those too that the
 compiler keeps in on-chip memory (on a TPU: layouts that end in `S(1)`), so that it is several times the traffic to HBM;
@@ -13,7 +13,7 @@ and it counts the body of a loop once. Here the scheduled instructions are added
 * `collective_bytes`: the operands of collectives, of an all-gather the result, by kind; `sent_bytes` what of them a
   device sends in a ring.
 
-Text of a TPU program does not say how often a loop runs: that is read from its counter, which has to begin, step and
+The text of a TPU's step does not say how often a loop runs: that is read from its counter, which has to begin, step and
 end by constants, as `lax.scan` makes it. A loop that cannot be read counts once and is in `unknown_loops`.
 """
 
@@ -30,15 +30,11 @@ from big_distill.planning.hlo_loops import Loops
 from big_distill.planning.hlo_text import Array, Instruction, parse
 
 COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
 )
 _NO_MEMORY = ("parameter", "constant", "iota", "partition-id", "replica-id", "after-all")
+_CALLS = ("fusion", "call", "async-start", "custom-call")
 _ALIASES = ("tuple", "get-tuple-element", "bitcast")
 _KERNELS = re.compile(r'custom_call_target="(tpu_custom_call"|__cudnn\$|__cublas\$)')
 _LIBRARY = re.compile(r'custom_call_target="__(cudnn\$conv|cublas\$)(BackwardInput|BackwardFilter)?')
@@ -46,7 +42,7 @@ _LIBRARY = re.compile(r'custom_call_target="__(cudnn\$conv|cublas\$)(BackwardInp
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """What an instruction moves between the chip and its memory, in all its runs together."""
+    """The bytes that an instruction moves between the chip and its memory, in all its runs together."""
 
     bytes_: int
     times: int
@@ -54,14 +50,10 @@ class Move:
 
 
 class Module:
-    """A compiled program as its text says."""
+    """An HLO module: a compiled step, as its text says."""
 
     def __init__(self, text: str):
-        """Reads the text.
-
-        Raises:
-          ValueError: it has no entry computation.
-        """
+        """Reads the text; ValueError if it has no entry computation."""
         self._computations, self._entry = parse(text)
         header = text.partition("\n")[0]
         sizes = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
@@ -73,7 +65,7 @@ class Module:
     @functools.cached_property
     def moves(self) -> tuple[Move, ...]:
         """Every scheduled instruction that moves something, dearest first."""
-        moves = [move for move in self._moves(self._entry, 1) if move.bytes_]
+        moves = [move for move in self._moves(self._entry) if move.bytes_]
         return tuple(sorted(moves, key=lambda move: -move.bytes_))
 
     @property
@@ -90,10 +82,10 @@ class Module:
     @functools.cached_property
     def collective_bytes(self) -> dict[str, int]:
         """Bytes that one device has in collectives, by kind such as all-reduce."""
-        found: collections.Counter[str] = collections.Counter()
+        sizes: collections.Counter[str] = collections.Counter()
         for kind, size, _ in self._collectives():
-            found[kind] += size
-        return dict(found)
+            sizes[kind] += size
+        return dict(sizes)
 
     @functools.cached_property
     def sent_bytes(self) -> float:
@@ -103,7 +95,7 @@ class Module:
     def _collectives(self) -> Iterator[tuple[str, int, int]]:
         """(kind, bytes in all its runs, devices in a group)."""
         channels: set[str] = set()  # of those that a TPU runs beside others: the text of each of these has them again
-        for times, instruction, where in self._executed(self._entry, 1, once=False):
+        for times, instruction, where in self._executed(self._entry):
             body, kind = self._computations[where], instruction.kind.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
@@ -122,50 +114,42 @@ class Module:
     def multiplications(self, *, once: bool = False) -> dict[str, int]:
         """Multiplications of convolutions and matrix products, by the dtype of the left operand.
 
-        Products with padding count, those with the zeros between the pixels of a dilated input do not.
-
-        Args:
-          once: counts the bodies of loops once, as `cost_analysis()['flops']` does.
+        Products with padding count, those with the zeros between the pixels of a dilated input do not. The bodies of
+        loops count `once`, as in `cost_analysis()['flops']`, or as often as they run.
         """
-        found: collections.Counter[str] = collections.Counter()
-        for times, instruction, where in self._executed(self._entry, 1, once):
+        counts: collections.Counter[str] = collections.Counter()
+        for times, instruction, where in self._executed(self._entry, once=once):
             if instruction.kind in ("convolution", "dot") or _LIBRARY.search(instruction.attributes):
                 body = self._computations[where]
                 operands = [body[name].result[0] for name in instruction.operands]
-                found[operands[0].dtype] += times * _multiplications(instruction, operands)
-        return dict(found)
+                counts[operands[0].dtype] += times * _multiplications(instruction, operands)
+        return dict(counts)
 
-    def _executed(self, name: str, times: int, once: bool) -> Iterator[tuple[int, Instruction, str]]:
-        """(how often, instruction, its computation's name) of all there is to execute, within fusions too."""
+    def _executed(
+        self, name: str, times: int = 1, *, once: bool = False, calls: Sequence[str] = _CALLS
+    ) -> Iterator[tuple[int, Instruction, str]]:
+        """(how often, instruction, its computation's name) of all there is to execute, within `calls` too."""
         for instruction in self._computations[name].values():
             yield times, instruction, name
             if instruction.kind == "while":
-                trips = 1 if once else _or_once(self._loops.trips(instruction, name))
+                trips = None if once else self._loops.trips(instruction, name)
                 for inner in instruction.called("body"):
-                    yield from self._executed(inner, times * trips, once)
+                    runs = times if trips is None else times * trips
+                    yield from self._executed(inner, runs, once=once, calls=calls)
             elif instruction.kind == "conditional":
-                yield from self._executed(self._dearest(instruction), times, once)
-            elif instruction.kind in ("fusion", "call", "async-start", "custom-call"):
+                yield from self._executed(self._dearest(instruction), times, once=once, calls=calls)
+            elif instruction.kind in calls:
                 for inner in instruction.called("calls", "to_apply", "called_computations"):
-                    yield from self._executed(inner, times, once)
+                    yield from self._executed(inner, times, once=once, calls=calls)
 
-    def _moves(self, name: str, times: int) -> Iterator[Move]:
-        body = self._computations[name]
-        for instruction in body.values():
-            if instruction.kind == "while":
-                for inner in instruction.called("body"):
-                    yield from self._moves(inner, times * _or_once(self._loops.trips(instruction, name)))
-            elif instruction.kind == "conditional":
-                yield from self._moves(self._dearest(instruction), times)
-            elif instruction.kind == "call":
-                for inner in instruction.called("to_apply"):
-                    yield from self._moves(inner, times)
-            else:
-                yield Move(times * self._moved(instruction, body), times, instruction)
+    def _moves(self, name: str) -> Iterator[Move]:
+        for times, instruction, where in self._executed(name, calls=("call",)):
+            if instruction.kind not in ("while", "conditional", "call"):
+                yield Move(times * self._moved(instruction, self._computations[where]), times, instruction)
 
     def _dearest(self, conditional: Instruction) -> str:
         branches = conditional.called("branch_computations", "true_computation", "false_computation")
-        return max(branches, key=lambda branch: sum(move.bytes_ for move in self._moves(branch, 1)))
+        return max(branches, key=lambda branch: sum(move.bytes_ for move in self._moves(branch)))
 
     def _moved(self, instruction: Instruction, body: Mapping[str, Instruction]) -> int:
         """Bytes that one run of an instruction moves."""
@@ -202,7 +186,7 @@ class Module:
         return moved
 
     def _sliced(self, name: str) -> tuple[dict[int, int | None], list[int | None]]:
-        """Of a fused computation: bytes read of each parameter, and written of each result; None for all of them."""
+        """Bytes read of each parameter of a fused computation, and written of each result; None for all of them."""
         body = self._computations[name]
         users: dict[str, list[tuple[Instruction, int]]] = collections.defaultdict(list)
         for instruction in body.values():
@@ -241,12 +225,8 @@ class Module:
         return reads, [written(result) for result in results]
 
 
-def _or_once(trips: int | None) -> int:
-    return 1 if trips is None else trips
-
-
 def _without_operands(start: Instruction, operands: Sequence[Instruction | None]) -> tuple[Array, ...]:
-    """What a `-start` half makes: its result has the operands (but an all-reduce's), too, and then contexts."""
+    """The arrays that a `-start` half makes: its result has the operands (but an all-reduce's), too, and contexts."""
     if start.kind == "all-reduce-start":
         return start.result
     if start.kind == "copy-start":  # (destination, source, context)

@@ -1,4 +1,4 @@
-"""How often the loops of a compiled program run, where its text lets one know."""
+"""How often the loops of a compiled step run, where its text lets one know."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SAME_VALUE = ("copy", "copy-start", "copy-done", "bitcast")
 
 
 class Loops:
-    """The loops of a program, given its computations by name."""
+    """The loops of a module, given its computations by name."""
 
     def __init__(self, computations: Mapping[str, Mapping[str, Instruction]]):
         self._computations = computations
@@ -73,7 +73,7 @@ class Loops:
         return None
 
     def _origin(self, name: str, where: str) -> Instruction:
-        """What a value was copied from."""
+        """The value that another was copied from."""
         value = self._computations[where][name]
         return self._origin(value.operands[0], where) if value.kind in _SAME_VALUE else value
 

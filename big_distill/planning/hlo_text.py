@@ -1,4 +1,4 @@
-"""The text of a compiled program, `compiled.as_text()`, as computations of instructions."""
+"""The text of a compiled step, `compiled.as_text()`, as computations of instructions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,7 @@ _CALLED = r"%([\w.\-]+)"
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array of an instruction's type.
-
-    bytes_: its size, padding not counted.
-    in_hbm: False for what stays on the chip.
-    """
+    """An array of an instruction's type; its size without padding, and whether it is in HBM or stays on the chip."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -43,29 +39,25 @@ class Instruction:
 
     @property
     def bytes_(self) -> int:
-        """Of the result, wherever it is."""
+        """The size of the result, wherever it is."""
         return sum(array.bytes_ for array in self.result)
 
     @property
     def hbm_bytes(self) -> int:
-        """Of what of the result is in HBM."""
+        """The size of that part of the result which is in HBM."""
         return sum(array.bytes_ for array in self.result if array.in_hbm)
 
     def called(self, *attributes: str) -> tuple[str, ...]:
         """The computations that these attributes name."""
-        found: list[str] = []
+        names: list[str] = []
         for attribute in attributes:
             if match := re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes):
-                found += re.findall(_CALLED, match[1])
-        return tuple(found)
+                names += re.findall(_CALLED, match[1])
+        return tuple(names)
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """(computations by name, the name of the entry).
-
-    Raises:
-      ValueError: there is no entry computation.
-    """
+    """(computations by name, the name of the entry); ValueError if there is none."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -77,7 +69,7 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
         elif current is not None and (instruction := _instruction(line.strip())):
             current[instruction.name] = instruction
     if not entry:
-        raise ValueError("no entry computation: this is not the text of a compiled program")
+        raise ValueError("no entry computation: this is not the text of a compiled step")
     return computations, entry
 
 
@@ -114,11 +106,11 @@ def _bracketed(text: str) -> tuple[str, str]:
 @functools.lru_cache(maxsize=4096)
 def _arrays(text: str) -> tuple[Array, ...]:
     """The arrays of a type, which may be a tuple of them: bf16[8,32]{1,0:T(8,128)S(1)}."""
-    found = []
+    arrays = []
     for dtype, dims, layout in _ARRAY.findall(text):
         if dtype in _SIZES:
             shape = tuple(map(int, filter(None, dims.split(","))))
             space = re.search(r"S\((\d+)\)", layout)
             in_hbm = space is None or space[1] == "0"
-            found.append(Array(dtype, shape, math.ceil(math.prod(shape) * _SIZES[dtype]), in_hbm))
-    return tuple(found)
+            arrays.append(Array(dtype, shape, math.ceil(math.prod(shape) * _SIZES[dtype]), in_hbm))
+    return tuple(arrays)

@@ -1,4 +1,4 @@
-"""Plans as text: tables, and what there is to say of them."""
+"""Plans as text: tables and remarks."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import string
 from collections.abc import Callable, Iterator
 
 from big_distill.planning.costs import Cost
-from big_distill.planning.estimate import Plan, Stage, growth
+from big_distill.planning.plan import Plan, Stage, growth
 from big_distill.terminal import aligned
 
 
 def report(plans: list[Plan], price: float | None) -> str:
-    """Plans side by side, the batches and slices that the first was tried with, and what there is to say of them."""
+    """Plans side by side, the batches and slices that the first was tried with, and remarks."""
     parts = ["\n".join(f"{name}{_heading(one)}" for name, one in _named(plans)), table(plans, price)]
-    parts += [batches_table(plans[0])] if plans[0].batches else []
-    parts += [slices_table(plans[0])] if plans[0].slices else []
-    parts += ["\n".join(remarks)] if (remarks := list(_remarks(plans))) else []
-    return "\n\n".join(parts)
+    parts += [batches_table(plans[0]) if plans[0].batches else "", slices_table(plans[0]) if plans[0].slices else ""]
+    return "\n\n".join(filter(None, [*parts, "\n".join(_remarks(plans))]))
 
 
 def _named(plans: list[Plan]) -> list[tuple[str, Plan]]:
     """The plans, with names if there are several: 'A: '."""
-    return [(f"{_letter(index)}: " if len(plans) > 1 else "", one) for index, one in enumerate(plans)]
-
-
-def _letter(index: int) -> str:
-    return string.ascii_uppercase[index] if index < len(string.ascii_uppercase) else str(index + 1)
+    names = [*string.ascii_uppercase, *map(str, range(27, len(plans) + 1))] if len(plans) > 1 else [""]
+    return [(name and f"{name}: ", one) for name, one in zip(names, plans, strict=False)]
 
 
 def _remarks(plans: list[Plan]) -> Iterator[str]:
@@ -67,7 +62,7 @@ def table(plans: list[Plan], price: float | None) -> str:
     each = [stage for _, stage in columns]
 
     def figures(name: str, text: Callable[[Cost], str]) -> None:
-        row(name, [_figure(stage.train, text) for stage in each])
+        row(name, ["-" if stage.train.refused else text(stage.train) for stage in each])
 
     row("images", [f"{stage.batch_per_chip:,}" for stage in each])
     known = any(one.slice.chip.memory for one in plans)
@@ -102,13 +97,11 @@ def table(plans: list[Plan], price: float | None) -> str:
     row("checkpoint", [_bytes(stage.checkpoint_bytes) for stage in each])
     row("  kept, at most", [_bytes(stage.checkpoint_bytes * stage.kept_checkpoints) for stage in each])
     text = aligned(rows)
-    totals = []
     for name, one in _named(plans):
         if len(one.stages) > 1 and one.total_hours is not None:
             money = "" if price is None else f", {_money(one.total_hours * one.slice.num_chips * price)} US dollars"
-            time = _duration(3600 * one.total_hours)
-            totals.append(f"{name}all {len(one.stages)} networks: {time}{money}, at least")
-    return "\n".join([text, *totals])
+            text += f"\n{name}all {len(one.stages)} networks: {_duration(3600 * one.total_hours)}{money}, at least"
+    return text
 
 
 def batches_table(one: Plan) -> str:
@@ -139,20 +132,18 @@ def slices_table(one: Plan) -> str:
         grown = (growth(train, cost) or {}) if cost is not train else {}
         return "-" if cost.refused else f"{text} ({round(grown[name], 1) + 0:+.1f} %)" if name in grown else text
 
-    rows = [["a chip and step", *(where.name for where, _ in columns)]]
-    rows += [["chips", *(f"{where.num_chips:,}" for where, _ in columns)]]
-    rows += [["images", *(f"{images:,}" for _ in columns)]]
-    rows += [["FLOPs", *(cell(cost, "flops", _flops(cost.flops)) for _, cost in columns)]]
-    rows += [["HBM traffic", *(cell(cost, "hbm_bytes", _bytes(cost.hbm_bytes)) for _, cost in columns)]]
-    rows += [["temporaries", *(cell(cost, "temp_bytes", _bytes(cost.temp_bytes)) for _, cost in columns)]]
+    rows = [
+        ["a chip and step", *(where.name for where, _ in columns)],
+        ["chips", *(f"{where.num_chips:,}" for where, _ in columns)],
+        ["images", *(f"{images:,}" for _ in columns)],
+        ["FLOPs", *(cell(cost, "flops", _flops(cost.flops)) for _, cost in columns)],
+        ["HBM traffic", *(cell(cost, "hbm_bytes", _bytes(cost.hbm_bytes)) for _, cost in columns)],
+        ["temporaries", *(cell(cost, "temp_bytes", _bytes(cost.temp_bytes)) for _, cost in columns)],
+    ]
     for kind in sorted({kind for _, cost in columns for kind in cost.collective_bytes}):
         rows += [[kind, *(cell(cost, kind, _bytes(cost.collective_bytes.get(kind, 0))) for _, cost in columns)]]
     rows += [["roofline", *(_timed("", cost, cost.bound_by or "") for _, cost in columns)]]
     return aligned(rows)
-
-
-def _figure(cost: Cost, text: Callable[[Cost], str]) -> str:
-    return "-" if cost.refused else text(cost)
 
 
 def _fits(one: Plan, stage: Stage) -> str:
@@ -180,14 +171,14 @@ def _time(seconds: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Of a whole run: hours, or minutes or less of a short one."""
+    """The time of a whole run: hours, or for a short one minutes or less."""
     if seconds >= 3600:
         return f"{seconds / 3600:,.2f} hours"
     return f"{seconds / 60:.1f} minutes" if seconds >= 60 else _time(seconds)
 
 
 def _money(dollars: float) -> str:
-    """With cents, or of less than ten of them two significant digits."""
+    """A price with cents; below ten cents it has two significant digits."""
     exponent = int(f"{dollars:.1e}".partition("e")[2])
     return f"{dollars:,.{max(2, 1 - exponent)}f}"
 

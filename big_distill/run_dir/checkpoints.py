@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -42,18 +43,23 @@ class Checkpoints:
     is `read_only`.
     """
 
-    def __init__(self, directory: pathlib.Path, keep_latest: int, keep_best: int, read_only: bool = False):
-        policies: list[Any] = [checkpoint_managers.LatestN(keep_latest)]
-        if keep_best:
+    def __init__(self, config: Config, workdir: pathlib.Path, read_only: bool = False):
+        """Opens those of a run; without a validation split none is the best."""
+        policies: list[Any] = [checkpoint_managers.LatestN(config.keep_latest)]
+        best_fn = _accuracy if config.keep_best and config.evaluated_on.validation else None
+        if best_fn is not None:
             policies.append(
-                checkpoint_managers.BestN(get_metric_fn=_accuracy, n=keep_best, keep_checkpoints_without_metrics=False)
+                checkpoint_managers.BestN(
+                    get_metric_fn=best_fn, n=config.keep_best, keep_checkpoints_without_metrics=False
+                )
             )
+        self._workdir, self._directory = workdir, (workdir / CHECKPOINTS_DIR).absolute()
         self._saving, self._read_only = 0, read_only
         try:
             self._manager = _Manager(
-                directory.absolute(),
+                self._directory,
                 options=ocp.CheckpointManagerOptions(
-                    best_fn=_accuracy if keep_best else None,
+                    best_fn=best_fn,
                     preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                     cleanup_tmp_directories=not read_only,  # in a live run they are the saves under way
                     read_only=read_only,
@@ -62,28 +68,18 @@ class Checkpoints:
                 ),
             )
         except (KeyError, OSError, TypeError, ValueError) as error:  # of the metrics that it reads
-            damaged = _in_words(verify(directory.parent))
+            damaged = _in_words(verify(workdir))
             what = f"hold damaged ones ({damaged})" if damaged else f"cannot be opened ({_one_line(error)})"
-            raise RunError(f"the checkpoints in {directory} {what}") from error
-
-    @classmethod
-    def of(cls, config: Config, workdir: pathlib.Path, read_only: bool = False) -> Checkpoints:
-        """Those of a run; without a validation split none is the best."""
-        keep_best = config.keep_best if config.evaluated_on.validation else 0
-        return cls(workdir / CHECKPOINTS_DIR, config.keep_latest, keep_best, read_only)
+            raise RunError(f"the checkpoints in {workdir / CHECKPOINTS_DIR} {what}") from error
 
     def save(
         self, step: int, state: TrainState, meta: Mapping[str, Any], validation: Mapping[str, float] | None
     ) -> None:
-        """Saves a step.
+        """Saves a step with JSON-ready facts that a resume checks.
 
-        Args:
-          step: number of updates applied to `state`.
-          state: what a resume continues from.
-          meta: JSON-ready facts that a resume checks.
-          validation: metrics on the validation split, if it was just evaluated; `accuracy` decides what is best.
+        `validation` has the metrics on the validation split, if it was just evaluated; `accuracy` decides what is best.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta)))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_tree_of(state)), meta=ocp.args.JsonSave(dict(meta)))
         metrics = {"accuracy": validation["accuracy"]} if validation else {}
         self._wait()
         self._saving = step
@@ -95,14 +91,14 @@ class Checkpoints:
 
         In Orbax 0.12 the callback that is named after the finalization comes before the rename; else every save fails.
         """
-        found = pathlib.Path(self._manager.directory).glob(f"{self._saving}.*")
-        directory = next((path for path in found if ocp.utils.is_tmp_checkpoint(path)), None)
+        saves = self._directory.glob(f"{self._saving}.*")
+        directory = next((path for path in saves if ocp.utils.is_tmp_checkpoint(path)), None)
         if directory is None:
             raise RuntimeError("Orbax has renamed the directory before its checksums were in it")
         checksums.write(directory, _UNLISTED)
 
     def _wait(self) -> None:
-        """Until everything is on disk; raises what an asynchronous save raised."""
+        """Waits until everything is on disk; raises what an asynchronous save raised."""
         with self._errors_of_saving():
             self._manager.wait_until_finished()
 
@@ -113,16 +109,16 @@ class Checkpoints:
         except Exception as error:  # of Orbax, TensorStore or the operating system: the disk is full, or gone
             if processes.is_peer_lost(error):
                 raise
-            whole = max(_steps(pathlib.Path(self._manager.directory)), default=None)
+            whole = self.latest_step()
             before = "none was saved before" if whole is None else f"the newest whole one is step {whole:,}"
             raise RunError(
-                f"the checkpoint of step {self._saving:,} could not be saved in {self._manager.directory} "
+                f"the checkpoint of step {self._saving:,} could not be saved in {self._directory} "
                 f"({_one_line(error)}); {before}"
             ) from error
 
     def all_steps(self) -> list[int]:
         """Every saved step, rising."""
-        return _steps(pathlib.Path(self._manager.directory))
+        return saved_steps(self._workdir)
 
     def latest_step(self) -> int | None:
         """The newest saved step, or None."""
@@ -136,15 +132,10 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """The state of a step, placed as the shardings of `abstract_state` (a tree of ShapeDtypeStruct) say."""
-        return self._restore(step, state=ocp.args.StandardRestore(abstract_state)).state
+        return TrainState(**self._restore(step, state=ocp.args.StandardRestore(_tree_of(abstract_state))).state)
 
     def restore_variables(self, step: int, abstract: Any) -> dict[str, Any]:
-        """The student of a step alone, whatever devices it was trained on.
-
-        Args:
-          step: a saved one.
-          abstract: its variables as a tree of ShapeDtypeStruct with shardings.
-        """
+        """The student of a step alone, whatever devices it was trained on, placed as `restore` does."""
         args = ocp.args.PyTreeRestore(
             item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
         )
@@ -155,7 +146,7 @@ class Checkpoints:
         return self._restore(step, meta=ocp.args.JsonRestore()).meta
 
     def _restore(self, step: int, **items: Any) -> Any:
-        directory = pathlib.Path(self._manager.directory) / str(step)
+        directory = self._directory / str(step)
         if self._read_only and (damage := _damage(directory)):
             raise RunError(f"checkpoint {directory} is damaged ({damage})")
         try:
@@ -176,26 +167,28 @@ class Checkpoints:
             self.close()
 
 
+def _tree_of(state: TrainState) -> dict[str, Any]:
+    """The parts of a state that a checkpoint holds, by name: as in older ones, no objective without variables."""
+    names = (field.name for field in dataclasses.fields(state))
+    return {name: getattr(state, name) for name in names if name != "objective" or state.objective}
+
+
 def _accuracy(metrics: Mapping[str, float]) -> float:
-    """Of a step that was saved without an evaluation: less than any."""
+    """The accuracy of a saved step; of one that was not evaluated it is less than any."""
     return metrics.get("accuracy", -math.inf)
 
 
-def has_checkpoint(workdir: pathlib.Path) -> bool:
-    """Whether a run directory holds a saved step."""
-    return bool(saved_steps(workdir))
-
-
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """Of the checkpoints of a run directory, rising; whether they are intact is not looked at."""
-    return _steps(workdir / CHECKPOINTS_DIR)
+    """The steps of the checkpoints in a run directory, rising; whether they are intact is not looked at."""
+    directory = workdir / CHECKPOINTS_DIR
+    names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def verify(workdir: pathlib.Path) -> dict[int, str | None]:
-    """For every saved step, rising, what is wrong with its files; None if they are as they were saved."""
-    directory = workdir / CHECKPOINTS_DIR
-    found = {step: _damage(directory / str(step)) for step in _steps(directory)}
-    return {step: what for step, what in found.items() if step in _steps(directory)}  # a live run removes old ones
+    """Says for every saved step, rising, what is wrong with its files; None if they are as they were saved."""
+    verdicts = {step: _damage(workdir / CHECKPOINTS_DIR / str(step)) for step in saved_steps(workdir)}
+    return {step: what for step, what in verdicts.items() if step in saved_steps(workdir)}  # a live run removes some
 
 
 def _damage(directory: pathlib.Path) -> str | None:
@@ -212,31 +205,26 @@ def set_aside_damaged(workdir: pathlib.Path) -> None:
     Raises:
       RunError: all that were saved are damaged; they stay where they are.
     """
-    processes.on_first_process(lambda: _set_aside_damaged(workdir))
+
+    def set_aside() -> None:
+        verdicts = verify(workdir)
+        damaged = {step: what for step, what in verdicts.items() if what}
+        if damaged and len(damaged) == len(verdicts):
+            raise RunError(
+                f"every checkpoint in {workdir / CHECKPOINTS_DIR} is damaged ({_in_words(damaged)}): bring one back "
+                "from a copy, or choose another --workdir to begin anew"
+            )
+        for step, what in damaged.items():
+            aside = workdir / DAMAGED_DIR / f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
+            aside.parent.mkdir(exist_ok=True)
+            shutil.move(workdir / CHECKPOINTS_DIR / str(step), aside)
+            say(f"checkpoint {step:,} of {workdir} is damaged ({what}) and is now {aside}")
+
+    processes.on_first_process(set_aside)
 
 
-def _set_aside_damaged(workdir: pathlib.Path) -> None:
-    found = verify(workdir)
-    damaged = {step: what for step, what in found.items() if what}
-    if damaged and len(damaged) == len(found):
-        raise RunError(
-            f"every checkpoint in {workdir / CHECKPOINTS_DIR} is damaged ({_in_words(found)}): bring one back from a "
-            "copy, or choose another --workdir to begin anew"
-        )
-    for step, what in damaged.items():
-        aside = workdir / DAMAGED_DIR / f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
-        aside.parent.mkdir(exist_ok=True)
-        shutil.move(workdir / CHECKPOINTS_DIR / str(step), aside)
-        say(f"checkpoint {step:,} of {workdir} is damaged ({what}) and is now {aside}")
-
-
-def _in_words(found: Mapping[int, str | None]) -> str:
-    return "; ".join(f"{step}: {what}" for step, what in found.items() if what)
-
-
-def _steps(directory: pathlib.Path) -> list[int]:
-    names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+def _in_words(verdicts: Mapping[int, str | None]) -> str:
+    return "; ".join(f"{step}: {what}" for step, what in verdicts.items() if what)
 
 
 def _one_line(error: BaseException) -> str:

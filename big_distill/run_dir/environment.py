@@ -1,4 +1,4 @@
-"""With what a session of a run computes: versions and the machine. Kept for people; nothing reads it to compute."""
+"""The versions and the machine that a session of a run computes with. Nothing reads them to compute: people do."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, and the machine of this process, of which the devices are those of all processes.
-
-    Returns:
-      `versions` (name to version, Python's and ours too), `platform` (of JAX, such as 'tpu'), `device_kind`,
-      `num_devices`, `num_processes`, `cpu` (of the host), `num_cpus` (that this process may use) and `system`.
-    """
+    """Versions, and the machine of this process; devices are those of all processes, CPUs those that it may use."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "versions": {"big_distill": big_distill.__version__, **versions, "python": platform.python_version()},
@@ -37,14 +32,14 @@ def environment() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """What times are measured on, in words: `environment`'s devices and host."""
+    """The machine that times are measured on, in words: `environment`'s devices and host."""
     here = environment()
     host = f"{here['cpu']}, {here['num_cpus']} CPU{'s' * (here['num_cpus'] != 1)}"
     return host if here["platform"] == "cpu" else f"{here['num_devices']} x {here['device_kind']}, host {host}"
 
 
 def _cpu() -> str:
-    """Its name where Linux tells it, else its kind."""
+    """The CPU's name where Linux tells it, else its kind."""
     with contextlib.suppress(OSError):
         for line in pathlib.Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")

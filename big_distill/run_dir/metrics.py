@@ -1,4 +1,4 @@
-"""Where numbers go: CLU writers (TensorBoard, JSON lines), a progress bar, throughput."""
+"""The metrics of a run (TensorBoard, JSON lines), a progress bar, throughput."""
 
 from __future__ import annotations
 
@@ -111,27 +111,21 @@ def _cut(path: pathlib.Path, step: int, evaluated: bool) -> None:
 
 
 class Progress:
-    """What a person watches: a bar with an ETA on a terminal; and CLU's report for its platforms."""
+    """A bar with an ETA on a terminal, and CLU's report for its platforms."""
 
     def __init__(self, name: str, start_step: int, total_steps: int, writer: Any | None):
-        self._bar = tqdm.tqdm(
-            initial=start_step,
-            total=total_steps,
-            desc=name,
-            unit="step",
-            disable=jax.process_index() != 0 or not sys.stderr.isatty(),
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+        hidden = jax.process_index() != 0 or not sys.stderr.isatty()
+        steps = {"initial": start_step, "total": total_steps, "unit": "step"}
+        self._bar = tqdm.tqdm(desc=name, **steps, disable=hidden, dynamic_ncols=True, mininterval=0.5)
         self._report = periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer)
 
     def update(self, step: int) -> None:
-        """The step that was done last."""
+        """Takes the step that was done last."""
         self._bar.update(step - self._bar.n)
         self._report(step)
 
     def show(self, loss: Any) -> None:
-        """The loss beside the bar."""
+        """Writes the loss beside the bar."""
         self._bar.set_postfix(loss=f"{float(loss):.4g}", refresh=False)
 
     def close(self) -> None:
@@ -163,7 +157,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Not counted, if it ran."""
+        """Does not count what runs inside."""
         ran = self._since is not None
         self.stop()
         yield
@@ -172,7 +166,7 @@ class Stopwatch:
 
 
 def profiler(logdir: pathlib.Path, after_step: int) -> Callable[[int], Any]:
-    """To be called after every dispatch: traces at least so many steps after one of them, for TensorBoard; 0: never."""
+    """A function to call after every dispatch: it traces some steps after `after_step`, for TensorBoard; 0: never."""
     if not after_step:
         return lambda step: None
     return periodic_actions.Profile(

@@ -1,6 +1,6 @@
 """Stands in for CLU's summary writer, which imports TensorFlow: the same event files, through tensorboardX.
 
-Also where TensorFlow is installed, as importing it takes longer than the rest of the program together.
+It does so where TensorFlow is installed, too: importing that takes longer than all else together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 
 class SummaryWriter:
-    """As much of a `clu.metric_writers.MetricWriter` as is used here.
+    """The part of a `clu.metric_writers.MetricWriter` that is used here.
 
     Without tensorboardX's own queue and thread, which a full disk would leave hanging.
     """
@@ -26,7 +26,7 @@ class SummaryWriter:
         self._events = EventsWriter(os.path.join(logdir, "events"))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """One value a name."""
+        """Writes one value a name."""
         values = [Summary.Value(tag=name, simple_value=np.asarray(value).item()) for name, value in scalars.items()]
         self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 

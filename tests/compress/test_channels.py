@@ -10,7 +10,7 @@ import pytest
 from big_distill import models, weights
 from big_distill.compress import channels, low_rank
 from big_distill.models import vit
-from big_distill.training import transition
+from big_distill.training import initial
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def logits(network):
 @pytest.mark.parametrize("family", networks.FAMILIES)
 def test_a_smaller_network_computes_what_silent_channels_leave(family):
     network = networks.make_example(family).network
-    found = transition.prunable(network.architecture)
+    found = initial.prunable(network.architecture)
     features = models.features_of(network.architecture.model)
     assert tuple(layer.size for layer in found) == features and features
     arrays = weights.arrays_of(network)
@@ -49,7 +49,7 @@ def test_a_smaller_network_computes_what_silent_channels_leave(family):
 def test_channels_of_factored_layers(family):
     """Also where as many channels are left as a factor has ranks."""
     network = networks.make_example(family).network
-    layers = transition._dense_layers(network)
+    layers = initial._dense_layers(network)
     convolution = next(
         n for n, (layer, can) in layers.items() if can and layer.kernel.shape[0] == 3 + 2 * (family == "lenet5")
     )
@@ -61,7 +61,7 @@ def test_channels_of_factored_layers(family):
         arrays[f"params/{convolution}/{factor}/kernel"] = value
     ranks = models.format_ranks({convolution: (0, rank)})
     factored = weights.rebuilt(network, arrays, ranks=ranks)
-    found = transition.prunable(factored.architecture)
+    found = initial.prunable(factored.architecture)
     kept = [np.arange(layer.size) for layer in found]
     index = next((i for i, layer in enumerate(found) if convolution in layer.kernel), None)
     if index is not None:
@@ -79,7 +79,7 @@ def test_channels_of_factored_layers(family):
 def test_a_bit_without_channels_is_a_bit_that_never_had_them():
     """The kernels that are left, in a network that was made narrower by hand."""
     network = networks.make_example("bit").network
-    found = transition.prunable(network.architecture)
+    found = initial.prunable(network.architecture)
     kept = [np.arange(0, layer.size, 2) for layer in found]
     arrays = weights.arrays_of(network)
     smaller = weights.rebuilt(network, channels.cut(found, arrays, kept), features=tuple(map(len, kept)))
@@ -92,12 +92,12 @@ def test_a_bit_without_channels_is_a_bit_that_never_had_them():
 
 
 def test_which_layers_and_which_axes():
-    found = transition.prunable(networks.make_example("lenet5").network.architecture)
+    found = initial.prunable(networks.make_example("lenet5").network.architecture)
     assert [layer.kernel for layer in found] == ["conv1/kernel", "conv2/kernel", "fc1/kernel"]
     assert found[1].axes == (
         ("params/conv2/bias", 0), ("params/conv2/kernel", 3), ("params/fc1/kernel", 0),
     )  # fmt: skip
-    mobile = transition.prunable(networks.make_example("mobile").network.architecture)
+    mobile = initial.prunable(networks.make_example("mobile").network.architecture)
     assert {layer.kernel.rpartition("/")[0].rpartition("/")[2] for layer in mobile} == {"expand"}
     paths = {path.partition("/")[2] for path, _ in mobile[1].axes}
     assert {"unit03/depthwise/kernel", "unit03/project/kernel", "unit03/squeeze_excite/reduce/kernel"} <= paths

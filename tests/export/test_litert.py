@@ -11,7 +11,7 @@ import pytest
 
 from big_distill.errors import ConfigError, DataError, RunError
 from big_distill.export import litert
-from big_distill.export.function import program
+from big_distill.export.function import pixels_to_logits
 
 pytestmark = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("tensorflow", "ai_edge_litert"))),  # whose import takes seconds
@@ -50,7 +50,7 @@ def test_integers_agree(make, tmp_path, family):
     network = make(family).network
     seen, unseen = images_like(make(family).pixels, 56).reshape(2, 28, *make(family).pixels.shape[1:])
     litert.write_int8(tmp_path / "net", network, seen)
-    got, want = litert.read(tmp_path / "net")(unseen), np.asarray(program(network)(unseen))
+    got, want = litert.read(tmp_path / "net")(unseen), np.asarray(pixels_to_logits(network)(unseen))
     assert got.dtype == np.float32 and (got.argmax(-1) == want.argmax(-1)).mean() > 0.85
     assert np.corrcoef((got - got.mean(0)).flat, (want - want.mean(0)).flat)[0, 1] > 0.85
     made, operations = interpreter(tmp_path / "net")
@@ -74,7 +74,7 @@ def test_a_product_does_not_spoil_the_range_of_its_factors(make, tmp_path, monke
         x = pixels.reshape(1, 64) * 4.0
         return x * jax.nn.hard_sigmoid(x @ weights / 100)
 
-    monkeypatch.setattr(litert, "program", lambda network: gated)
+    monkeypatch.setattr(litert, "pixels_to_logits", lambda network: gated)
     pixels = images_like(make("cnn").pixels, 20)
     litert.write_int8(tmp_path / "net", make("cnn").network, pixels)
     want = np.concatenate([gated(image[None].astype("f")) for image in pixels])
@@ -82,7 +82,9 @@ def test_a_product_does_not_spoil_the_range_of_its_factors(make, tmp_path, monke
 
 
 def test_what_the_converter_cannot_write(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(litert, "program", lambda network: lambda pixels: jnp.sort(pixels.reshape(1, -1) * 1.0))
+    monkeypatch.setattr(
+        litert, "pixels_to_logits", lambda network: lambda pixels: jnp.sort(pixels.reshape(1, -1) * 1.0)
+    )
     with pytest.raises(RunError, match=r"^this network cannot be written for LiteRT: [^\n]+$"):
         litert.write(tmp_path / "net", make("cnn").network)
     assert not list(tmp_path.iterdir())

@@ -51,6 +51,14 @@ def test_max_pools_are_max_pools(make, tmp_path):
     assert count["MaxPool"] == count["Conv"] == 2
 
 
+def test_what_nobody_reads_is_not_written(make, tmp_path):
+    """A ViT normalises its patch tokens for its map alone."""
+    onnx_graph.write(tmp_path / "net.onnx", make("vit").network)
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    assert all(read.issuperset(node.output) for node in graph.node)
+
+
 def test_names_and_card(make, tmp_path):
     onnx_graph.write(tmp_path / "net.onnx", make("mlp_smaller_than_its_view").network)
     model = onnx.load(tmp_path / "net.onnx")
@@ -145,7 +153,7 @@ def test_without_the_extra(make, tmp_path, monkeypatch):
 
 
 def test_a_network_that_cannot_be_written_leaves_no_file(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_graph, "program", lambda network: lambda pixels: jnp.cumsum(pixels * 1.0, 1))
+    monkeypatch.setattr(onnx_graph, "pixels_to_logits", lambda network: lambda pixels: jnp.cumsum(pixels * 1.0, 1))
     with pytest.raises(RunError, match="cumsum"):
         onnx_graph.write(tmp_path / "net", make("cnn").network)
     assert not list(tmp_path.iterdir())

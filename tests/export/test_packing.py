@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 import big_distill
-from big_distill import weights
+from big_distill import pack, weights
 from big_distill.errors import ConfigError, RunError
 from big_distill.export import packing
 from big_distill.export.evaluation import evaluate_file
-from big_distill.pack import table
 from big_distill.resolve import resolve
 from big_distill.training.evaluation import evaluate_run
 from big_distill.training.loop import train_and_evaluate
@@ -53,7 +52,7 @@ def test_every_row_is_a_file_that_was_read_back(run):
     assert rows[0]["bytes"] < rows[1]["bytes"] and rows[0]["nonzero"] == weights.num_nonzero(
         network.variables["params"]
     )
-    lines = table(rows).splitlines()
+    lines = pack.table(rows).splitlines()
     assert len(lines) == 3 and len(set(map(len, lines))) == 1 and f"{rows[0]['bytes']:,}" in lines[1]
 
 
@@ -70,7 +69,7 @@ def test_a_container_is_a_network(run):
     assert evaluate_file(run / "student.bdz", run, "validation")["num_examples"] == 200
 
 
-def test_programs_are_networks_too(run):
+def test_exported_files_are_networks_too(run):
     for module in ("onnxruntime", "tensorflow", "ai_edge_litert"):
         pytest.importorskip(module)
     scores = evaluate_run(run, "validation")
@@ -83,9 +82,9 @@ def test_programs_are_networks_too(run):
     for row in rows:
         path = run / f"student{'-int8' if row['precision'] else ''}{packing.FORMATS[row['format']].suffix}"
         assert (row["path"], row["bytes"]) == (str(path), path.stat().st_size)
-        program = big_distill.load(path)
-        assert program.class_names == tuple("0123456789")
-        np.testing.assert_allclose(program.predict(images), want, atol=0.1 if row["precision"] else 1e-5)
+        exported = big_distill.load(path)
+        assert exported.class_names == tuple("0123456789")
+        np.testing.assert_allclose(exported.predict(images), want, atol=0.1 if row["precision"] else 1e-5)
         assert row["accuracy"] == pytest.approx(scores["accuracy"], abs=0.05 if row["precision"] else 1e-9)
         assert evaluate_file(path, run, "validation")["accuracy"] == row["accuracy"]
         assert row["difference"] < packing.TOLERANCE or row["precision"]
@@ -165,5 +164,6 @@ def test_the_command(run):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "container" in done.stdout and "bits/weight" in done.stdout
+    assert all(f"\n  {name:12} {format_.suffix:13} " in pack.__doc__ for name, format_ in packing.FORMATS.items())
     done = subprocess.run(command[:3], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "--workdir=DIR is needed" in done.stderr

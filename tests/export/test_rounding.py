@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from big_distill import models, weights
-from big_distill.export import executable, rounding
+from big_distill.export import predictor, rounding
 from big_distill.models import vit
 from big_distill.weights import container
 
@@ -23,16 +23,16 @@ def small_vit(monkeypatch):
 @pytest.mark.parametrize("family", networks.FAMILIES)
 def test_eight_bits_are_near_in_every_family(family):
     example = networks.make_example(family)
-    rounded = rounding.quantize(example.network, "int8", example.pixels)
+    rounded = rounding.quantize(example.network, "int8", lambda: example.pixels)
     assert rounded.architecture.model.activation_bits == 8
-    got = executable.of_network(rounded).classify(example.pixels)
+    got = predictor.of_network(rounded).classify(example.pixels)
     error = np.abs(got - example.logits).mean() / example.logits.std()
     assert 1e-5 < error < (1 if family == "mobile" else 0.2)  # random squeeze-excites amplify
     for path, kernel in weights.arrays_of(rounded).items():
         if path.startswith("params/") and path.endswith("/kernel"):
             steps = kernel / (np.abs(kernel).max(tuple(range(kernel.ndim - 1))) / 127)
             np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
-    again = rounding.quantize(rounded, "int8", example.pixels)
+    again = rounding.quantize(rounded, "int8", lambda: example.pixels)
     for name, array in weights.arrays_of(again).items():
         np.testing.assert_allclose(array, weights.arrays_of(rounded)[name], rtol=1e-6, err_msg=name)
 
@@ -41,8 +41,8 @@ def test_four_bits_cost_more_and_weigh_less(tmp_path):
     example = networks.make_example("lenet5")
     errors, sizes = [], []
     for precision in ("bfloat16", "int8", "int4"):
-        rounded = rounding.quantize(example.network, precision, example.pixels)
-        got = executable.of_network(rounded).classify(example.pixels)
+        rounded = rounding.quantize(example.network, precision, lambda: example.pixels)
+        got = predictor.of_network(rounded).classify(example.pixels)
         errors.append(np.abs(got - example.logits).mean())
         container.write(tmp_path / "a.bdz", weights.contents(rounded))
         sizes.append((tmp_path / "a.bdz").stat().st_size)
@@ -57,13 +57,13 @@ def test_four_bits_cost_more_and_weigh_less(tmp_path):
 
 def test_ranges_are_those_of_the_images():
     example = networks.make_example("cnn")
-    rounded = rounding.quantize(example.network, "int8", example.pixels)
+    rounded = rounding.quantize(example.network, "int8", lambda: example.pixels)
     inputs = jax.tree.leaves(rounded.variables["batch_stats"]["conv1"])
     card = example.network.architecture.card
     view = (example.pixels / 255 - np.array(card.mean)) / np.array(card.std)
     np.testing.assert_allclose(inputs[0], [min(view.min(), 0), view.max()], rtol=1e-5)
-    clipped = rounding.quantize(example.network, "int8", example.pixels // 4)
-    got = executable.of_network(clipped).classify(example.pixels)
+    clipped = rounding.quantize(example.network, "int8", lambda: example.pixels // 4)
+    got = predictor.of_network(clipped).classify(example.pixels)
     assert np.abs(got - example.logits).mean() > 0.1 * example.logits.std(), "the ranges do not matter"
 
 
@@ -72,7 +72,7 @@ def test_a_trained_range_stays():
     network = weights.with_input_ranges(example.network, 8)
     own = jax.tree.map(lambda x: x + np.float32([-7, 7]), network.variables["batch_stats"])
     network = dataclasses.replace(network, variables={**network.variables, "batch_stats": own})
-    rounded = rounding.quantize(network, "int4", example.pixels)
+    rounded = rounding.quantize(network, "int4", lambda: example.pixels)
     jax.tree.map(np.testing.assert_array_equal, rounded.variables["batch_stats"], own)
     assert weights.with_input_ranges(rounded, 0).architecture.model.activation_bits == 0
     assert models.INPUT_RANGE not in str(weights.with_input_ranges(rounded, 0).variables.keys())

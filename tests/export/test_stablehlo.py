@@ -45,17 +45,17 @@ def test_a_damaged_file(make, tmp_path, kept):
     stablehlo.write(path, make("cnn").network)
     data = path.read_bytes()
     path.write_bytes(data[: kept if kept > 1 else int(kept * len(data))])
-    with pytest.raises(RunError, match=r"net is not a StableHLO program that this JAX reads: [^\n]*$"):
+    with pytest.raises(RunError, match=r"net is not a StableHLO file that this JAX reads: [^\n]*$"):
         stablehlo.read(path)
 
 
-def test_a_file_with_a_damaged_program(make, tmp_path):
+def test_a_file_with_damaged_stablehlo(make, tmp_path):
     path = tmp_path / "net"
     stablehlo.write(path, make("cnn").network)
     data = path.read_bytes()
     start = data.index(b"StableHLO_v")
     path.write_bytes(data[:start] + bytes(100) + data[start + 100 :])
-    with pytest.raises(RunError, match=r"net is not a StableHLO program that this JAX reads: [^\n]*$"):
+    with pytest.raises(RunError, match=r"net is not a StableHLO file that this JAX reads: [^\n]*$"):
         stablehlo.read(path)
 
 
@@ -63,5 +63,5 @@ def test_a_file_with_a_damaged_program(make, tmp_path):
 def test_another_file(tmp_path, data):
     if data is not None:
         (tmp_path / "net").write_bytes(data)
-    with pytest.raises(RunError, match=r"net is not a StableHLO program"):
+    with pytest.raises(RunError, match=r"net is not a StableHLO file"):
         stablehlo.read(tmp_path / "net")

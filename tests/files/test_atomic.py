@@ -38,7 +38,7 @@ def test_of_two_processes_the_last_ones_file_stays_whole(tmp_path):
     """Each has a temporary file of its own: none is taken from under the other."""
     script = f"""
 import pathlib
-from big_distill import atomic
+from big_distill.files import atomic
 with atomic.writing(pathlib.Path({str(tmp_path / "file")!r})) as file:
     file.write(b"theirs")
     print("ready", flush=True)

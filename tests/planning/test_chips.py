@@ -64,11 +64,12 @@ def test_a_name_as_people_write_it():
 )
 def test_without_what_compiles_for_it(name, missing, message):
     """Where a package is hidden, in a process of its own, since JAX loads each once."""
-    program = f"""
+    script = f"""
 import importlib.metadata, pkgutil, sys
 sys.modules.update(dict.fromkeys({missing}))
 importlib.metadata.entry_points = lambda **_: ()
-from big_distill import chips, errors
+from big_distill import errors
+from big_distill.planning import chips
 try:
     chips.open_slice({name!r})
 except errors.ConfigError as error:
@@ -76,7 +77,7 @@ except errors.ConfigError as error:
 """
     # JAX leaves its child processes the path of a libtpu.
     environment = {variable: value for variable, value in os.environ.items() if variable != "TPU_LIBRARY_PATH"}
-    arguments = [sys.executable, "-c", program]
+    arguments = [sys.executable, "-c", script]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
     assert message in done.stdout
 

@@ -12,13 +12,13 @@ from big_distill.planning import hlo
 KB = 1024  # of f32[256]
 
 
-def program(*lines, computations=""):
+def module(*lines, computations=""):
     body = "\n".join(f"  {line}" for line in lines)
     return hlo.Module(f"HloModule m\n\n{computations}\nENTRY %main (p: f32[256]) -> f32[256] {{\n{body}\n}}\n")
 
 
 def test_operands_and_results_in_hbm_count_and_those_on_the_chip_do_not():
-    read = program(
+    read = module(
         "%p = f32[256]{0:T(256)} parameter(0)",
         '%a = f32[256]{0:T(256)S(1)} negate(%p), metadata={op_name="f(x) -> y"}',
         "%b = bf16[2,256]{1,0:T(8,128)(2,1)S(1)} broadcast(%a), dimensions={1}",
@@ -33,7 +33,7 @@ def test_operands_and_results_in_hbm_count_and_those_on_the_chip_do_not():
 
 
 def test_asynchronous_copies_count_their_side_in_hbm_once():
-    read = program(
+    read = module(
         "%p = f32[256]{0} parameter(0)",
         "%s = (f32[256]{0:S(1)}, f32[256]{0}, u32[]{:S(2)}) copy-start(%p)",
         "%d = f32[256]{0:S(1)} copy-done(%s)",
@@ -72,12 +72,12 @@ def test_asynchronous_halves_move_their_operands_and_what_they_make(start, moved
 }
 """
     lines = ["%p = f32[256]{0} parameter(0)", "%q = f32[256]{0} parameter(1)", "%i = s32[]{:S(6)} parameter(2)"]
-    read = program(*lines, f"ROOT %s = {start}", computations=called)
+    read = module(*lines, f"ROOT %s = {start}", computations=called)
     assert read.hbm_bytes == moved
 
 
 def test_a_slice_that_is_updated_or_gathered_alone_moves_alone():
-    read = program(
+    read = module(
         "%p = f32[64,256]{1,0} parameter(0)",
         "%q = f32[2,256]{1,0} parameter(1)",
         "%i = s32[]{:S(6)} parameter(2)",
@@ -109,7 +109,7 @@ LOOP = """
 
 
 def loop(computations=LOOP, attributes="", start="constant(0)"):
-    return program(
+    return module(
         "%x = f32[256]{0} parameter(0)",
         "%n = s32[]{:T(128)S(1)} parameter(1)",
         f"%z = s32[]{{:T(128)S(1)}} {start}",
@@ -180,9 +180,9 @@ def test_what_an_outer_loop_leaves_as_it_is_is_still_known():
         "%p = (s32[], f32[256]{0}, s32[]) tuple(%two, %x, %two)",
         "ROOT %w = (s32[], f32[256]{0}, s32[]) while(%p), condition=%outer_condition, body=%outer_body",
     ]
-    read = program(*lines, computations=LOOP + nested)
+    read = module(*lines, computations=LOOP + nested)
     assert (read.unknown_loops, read.moves[0].times) == ((), 8 * 5)
-    changed = program(*lines, computations=LOOP + nested.replace("tuple(%next, %z, %k)", "tuple(%next, %z, %j)"))
+    changed = module(*lines, computations=LOOP + nested.replace("tuple(%next, %z, %k)", "tuple(%next, %z, %j)"))
     assert changed.unknown_loops == ("w",)
 
 
@@ -211,9 +211,9 @@ def test_a_fusion_that_slices_reads_the_slice_and_in_place_writes_it():
         "%i = s32[]{:S(6)} parameter(2)",
         "ROOT %f = f32[4,256]{1,0} fusion(%p, %q, %i), kind=kLoop, calls=%sliced",
     ]
-    assert program(*lines, computations=FUSED).hbm_bytes == 3 * KB  # a row read, the other operand, a row written
+    assert module(*lines, computations=FUSED).hbm_bytes == 3 * KB  # a row read, the other operand, a row written
     read_elsewhere = FUSED.replace("add(%row, %whole)", "reduce(%stack, %row, %whole)")
-    assert program(*lines, computations=read_elsewhere).hbm_bytes == (4 + 1 + 1) * KB
+    assert module(*lines, computations=read_elsewhere).hbm_bytes == (4 + 1 + 1) * KB
 
 
 def test_a_fusion_that_gathers_reads_what_it_gathers():
@@ -226,14 +226,14 @@ def test_a_fusion_that_gathers_reads_what_it_gathers():
 """
     lines = ["%p = f32[64,256]{1,0} parameter(0)", "%i = s32[3]{0:S(1)} parameter(1)"]
     fused = "ROOT %f = f32[3,256]{1,0:S(1)} fusion(%p, %i), kind=kCustom, calls=%rows"
-    assert program(*lines, fused, computations=gathering).hbm_bytes == 3 * KB
+    assert module(*lines, fused, computations=gathering).hbm_bytes == 3 * KB
 
 
 def test_a_conditional_counts_its_dearest_branch():
     branch = "%{0} (p: f32[256]) -> f32[256] {{\n  %p.{0} = f32[256]{{0}} parameter(0)\n  {1}\n}}\n"
     dear = "ROOT %n = f32[256]{0} negate(%p.dear)"
     cheap = "ROOT %m = f32[256]{0:S(1)} negate(%p.cheap)"
-    read = program(
+    read = module(
         "%b = pred[] parameter(0)",
         "%p = f32[256]{0} parameter(1)",
         "ROOT %c = f32[256]{0} conditional(%b, %p, %p), true_computation=%cheap, false_computation=%dear",
@@ -243,7 +243,7 @@ def test_a_conditional_counts_its_dearest_branch():
 
 
 def test_collectives_by_kind():
-    read = program(
+    read = module(
         "%p = f32[256]{0} parameter(0)",
         "%q = bf16[256]{0} parameter(1)",
         "%r = (f32[256]{0}, bf16[256]{0}) all-reduce(%p, %q), replica_groups={{0,1}}, to_apply=%add",
@@ -273,7 +273,7 @@ BESIDE = """
 
 def test_a_collective_that_runs_beside_others_counts_once():
     """A TPU's text has it in the first fusion, and in each that computes meanwhile."""
-    read = program(
+    read = module(
         "%p = f32[256]{0} parameter(0)",
         "%a = f32[1024]{0} fusion(%p), kind=kCustom, calls=%begin",
         "%b = (f32[256]{0}, f32[1024]{0}) fusion(%p, %p), kind=kCustom, calls=%beside",
@@ -316,16 +316,16 @@ def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter_in_a_fusion(
     ]
     inner = "%inner (p: f32[256], i: s32[]) -> f32[64] {\n  " + "\n  ".join(lines) + "\n}\n"
     arguments = "%x = f32[256]{0} parameter(0)", "%j = s32[]{:S(6)} parameter(1)"
-    fused = program(*arguments, "ROOT %f = f32[64]{0} fusion(%x, %j), kind=kCustom, calls=%inner", computations=inner)
-    called = program(*arguments, "ROOT %c = f32[64]{0} call(%x, %j), to_apply=%inner", computations=inner)
+    fused = module(*arguments, "ROOT %f = f32[64]{0} fusion(%x, %j), kind=kCustom, calls=%inner", computations=inner)
+    called = module(*arguments, "ROOT %c = f32[64]{0} call(%x, %j), to_apply=%inner", computations=inner)
     whole = {"all-reduce": KB}, 2 * KB * 3 / 4
     assert (fused.collective_bytes, fused.sent_bytes) == (whole if more else ({"reduce-scatter": KB}, KB * 3 / 4))
-    for read in (program(*lines), called):
+    for read in (module(*lines), called):
         assert (read.collective_bytes, read.sent_bytes) == whole
 
 
 def test_multiplications_by_dtype():
-    read = program(
+    read = module(
         "%x = s8[8,16,16,64]{3,2,1,0} parameter(0)",
         "%k = s8[3,3,64,32]{3,2,1,0} parameter(1)",
         "%g = bf16[8,8,8,32]{3,2,1,0} parameter(2)",
@@ -346,7 +346,7 @@ def test_multiplications_by_dtype():
 
 
 def test_multiplications_of_the_libraries_of_a_gpu():
-    read = program(
+    read = module(
         "%x = bf16[8,16,16,64]{3,2,1,0} parameter(0)",
         "%k = bf16[32,3,3,64]{3,2,1,0} parameter(1)",
         "%g = bf16[8,8,8,32]{3,2,1,0} parameter(2)",
@@ -420,7 +420,7 @@ def test_convolutions_on_a_gpu():
     assert (read.collective_bytes, read.sent_bytes) == ({"all-reduce": gradients}, 2 * gradients * 7 / 8)
 
 
-def test_what_is_no_program_is_an_error():
+def test_what_is_no_hlo_is_an_error():
     with pytest.raises(ValueError, match="no entry computation"):
         hlo.Module("HloModule m\n")
 

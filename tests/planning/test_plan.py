@@ -17,15 +17,16 @@ from big_distill import plan as command
 from big_distill import teacher as teachers
 from big_distill import weights
 from big_distill.config import ModelConfig
-from big_distill.config.files import load_config, teacher_of
+from big_distill.config.template import load_config, teacher_of
 from big_distill.errors import ConfigError, RunError
 from big_distill.parallel import sharding
 from big_distill.planning import chips, estimate, tables
 from big_distill.planning.costs import Cost
 from big_distill.planning.estimate import Blueprint, check_batches, plan, stages, warnings_of, with_batches, with_slices
+from big_distill.planning.plan import growth
 from big_distill.resolve import resolve
 from big_distill.state import Card, path_name
-from big_distill.training.setup import open_run
+from big_distill.training.setup import open_data, set_up
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 CPUS = chips.open_slice("cpu:8")
@@ -58,31 +59,36 @@ def test_what_is_planned_is_what_runs(distilled, tmp_path, monkeypatch, accumula
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     distilled.accumulate_steps, distilled.mesh.fsdp, distilled.teacher.sharded = accumulate_steps, fsdp, fsdp > 1
     config = resolved(distilled)
-    blueprint, run = Blueprint(config, CPUS), open_run(config, tmp_path)
-    variables = run.init(jax.random.key(0))
+    blueprint, run = Blueprint(config, CPUS), set_up(config, tmp_path, open_data(config))
+    variables = run.computation.init(jax.random.key(0))
     architecture = weights.architecture_of(config.teacher.config, (), None)
     network = weights.Network(
         architecture, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), architecture.abstract_variables())
     )
-    teacher = teachers.place((network,), teachers.frozen_variables((network,), config, ()), config, run.mesh, ())
-    state, chunk = run.begin(variables), sharding.to_devices(run.mesh, next(run.train_data.chunks(0)), axis=1)
+    teacher = teachers.freeze((network,), config, run.mesh, ())
+    state, chunk = (
+        run.computation.begin(variables),
+        sharding.to_devices(run.mesh, next(run.train_data.chunks(0)), axis=1),
+    )
     eval_batch = sharding.to_devices(run.mesh, next(iter(run.eval_data["test"])))
     assert shapes(blueprint.state) == shapes(state)
     assert shapes(blueprint.teacher) == shapes(teacher)
     assert shapes(blueprint.chunk) == shapes(chunk)
     assert shapes(blueprint.eval_batch) == shapes(eval_batch)
-    ours = blueprint.computation.train_chunk.lower(blueprint.state, blueprint.teacher, None, blueprint.chunk).as_text()
-    assert ours == run.train_chunk.lower(state, teacher, run.resident(), chunk).as_text()
+    ours = blueprint.computation.train_chunk.lower(
+        (blueprint.state,), blueprint.teacher, None, blueprint.chunk
+    ).as_text()
+    assert ours == run.computation.train_chunk.lower((state,), teacher, run.place_resident(), chunk).as_text()
     assert "tf.aliasing_output" in ours or "jax.buffer_donor" in ours
     ours = blueprint.computation.eval_step.lower(blueprint.variables, blueprint.teacher, blueprint.eval_batch).as_text()
-    assert ours == run.eval_step.lower(state.variables, teacher, eval_batch).as_text()
+    assert ours == run.computation.eval_step.lower(state.variables, teacher, eval_batch).as_text()
 
 
 @pytest.mark.parametrize("regime", ["fixed", "independent", "consistent"])
 def test_batches_are_what_the_pipeline_makes(distilled, tmp_path, regime):
     distilled.view.regime = regime
     config = resolved(distilled)
-    run = open_run(config, tmp_path)
+    run = set_up(config, tmp_path, open_data(config))
     chunk = sharding.to_devices(run.mesh, next(run.train_data.chunks(0)), axis=1)
     assert shapes(Blueprint(config, CPUS).chunk) == shapes(chunk)
 
@@ -104,7 +110,7 @@ def test_a_teacher_without_weights_has_the_shapes_of_one_with(tiny, model, dtype
     tiny.objective.name, tiny.view.regime = "function_matching", "function_matching"
     tiny.teacher.path, tiny.teacher.dtype = "unused.npz", dtype
     config, mesh = resolved(tiny), sharding.make_mesh()
-    architecture = weights.Architecture(model, 10, 3, 32, Card(32))
+    architecture = weights.ConfigArchitecture(model, 10, 3, 32, Card(32))
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), architecture.abstract_variables())
     network = weights.Network(architecture, variables)
     abstract = teachers.abstract((architecture,), config, mesh)
@@ -113,7 +119,7 @@ def test_a_teacher_without_weights_has_the_shapes_of_one_with(tiny, model, dtype
         named = jax.tree_util.tree_leaves_with_path(abstract.variables[0]["params"])
         ranges = ({path_name(path[:-1]): 1.0 for path, x in named if x.dtype == np.int8},)
         assert ranges[0]
-    placed = teachers.place((network,), teachers.frozen_variables((network,), config, ranges), config, mesh, ())
+    placed = teachers.freeze((network,), config, mesh, (), ranges)
     assert shapes(placed) == shapes(abstract)
 
 
@@ -322,8 +328,8 @@ def test_weak_scaling_keeps_a_chips_part(tiny):
     found = one.to_json(None)["weak_scaling"]["cpu:2"]
     assert found["num_chips"] == 2 and found["growth"].keys() >= {"flops", "hbm_bytes", "temp_bytes", "all-reduce"}
     assert abs(found["growth"]["flops"]) < 1 and found["growth"]["all-reduce"] == 0
-    assert estimate.growth(one.student.train, Cost(False, refused="full")) is None
-    grown = estimate.growth(Cost(True, flops=2.0, hbm_bytes=10), Cost(True, flops=3.0, hbm_bytes=9))
+    assert growth(one.student.train, Cost(False, refused="full")) is None
+    grown = growth(Cost(True, flops=2.0, hbm_bytes=10), Cost(True, flops=3.0, hbm_bytes=9))
     assert grown == {"flops": pytest.approx(50), "hbm_bytes": pytest.approx(-10)}
     rows = [line.split() for line in command.report([one], None).splitlines()]
     assert ["a", "chip", "and", "step", "cpu:8", "cpu:2"] in rows and ["images", "5", "5"] in rows
@@ -400,7 +406,7 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--topology=cpu", "--dump_hlo=nowhere/a.hlo"], "--dump-hlo=nowhere/a.hlo: its directory does not exist"),
+        (["--topology=cpu", "--dump_hlo=nowhere/a.hlo"], "--dump-hlo=nowhere/a.hlo: cannot be written: No such file"),
         (
             ["--topology=cpu", "--compare=config.batchsize=2"],
             "config.batchsize is not a field of the config; did you mean",
