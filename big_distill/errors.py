@@ -5,13 +5,13 @@ import errno
 from collections.abc import Sequence
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
-"""Of an OSError for which the disk is to blame."""
+"""The numbers of an OSError for which the disk is to blame."""
 
 _MAX_MESSAGE = 2000
 
 
 def printable(text: str) -> str:
-    """As one line, with whatever else cannot be printed escaped."""
+    """Makes one line, and escapes whatever else cannot be printed."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

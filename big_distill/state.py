@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from flax import struct
 
 Params = Any  # a nested dict of float32 arrays
 Batch = Mapping[str, jax.Array]
-"""What travels to the device:
+"""A batch as it travels to the device:
 
 * `step` int32 []: the step these draws belong to.
 * `pixels` uint8 [B, H, W, C]: the student's crop.
@@ -67,7 +66,7 @@ Aux = dict[str, Representation]
 
 @struct.dataclass
 class Outputs:
-    """What a network makes of a batch of images. A part is None where the network has none, or where nobody reads it.
+    """The outputs of a network for a batch of images. A part is None where the network has none, or nobody reads it.
 
     logits: float32 [B, K].
     embedding: [B, D], what the head reads, before dropout.
@@ -85,16 +84,24 @@ class Outputs:
         """The named parts alone. XLA does not compute the others, if nothing else reads them."""
         return Outputs(**{name: getattr(self, name) for name in OUTPUTS if name in parts})
 
+    def in_order(self, order: tuple[int, ...]) -> Outputs:
+        """The same with other classes: the i-th is the one that was `order[i]`."""
+
+        def chosen(logits: jax.Array | None) -> jax.Array | None:
+            return None if logits is None else logits[:, jnp.array(order)]
+
+        return dataclasses.replace(self, logits=chosen(self.logits), token_logits=chosen(self.token_logits))
+
 
 OUTPUTS = tuple(field.name for field in dataclasses.fields(Outputs))
 
 
 @struct.dataclass
 class Targets:
-    """What students are taught on a batch of views: as much of it as some objective reads.
+    """The targets of students on a batch of views: as many of them as some objective reads.
 
     labels: float32 [B, K], mixed as the views are; None from an unlabelled source.
-    logits: float32 [B, K], the mean of the teachers; None without a teacher, or with one that has no classes.
+    logits: float32 [B, K], the mean of the teachers'; None without a teacher, or with one that has no classes.
     teachers: the other outputs of each teacher, in the teachers' order.
     """
 
@@ -109,30 +116,17 @@ class Model:
 
     init: `(rng, image [B, H, W, C] float32) -> {'params': ..., 'batch_stats': ...}` (batch_stats only if the network
       has any).
-    apply: `(variables, image, *, train, rng=None) -> (Outputs, batch_stats)`. A function that returns logits [B, K] in
-      the place of `Outputs` is taken, too: they become float32.
+    apply: `(variables, image, *, train, rng=None) -> (Outputs, batch_stats)`. A user's may return logits [B, K] in the
+      place of `Outputs`: `models.build` adapts it.
     """
 
     init: Callable[..., dict[str, Any]]
     apply: Callable[..., tuple[Outputs, Any]]
 
-    def __post_init__(self) -> None:
-        """Makes `Outputs` of logits alone."""
-        given = self.apply
-
-        @functools.wraps(given)
-        def apply(*args: Any, **kwargs: Any) -> tuple[Outputs, Any]:
-            outputs, batch_stats = given(*args, **kwargs)
-            if not isinstance(outputs, Outputs):
-                outputs = Outputs(logits=outputs.astype(jnp.float32))
-            return outputs, batch_stats
-
-        object.__setattr__(self, "apply", apply)
-
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What a network's weights expect of their input.
+    """The input that a network's weights expect.
 
     image_size: side of the square input in pixels.
     mean, std: per channel, on pixels scaled to [0, 1]; the default makes the value range [-1, 1].
@@ -159,7 +153,7 @@ class Teacher:
     orders: tuple[tuple[int, ...] | None, ...] = struct.field(pytree_node=False)
     mean: str = struct.field(pytree_node=False, default="logits")
 
-    def only(self, index: int) -> Teacher:
+    def one(self, index: int) -> Teacher:
         """One of the networks, as a teacher of its own."""
         one = slice(index, index + 1)
         return Teacher(self.variables[one], self.models[one], self.cards[one], self.orders[one])
@@ -175,6 +169,7 @@ class TrainState:
     batch_stats: running statistics of normalisation layers, {} without any.
     opt_state: optax's.
     skipped: int32 [], how many of the updates were left out because they were not finite.
+    objective: `params`, `stats` and `opt_state` of the objective, {} if it has no variables.
     """
 
     step: jax.Array
@@ -183,6 +178,7 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     skipped: jax.Array
+    objective: dict[str, Any] = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -224,3 +220,8 @@ def straight_through(rounded: jax.Array, value: jax.Array) -> jax.Array:
 def path_name(path: jax.tree_util.KeyPath) -> str:
     """block1/unit01/conv1/kernel"""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their `path_name`, in its order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

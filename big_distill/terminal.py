@@ -1,9 +1,11 @@
-"""What a person at the terminal reads: a line, or a table."""
+"""Writes what a person at the terminal reads, a line or a table, and keeps from there what nobody should."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import tqdm
@@ -16,6 +18,11 @@ def say(message: str) -> None:
         sys.stdout.flush()
 
 
+def percent(value: float | None) -> str:
+    """Says a fraction in per cent; '-' for None."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """A table as text: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -25,3 +32,20 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
         return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
 
     return "\n".join(map(line, lines))
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Drops what is written to the standard error, by C too; does nothing if that is closed."""
+    try:
+        kept = os.dup(2)
+    except OSError:
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,1 +1,1 @@
-"""Several devices and several processes: where arrays live, and what processes tell each other."""
+"""Several devices and several processes: the mesh, where arrays live on it, and values that processes share."""

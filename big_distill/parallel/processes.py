@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other, and how one knows that another is gone."""
+"""The processes of one run: values that they share, and how one knows that another is gone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def from_first_process(value: Any) -> Any:
 
 
 def on_first_process(function: Callable[[], Any]) -> Any:
-    """What a function returns in process 0, JSON-ready, in every process.
+    """Calls a function in process 0, and returns its value, JSON-ready, in every process.
 
     Raises:
       RunError: in every process, if it was raised there, or if a file could not be read or written.
@@ -53,11 +53,11 @@ def check_same(config: Config) -> None:
     if jax.process_count() == 1:
         return
     first = from_dict(from_first_process(to_dict(config)))
-    found = differences(first, config, "maths") + differences(first, config, "numerics")
-    found += [line for line in differences(first, config, "cosmetic") if "source." not in line]
-    others = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(found))))
-    if found:
-        raise ConfigError(f"this process has another config than process 0 ({'; '.join(found)}): give all the same")
+    changed = differences(first, config, "maths") + differences(first, config, "numerics")
+    changed += [line for line in differences(first, config, "cosmetic") if "source." not in line]
+    others = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(changed))))
+    if changed:
+        raise ConfigError(f"this process has another config than process 0 ({'; '.join(changed)}): give all the same")
     if len(others):
         names = ", ".join(map(str, others))
         raise ConfigError(f"process {names} of {jax.process_count()} was given another config than this one")

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh, batches split over all of it, states and teachers whole or split over 'fsdp'."""
+"""The mesh, and where arrays live on it: batches are split over all of it, states and teachers over 'fsdp'."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def to_devices(mesh: Mesh, batch: Mapping[str, np.ndarray], axis: int = 0) -> dict[str, Any]:
     """Global arrays from this process's rows: split over all devices along the axis of the examples.
 
-    What has no such axis is replicated. Of a chunk, [K, B, ...], the axis is 1.
+    Arrays without such an axis are replicated. A chunk, [K, B, ...], has it at 1.
     """
     return {
         name: jax.make_array_from_process_local_data(_of_batch(mesh, np.ndim(value), axis), np.asarray(value))
@@ -64,9 +64,9 @@ def on_own_examples(mesh: Mesh, make_fn: Callable[[Any, Any], Any]) -> Callable[
 
 
 def rule(mesh: Mesh, tree: Any) -> Any:
-    """How each array of a tree, or of its shapes, is split over 'fsdp': its largest axis that can be.
+    """The shardings of a tree of arrays, or of shapes: each is split over 'fsdp', along its largest axis that can be.
 
-    One of fewer than `MIN_SIZE` elements, or without such an axis, is whole on every device, as are all without fsdp.
+    An array of fewer than `MIN_SIZE` elements, or without such an axis, is whole on every device.
     """
     return jax.tree.map(lambda x: NamedSharding(mesh, _split(x.shape, mesh.shape["fsdp"])), tree)
 
@@ -79,15 +79,13 @@ def _split(shape: tuple[int, ...], num_parts: int) -> PartitionSpec:
     return PartitionSpec(*[None] * axis, "fsdp")
 
 
-@functools.cache
-def gathering(mesh: Mesh, model: Model) -> Model:
-    """The same network of variables that are split by `rule`: they are gathered, and the gradients are split again.
+def gathered(mesh: Mesh, variables: Any) -> Any:
+    """Variables that are split by `rule`, whole on every device; their gradients are split again.
 
-    By itself XLA also splits activations by their channels, and sends them around. The same object where nothing is
-    split.
+    By itself XLA also splits activations by their channels, and sends them around.
     """
     if mesh.shape["fsdp"] == 1:
-        return model
+        return variables
 
     @jax.custom_vjp
     def whole(variables: Any) -> Any:
@@ -98,9 +96,17 @@ def gathering(mesh: Mesh, model: Model) -> Model:
         return (jax.lax.with_sharding_constraint(grads, rule(mesh, grads)),)
 
     whole.defvjp(lambda variables: (whole(variables), None), split)
+    return whole(variables)
+
+
+@functools.cache
+def gathering(mesh: Mesh, model: Model) -> Model:
+    """The same network of variables that are split by `rule`; the same object where nothing is split."""
+    if mesh.shape["fsdp"] == 1:
+        return model
 
     def apply(variables: Any, image: jax.Array, **kwargs: Any) -> tuple[Outputs, Any]:
-        return model.apply(whole(variables), image, **kwargs)
+        return model.apply(gathered(mesh, variables), image, **kwargs)
 
     return Model(model.init, apply)
 
@@ -143,7 +149,7 @@ def place(abstract: Any, shardings: Any) -> Any:
 def place_batch(
     mesh: Mesh, abstract: Mapping[str, jax.ShapeDtypeStruct], axis: int = 0
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The same of a batch, or of a chunk, as `to_devices` has it."""
+    """A batch, or a chunk, of ShapeDtypeStruct with the shardings of `to_devices`."""
     return {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_of_batch(mesh, len(x.shape), axis))
         for name, x in abstract.items()

@@ -1,28 +1,83 @@
-"""What a student minimises: per-example losses of student logits, teacher logits and targets.
+"""Objectives: the losses that a student minimises, built from their config.
 
-An objective is a function `(student_logits [B, K], teacher_logits [B, K] | None, targets [B, K] | None) -> loss [B]`,
-all float32; `build` makes one from the config. Your own is named `module:function` in `config.objective.name`, where
-the function takes the `ObjectiveConfig` and returns an objective.
+The formulas below are functions of logits and labels. An objective may also read an embedding or feature maps, and it
+may have variables of its own: a projection that is trained, a queue that moves on. Your own is named `module:function`
+in `config.objective.name`: the function takes the `ObjectiveConfig` and returns an `Objective`, or a function
+`(student_logits [B, K], teacher_logits [B, K] | None, labels [B, K] | None) -> loss [B]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from big_distill.config import ObjectiveConfig, user_code
+from big_distill.errors import ConfigError, nearest
+from big_distill.state import OUTPUTS, Outputs, Targets
 
-Objective = Callable[[jax.Array, jax.Array | None, jax.Array | None], jax.Array]
+Losses = Callable[[jax.Array, jax.Array | None, jax.Array | None], jax.Array]
+"""(student_logits [B, K], teacher_logits [B, K] | None, labels [B, K] | None) -> loss [B], all float32."""
+
+
+def _no_variables(rng: jax.Array, student: Outputs, targets: Targets) -> dict[str, Any]:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss, with the variables that it needs.
+
+    reads: what it needs of the `Targets`: 'labels', 'logits', or the names of other `Outputs` of the teachers, which
+      are there if some objective reads them.
+    loss: `(variables, student, targets, rng) -> (loss [B], stats, metrics)`: the loss of every example, the moved
+      `variables['stats']` ({} without any), and scalars for the log by name. A term of the whole batch is added to the
+      loss of every example; under accumulation its batch is a part.
+    init: `(rng, student, targets) -> variables`, with outputs and targets of one example to take shapes from: 'params',
+      which are trained, and 'stats', which `loss` moves. Both may be absent.
+    """
+
+    reads: frozenset[str]
+    loss: Callable[[dict[str, Any], Outputs, Targets, jax.Array], tuple[jax.Array, Any, dict[str, jax.Array]]]
+    init: Callable[[jax.Array, Outputs, Targets], dict[str, Any]] = _no_variables
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError if it reads what there is not."""
+        for name in self.reads - {"labels", *OUTPUTS}:
+            raise ConfigError(f"an Objective reads {name!r}{nearest(name, ['labels', *OUTPUTS])}")
+
+    @property
+    def has_variables(self) -> bool:
+        """Whether it makes variables of its own."""
+        return self.init is not _no_variables
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether it cannot do without a teacher."""
+        return bool(self.reads - {"labels"})
+
+
+def of_losses(losses: Losses, *reads: str) -> Objective:
+    """The objective of a function of logits and labels alone."""
+
+    def loss(
+        variables: dict[str, Any], student: Outputs, targets: Targets, rng: jax.Array
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        return losses(student.logits, targets.logits, targets.labels), {}, {}
+
+    return Objective(frozenset(reads), loss)
 
 
 def build(config: ObjectiveConfig) -> Objective:
-    """The objective a config names."""
+    """The objective that a config names. Of a user's function of losses it is not known what it reads."""
     if ":" in config.name:
-        return user_code.load(config.name, "config.objective.name")(config)
-    return _OBJECTIVES[config.name](config)
+        own = user_code.load(config.name, "config.objective.name")(config)
+        return own if isinstance(own, Objective) else of_losses(own)
+    return OBJECTIVES[config.name](config)
 
 
 def cross_entropy(config: ObjectiveConfig) -> Objective:
@@ -31,22 +86,20 @@ def cross_entropy(config: ObjectiveConfig) -> Objective:
     Szegedy et al. 2016, "Rethinking the Inception architecture" (arXiv 1512.00567), section 7.
     """
 
-    def loss(student_logits: jax.Array, teacher_logits: jax.Array | None, targets: jax.Array | None) -> jax.Array:
-        del teacher_logits
-        return optax.softmax_cross_entropy(student_logits, optax.smooth_labels(targets, config.label_smoothing))
+    def losses(student_logits: jax.Array, teacher_logits: Any, labels: Any) -> jax.Array:
+        return optax.softmax_cross_entropy(student_logits, optax.smooth_labels(labels, config.label_smoothing))
 
-    return loss
+    return of_losses(losses, "labels")
 
 
 def function_matching(config: ObjectiveConfig) -> Objective:
     """T^2 KL(softmax(t / T) || softmax(s / T)): Beyer et al. 2022 (arXiv 2106.05237), section 2. Reads no labels."""
     temperature = config.temperature
 
-    def loss(student_logits: jax.Array, teacher_logits: jax.Array | None, targets: jax.Array | None) -> jax.Array:
-        del targets
-        return temperature**2 * kl_divergence(_given(teacher_logits) / temperature, student_logits / temperature)
+    def losses(student_logits: jax.Array, teacher_logits: Any, labels: Any) -> jax.Array:
+        return temperature**2 * kl_divergence(teacher_logits / temperature, student_logits / temperature)
 
-    return loss
+    return of_losses(losses, "logits")
 
 
 def hinton(config: ObjectiveConfig) -> Objective:
@@ -58,25 +111,24 @@ def hinton(config: ObjectiveConfig) -> Objective:
     temperature, alpha = config.temperature, config.alpha
     soft_weight = alpha * (temperature**2 if config.scale_soft_by_t2 else 1.0)
 
-    def loss(student_logits: jax.Array, teacher_logits: jax.Array | None, targets: jax.Array | None) -> jax.Array:
-        probabilities = jax.nn.softmax(_given(teacher_logits) / temperature)
+    def losses(student_logits: jax.Array, teacher_logits: Any, labels: Any) -> jax.Array:
+        probabilities = jax.nn.softmax(teacher_logits / temperature)
         soft = soft_weight * optax.softmax_cross_entropy(student_logits / temperature, probabilities)
         if alpha == 1.0:
             return soft
-        return soft + (1 - alpha) * optax.softmax_cross_entropy(student_logits, targets)
+        return soft + (1 - alpha) * optax.softmax_cross_entropy(student_logits, labels)
 
-    return loss
+    return of_losses(losses, "logits") if alpha == 1.0 else of_losses(losses, "logits", "labels")
 
 
 def logit_regression(config: ObjectiveConfig) -> Objective:
     """1/2 sum_k (s_k - t_k)^2: Ba and Caruana 2014 (arXiv 1312.6184), equation 1. Reads no labels."""
     del config
 
-    def loss(student_logits: jax.Array, teacher_logits: jax.Array | None, targets: jax.Array | None) -> jax.Array:
-        del targets
-        return 0.5 * jnp.sum(jnp.square(student_logits - _given(teacher_logits)), axis=-1)
+    def losses(student_logits: jax.Array, teacher_logits: Any, labels: Any) -> jax.Array:
+        return 0.5 * jnp.sum(jnp.square(student_logits - teacher_logits), axis=-1)
 
-    return loss
+    return of_losses(losses, "logits")
 
 
 def kl_divergence(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
@@ -86,7 +138,7 @@ def kl_divergence(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
 
 
 def mean_teacher(logits: Sequence[jax.Array], mean: str) -> jax.Array:
-    """One teacher out of several: logits [B, K] that everything reads as if from one network.
+    """Averages teachers: everything reads the logits [B, K] as if they were one network's.
 
     Args:
       logits: of each teacher, [B, K].
@@ -100,13 +152,9 @@ def mean_teacher(logits: Sequence[jax.Array], mean: str) -> jax.Array:
     return jax.nn.logsumexp(jax.nn.log_softmax(stacked), axis=0) - jnp.log(len(logits))
 
 
-def _given(teacher_logits: jax.Array | None) -> jax.Array:
-    if teacher_logits is None:
-        raise ValueError("this objective needs a teacher's logits")
-    return teacher_logits
-
-
-_OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {
+OPTIONS: dict[str, Mapping[str, Any]] = {}
+"""The names and defaults of the `objective.options` that an objective reads, by its name."""
+OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {
     "cross_entropy": cross_entropy,
     "function_matching": function_matching,
     "hinton": hinton,

@@ -93,6 +93,6 @@ def calibration_bins(logits: jax.Array, label: jax.Array, mask: jax.Array) -> ja
 
 
 def expected_calibration_error(bins: np.ndarray) -> float:
-    """Of `calibration_bins`, added up over batches (Guo et al. 2017, arXiv 1706.04599, equation 3)."""
+    """The error of `calibration_bins`, added up over batches (Guo et al. 2017, arXiv 1706.04599, equation 3)."""
     confidence, correct, count = bins
     return float(np.abs(confidence - correct).sum() / count.sum())

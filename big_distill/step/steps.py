@@ -10,156 +10,272 @@ Flowers step.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from big_distill.errors import ConfigError
-from big_distill.state import Aux, Batch, Card, Model, Params, Resident, Teacher, TrainState, materialize
+from big_distill.state import Aux, Batch, Card, Model, Params, Resident, Targets, Teacher, TrainState, materialize
 from big_distill.step import scoring
 from big_distill.step.objectives import Objective, kl_divergence, mean_teacher
 from big_distill.step.views import for_network, make_views, to_unit, view_hash
 
 Metrics = dict[str, jax.Array]
 _Step = TypeVar("_Step", bound=Callable[..., Any])
+_METRICS = {"loss", "kl", "agreement", "grad_norm", "applied", "view_hash", "teacher_view_hash"}
+_METRICS |= {"learning_rate", "images_per_second"}  # the log's own
 Refresh = Callable[[Params, Aux, jax.Array], Aux]
 """(params, aux, number of updates) -> aux: `compress.Scheme.refresh`."""
+TrainStep = Callable[
+    [tuple[TrainState, ...], Teacher | None, Batch], tuple[tuple[TrainState, ...], tuple[Metrics, ...]]
+]
+"""(states, teacher, batch) -> (states, metrics), one of each a student."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """All of one student that a step does not change.
+
+    model: its network.
+    card: what the network expects of its input.
+    objective: its loss.
+    tx: the update rule of its parameters.
+    objective_tx: the update rule of the objective's own parameters; unless it is given they stay as they are.
+    seed: of the network's own randomness (dropout) and of the objective's, folded with the step.
+    refresh: what becomes of `state.aux` after an update; None: it stays.
+    max_skipped_steps: how many updates that are not finite may be left out.
+    """
+
+    model: Model
+    card: Card
+    objective: Objective
+    tx: optax.GradientTransformation
+    objective_tx: optax.GradientTransformation = dataclasses.field(default_factory=optax.set_to_zero)
+    seed: int = 0
+    refresh: Refresh | None = None
+    max_skipped_steps: int = 0
+
+
+class Statistics(NamedTuple):
+    """The running statistics of a student: of its network, and of its objective; {} without any."""
+
+    batch_stats: Any
+    objective: Any
 
 
 def make_train_step(
-    model: Model,
-    card: Card,
-    objective: Objective,
-    tx: optax.GradientTransformation,
-    *,
-    num_classes: int,
-    seed: int,
-    refresh: Refresh | None = None,
-    accumulate_steps: int = 1,
-    max_skipped_steps: int = 0,
-    log_view_hash: bool = False,
-) -> Callable[[TrainState, Teacher | None, Batch], tuple[TrainState, Metrics]]:
-    """The one train step: supervised without a teacher, distillation with one.
+    students: Sequence[Student], *, num_classes: int, accumulate_steps: int = 1, log_view_hash: bool = False
+) -> TrainStep:
+    """The one train step: supervised without a teacher, distillation with one, for one student or several.
 
     Args:
-      model: the student.
-      card: what the student expects of its input.
-      objective: the loss.
-      tx: the update rule.
+      students: all see the same views and targets; nothing else is shared.
       num_classes: K.
-      seed: of the network's own randomness (dropout), folded with the step.
-      refresh: what becomes of `state.aux` after an update; None: it stays.
       accumulate_steps: parts of the global batch whose gradients are added up before the update; mixup comes before
         the split.
-      max_skipped_steps: how many updates that are not finite may be left out.
       log_view_hash: whether the metrics have `view_hash` and `teacher_view_hash`, hashes of what each branch saw.
 
     Returns:
-      `train_step(state, teacher, batch) -> (state, metrics)`. The update is applied only if loss and gradient are
+      `train_step(states, teacher, batch) -> (states, metrics)`. An update is applied only if loss and gradient are
       finite and `batch['step']` is `state.step`: after a step that was not, the state stays as it was, however many
       steps are already on their way. If it may be skipped, nothing but `step`, `skipped` and `aux` moves on. Metrics:
-      `loss`, `grad_norm`, `applied` and, with a teacher, `kl` and `agreement` on the training view.
+      `loss`, `grad_norm` (of the student's parameters, before clipping), `applied`, those of the objective and, with a
+      teacher, `kl` and `agreement` on the training view.
     """
+    reads = frozenset().union(*(student.objective.reads for student in students))
 
-    def loss_fn(params: Any, aux: Aux, batch_stats: Any, view: Any, target: Any, targets: Any, rng: jax.Array) -> Any:
-        variables = {"params": materialize(params, aux), "batch_stats": batch_stats}
-        outputs, batch_stats = model.apply(variables, for_network(view, card), train=True, rng=rng)
-        logits = outputs.logits
-        losses = objective(logits, target, targets)
-        if losses.shape != logits.shape[:1]:
-            raise ConfigError(
-                f"the objective returned shape {losses.shape}, expected one loss an example, {logits.shape[:1]}"
-            )
-        metrics = {"loss": jnp.mean(losses)}
-        if target is not None:
-            metrics["kl"] = jnp.mean(kl_divergence(target, logits))
-            metrics["agreement"] = jnp.mean(jnp.argmax(target, -1) == jnp.argmax(logits, -1), dtype=jnp.float32)
-        return metrics["loss"], (metrics, batch_stats)
+    def train_step(
+        states: tuple[TrainState, ...], teacher: Teacher | None, batch: Batch
+    ) -> tuple[tuple[TrainState, ...], tuple[Metrics, ...]]:
+        def gradients_of_part(statistics: Any, part: Any) -> Any:
+            (view, teacher_view, labels), rngs = part
+            targets = ask(teacher, teacher_view, reads)
+            if teacher is not None:  # runs first: what a student keeps for its gradient would wait for it in memory
+                view, targets = jax.lax.optimization_barrier((view, targets))
+            targets = dataclasses.replace(targets, labels=labels)
+            each = zip(students, states, statistics, rngs, strict=True)
+            results = [gradients(student, state, before, view, targets, rng) for student, state, before, rng in each]
+            return tuple(result for result, _ in results), tuple(after for _, after in results)
 
-    def gradients(state: TrainState, batch_stats: Any, views: Any, teacher: Teacher | None, rng: jax.Array) -> Any:
-        view, teacher_view, targets = views
-        target = teacher_logits(teacher, teacher_view)
-        if target is not None:  # the teacher first: else what the student keeps for its gradient waits in memory for it
-            view, target = jax.lax.optimization_barrier((view, target))
-        grad = jax.grad(loss_fn, has_aux=True)
-        grads, (metrics, batch_stats) = grad(state.params, state.aux, batch_stats, view, target, targets, rng)
-        return (grads, metrics), batch_stats
-
-    def train_step(state: TrainState, teacher: Teacher | None, batch: Batch) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        views = make_views(batch, num_classes)
-        if accumulate_steps == 1:
-            (grads, metrics), batch_stats = gradients(state, state.batch_stats, views, teacher, rng)
-        else:
-            parts = _split(views, accumulate_steps), jax.random.split(rng, accumulate_steps)
-
-            def of_part(batch_stats: Any, part: Any) -> Any:
-                views, rng = part
-                return gradients(state, batch_stats, views, teacher, rng)
-
-            def add_part(carry: Any, part: Any) -> Any:
-                sums, batch_stats = carry
-                new, batch_stats = of_part(batch_stats, part)
-                return (jax.tree.map(jnp.add, sums, new), batch_stats), None
-
-            shapes, _ = jax.eval_shape(of_part, state.batch_stats, jax.tree.map(lambda x: x[0], parts))
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            (sums, batch_stats), _ = jax.lax.scan(add_part, (zeros, state.batch_stats), parts)
-            grads, metrics = jax.tree.map(lambda x: x / accumulate_steps, sums)
-
-        if log_view_hash:
-            metrics["view_hash"], metrics["teacher_view_hash"] = view_hash(views[0]), view_hash(views[1])
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        in_order = batch["step"] == state.step
-        metrics["applied"] = finite & in_order
-        old = state.params, state.batch_stats, state.opt_state
-        params, batch_stats, opt_state = _where(finite, (params, batch_stats, opt_state), old)
-        advances = in_order & (finite | (state.skipped < max_skipped_steps))
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            aux=refresh(params, state.aux, state.step + 1) if refresh else state.aux,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            skipped=state.skipped + ~finite,
+        rngs = tuple(
+            jax.random.fold_in(jax.random.key(student.seed), state.step)
+            for student, state in zip(students, states, strict=True)
         )
-        return _where(advances, new_state, state), metrics
+        views = make_views(batch, num_classes)
+        statistics: Any = tuple(Statistics(s.batch_stats, s.objective.get("stats", {})) for s in states)
+        if accumulate_steps == 1:
+            means, statistics = gradients_of_part(statistics, (views, rngs))
+        else:
+            means, statistics = _mean_of_parts(gradients_of_part, statistics, views, rngs, accumulate_steps)
+        hashes = {}
+        if log_view_hash:
+            hashes = {"view_hash": view_hash(views[0]), "teacher_view_hash": view_hash(views[1])}
+        results = [
+            apply_gradients(student, state, grads, {**metrics, **hashes}, after, batch["step"])
+            for student, state, (grads, metrics), after in zip(students, states, means, statistics, strict=True)
+        ]
+        return tuple(state for state, _ in results), tuple(metrics for _, metrics in results)
 
     return train_step
 
 
-def make_train_chunk(
-    train_step: Callable[..., tuple[TrainState, Metrics]], from_resident: Callable[[Resident, Batch], Batch]
-) -> Callable[..., Any]:
+def ask(teacher: Teacher | None, view: jax.Array, reads: Collection[str]) -> Targets:
+    """Asks the teachers about a view [B, S, S, C]: targets without labels, through which no gradient flows back.
+
+    Args:
+      teacher: None: there is none, and nothing to say.
+      view: in [0, 1].
+      reads: the names of the `Outputs` that are read of each network, beside the mean of all logits.
+    """
+    if teacher is None:
+        return Targets()
+    outputs = []
+    for model, variables, card, order in zip(
+        teacher.models, teacher.variables, teacher.cards, teacher.orders, strict=True
+    ):
+        found, _ = model.apply(variables, for_network(view, card), train=False)
+        outputs.append(found if order is None else found.in_order(order))
+    parts = set(reads) - {"labels", "logits"}
+    if missing := [part for part in sorted(parts) for each in outputs if getattr(each, part) is None]:
+        raise ConfigError(f"the objective reads {missing[0]!r}, which a teacher does not have")
+    logits = [each.logits for each in outputs if each.logits is not None]
+    mean = mean_teacher(logits, teacher.mean) if len(logits) == len(outputs) else None
+    return jax.lax.stop_gradient(Targets(logits=mean, teachers=tuple(each.only(parts) for each in outputs)))
+
+
+def gradients(
+    student: Student, state: TrainState, statistics: Statistics, view: jax.Array, targets: Targets, rng: jax.Array
+) -> tuple[tuple[tuple[Params, Params], Metrics], Statistics]:
+    """One student's gradients on a part of a batch: ((gradients, metrics), the statistics after it).
+
+    Gradients are a pair: of the student's parameters and of the objective's.
+    """
+    batch_stats, stats = statistics
+
+    def loss_fn(trained: tuple[Params, Params]) -> Any:
+        params, objective_params = trained
+        variables = {"params": materialize(params, state.aux), "batch_stats": batch_stats}
+        outputs, new_batch_stats = student.model.apply(variables, for_network(view, student.card), train=True, rng=rng)
+        objective_variables = {"params": objective_params, "stats": stats}
+        losses, new_stats, metrics = student.objective.loss(
+            objective_variables, outputs, targets, jax.random.fold_in(rng, 1)
+        )
+        _check_returned(losses, view, stats, new_stats, metrics)
+        metrics = {**metrics, "loss": jnp.mean(losses)}
+        if targets.logits is not None and outputs.logits is not None:
+            metrics["kl"] = jnp.mean(kl_divergence(targets.logits, outputs.logits))
+            same = jnp.argmax(targets.logits, -1) == jnp.argmax(outputs.logits, -1)
+            metrics["agreement"] = jnp.mean(same, dtype=jnp.float32)
+        return metrics["loss"], (metrics, Statistics(new_batch_stats, new_stats))
+
+    trained = state.params, state.objective.get("params", {})
+    grads, (metrics, statistics) = jax.grad(loss_fn, has_aux=True)(trained)
+    return (grads, metrics), statistics
+
+
+def _check_returned(losses: jax.Array, view: jax.Array, stats: Any, new_stats: Any, metrics: Metrics) -> None:
+    """Raises ConfigError unless an objective's `loss` returned what it must."""
+    shape = view.shape[:1]
+    if losses.shape != shape:
+        raise ConfigError(f"the objective returned shape {losses.shape}, expected one loss an example, {shape}")
+    before, after = (jax.tree.map(jnp.shape, tree) for tree in (stats, new_stats))
+    if before != after:
+        raise ConfigError("the objective returned other stats than it was given; its init makes them")
+    for name, value in metrics.items():
+        if name in _METRICS or jnp.shape(value):
+            raise ConfigError(f"the objective's metric {name!r}: expected a scalar of a name that is not taken")
+
+
+def apply_gradients(
+    student: Student,
+    state: TrainState,
+    grads: tuple[Params, Params],
+    metrics: Metrics,
+    statistics: Statistics,
+    step: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    """The student's state after an update, or as it was where that is not finite or not in order; and its metrics.
+
+    `grads` and `statistics` are as `gradients` returns them for the whole batch, which is the one of `step`, int32 [].
+    """
+    (student_grads, objective_grads), (batch_stats, stats) = grads, statistics
+    metrics = {**metrics, "grad_norm": optax.tree.norm(student_grads)}
+    updates, opt_state = student.tx.update(student_grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    objective = state.objective
+    if objective:
+        finite &= jnp.isfinite(optax.tree.norm(objective_grads))
+        updates, objective_opt_state = student.objective_tx.update(
+            objective_grads, objective["opt_state"], objective["params"]
+        )
+        objective_params = optax.apply_updates(objective["params"], updates)
+        objective = {"params": objective_params, "stats": stats, "opt_state": objective_opt_state}
+    in_order = step == state.step
+    metrics["applied"] = finite & in_order
+    old = state.params, state.batch_stats, state.opt_state, state.objective
+    new = _where(finite, (params, batch_stats, opt_state, objective), old)
+    params, batch_stats, opt_state, objective = new
+    advances = in_order & (finite | (state.skipped < student.max_skipped_steps))
+    new_state = TrainState(
+        step=state.step + 1,
+        params=params,
+        aux=student.refresh(params, state.aux, state.step + 1) if student.refresh else state.aux,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        skipped=state.skipped + ~finite,
+        objective=objective,
+    )
+    return _where(advances, new_state, state), metrics
+
+
+def _mean_of_parts(
+    gradients_of_part: Callable[[Any, Any], Any],
+    statistics: Any,
+    views: Any,
+    rngs: tuple[jax.Array, ...],
+    num_parts: int,
+) -> Any:
+    """Calls `gradients_of_part` for every part in turn: the means, and the statistics after the last one."""
+    parts = _split(views, num_parts), tuple(jax.random.split(rng, num_parts) for rng in rngs)
+
+    def add_part(carry: Any, part: Any) -> Any:
+        sums, statistics = carry
+        new, statistics = gradients_of_part(statistics, part)
+        return (jax.tree.map(jnp.add, sums, new), statistics), None
+
+    shapes, _ = jax.eval_shape(gradients_of_part, statistics, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (sums, statistics), _ = jax.lax.scan(add_part, (zeros, statistics), parts)
+    return jax.tree.map(lambda x: x / num_parts, sums), statistics
+
+
+def make_train_chunk(train_step: TrainStep, from_resident: Callable[[Resident, Batch], Batch]) -> Callable[..., Any]:
     """Several steps as one program.
 
     Args:
       train_step: of `make_train_step`.
-      from_resident: `(resident, draws) -> batch`, see `views.from_resident`.
+      from_resident: `(resident, draws) -> batch`, see `cropping.from_resident`.
 
     Returns:
-      `train_chunk(state, teacher, resident, batches) -> (state, metrics [K])`, with `batches` [K, ...] stacked. After a
-      step that was not applied and may not be skipped, the rest of the chunk is not applied either. Of a `Resident`
+      `train_chunk(states, teacher, resident, batches) -> (states, metrics [K])`, with `batches` [K, ...] stacked. After
+      a step that was not applied and may not be skipped, the rest of the chunk is not applied either. Of a `Resident`
       split (else None) `batches` hold draws, and the pixels are made here.
     """
 
-    def train_chunk(
-        state: TrainState, teacher: Teacher | None, resident: Resident | None, batches: Batch
-    ) -> tuple[TrainState, Metrics]:
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-            return train_step(state, teacher, batch if resident is None else from_resident(resident, batch))
+    def train_chunk(states: Any, teacher: Teacher | None, resident: Resident | None, batches: Batch) -> Any:
+        def step(states: Any, batch: Batch) -> Any:
+            return train_step(states, teacher, batch if resident is None else from_resident(resident, batch))
 
         if len(batches["step"]) > 1:
-            return jax.lax.scan(step, state, batches)
-        state, metrics = step(state, jax.tree.map(lambda x: x[0], batches))  # no loop: it slows XLA's CPU convolutions
-        return state, jax.tree.map(lambda x: x[None], metrics)
+            return jax.lax.scan(step, states, batches)
+        states, metrics = step(states, jax.tree.map(lambda x: x[0], batches))  # a loop slows XLA's CPU convolutions
+        return states, jax.tree.map(lambda x: x[None], metrics)
 
     return train_chunk
 
@@ -189,17 +305,8 @@ def make_eval_step(model: Model, card: Card) -> Callable[[Any, Teacher | None, B
 
 
 def teacher_logits(teacher: Teacher | None, view: jax.Array) -> jax.Array | None:
-    """The (mean) teacher's logits [B, K] on a view, or None without a teacher; no gradient flows back."""
-    if teacher is None:
-        return None
-    logits = []
-    for model, variables, card, order in zip(
-        teacher.models, teacher.variables, teacher.cards, teacher.orders, strict=True
-    ):
-        outputs, _ = model.apply(variables, for_network(view, card), train=False)
-        own = outputs.logits
-        logits.append(own if order is None else own[:, jnp.array(order)])
-    return jax.lax.stop_gradient(mean_teacher(logits, teacher.mean))
+    """The mean of the teachers' logits [B, K] on a view, or None without a teacher; no gradient flows back."""
+    return ask(teacher, view, ()).logits
 
 
 def at_precision(step: _Step, precision: str) -> _Step:

@@ -1,27 +1,9 @@
-"""The teacher: from a run, a file, a name or a config to frozen networks that were checked and placed."""
+"""The teacher: from a run, a file, a name or a config to frozen networks that were checked and placed.
 
-from big_distill.teacher.loading import (
-    abstract,
-    announced,
-    class_names,
-    frozen_variables,
-    identity,
-    load,
-    paths_of,
-    place,
-    plain,
-    read,
-)
+`networks` reads them, `frozen` makes of them what the steps take, `check` measures it before a step is spent.
+"""
 
-__all__ = [
-    "abstract",
-    "announced",
-    "class_names",
-    "frozen_variables",
-    "identity",
-    "load",
-    "paths_of",
-    "place",
-    "plain",
-    "read",
-]
+from big_distill.teacher.frozen import abstract, freeze, load, plain
+from big_distill.teacher.networks import announced, class_names, identity, paths_of, read
+
+__all__ = ["abstract", "announced", "class_names", "freeze", "identity", "load", "paths_of", "plain", "read"]

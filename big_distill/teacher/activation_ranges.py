@@ -16,7 +16,7 @@ from big_distill.config import Config
 from big_distill.errors import ConfigError, RunError
 from big_distill.models.int8 import Ranges
 from big_distill.parallel import sharding
-from big_distill.run_dir.layout import CALIBRATION_FILE, read_json, write_json
+from big_distill.run_dir.layout import ACTIVATION_RANGES_FILE, read_json, write_json
 from big_distill.step.views import for_network, to_unit
 
 
@@ -26,7 +26,7 @@ def measure(
     """The ranges of each network for `models.quantize`.
 
     Args:
-      networks: as `teacher.read` returns them.
+      networks: as `networks.read` returns them.
       config: resolved.
       mesh: of the run.
       batches: this process's part of each; only `pixels` are read.
@@ -42,7 +42,7 @@ def _ranges(
 ) -> dict[str, float]:
     architecture = network.architecture
     model = architecture.build(dtype, folded=True)
-    folded = models.cast(models.fold(architecture.model, network.variables), dtype)
+    folded = models.cast(architecture.fold(network.variables), dtype)
     variables = sharding.put(folded, sharding.replicated(mesh))
 
     def of_batch(variables: Any, pixels: jax.Array) -> dict[str, jax.Array]:
@@ -51,16 +51,15 @@ def _ranges(
     step = jax.jit(of_batch, out_shardings=sharding.replicated(mesh))
     ranges = [step(variables, **sharding.to_devices(mesh, {"pixels": batch["pixels"]})) for batch in batches]
     if not ranges[0]:
-        raise ConfigError(
-            f"config.teacher.dtype='int8': the model {architecture.model.name!r} has no convolution for it; "
-            "those of bit, efficientnet_lite* and mobilenet_v3_large have"
-        )
+        able = ", ".join(name for name, family in models.FAMILIES.items() if family.int8)
+        name = architecture.identity["name"]
+        raise ConfigError(f"config.teacher.dtype='int8': {name} has no convolution for it; those of {able} have")
     return {name: max(float(values[name]) for values in ranges) for name in ranges[0]}
 
 
 def read(workdir: pathlib.Path, identity: str) -> tuple[Ranges, ...] | None:
-    """What `write` kept of the teacher with this identity, else None."""
-    file = workdir / CALIBRATION_FILE
+    """Reads what `write` kept of the teacher with this identity, else None."""
+    file = workdir / ACTIVATION_RANGES_FILE
     if not file.is_file():
         return None
     kept = read_json(file, {"teacher": str, "ranges": [dict]})
@@ -71,4 +70,4 @@ def read(workdir: pathlib.Path, identity: str) -> tuple[Ranges, ...] | None:
 
 def write(workdir: pathlib.Path, identity: str, ranges: Sequence[Ranges]) -> None:
     """Keeps ranges, so that a run has one teacher from its first session to its last."""
-    write_json(workdir / CALIBRATION_FILE, {"teacher": identity, "ranges": ranges})
+    write_json(workdir / ACTIVATION_RANGES_FILE, {"teacher": identity, "ranges": ranges})

@@ -1,4 +1,4 @@
-"""What is proven of a teacher before a step is spent on it: that it is as good as it should be, frozen too."""
+"""Measures a teacher before a step is spent on it: it must be as good as it should be, frozen too."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from big_distill import teacher as teachers
 from big_distill import weights
 from big_distill.config import Config
-from big_distill.data.pipeline import EvalPipeline, HostBatch, TrainPipeline
+from big_distill.data.pipeline import EvalPipeline, TrainPipeline
+from big_distill.data.splits import HostBatch
 from big_distill.errors import RunError
 from big_distill.parallel import processes, sharding
 from big_distill.run_dir.layout import PREFLIGHT_FILE, read_json, write_json
@@ -25,7 +25,8 @@ from big_distill.state import Batch, Teacher
 from big_distill.step import scoring
 from big_distill.step.steps import at_precision, teacher_logits
 from big_distill.step.views import to_unit
-from big_distill.teacher import activation_ranges
+from big_distill.teacher import activation_ranges, frozen
+from big_distill.teacher.networks import identity as identity_of
 from big_distill.terminal import say
 
 _NUM_CROPS = 256
@@ -66,7 +67,7 @@ def prepare(
     was found is kept in the run directory, and judged in every session.
 
     Args:
-      networks: as `teacher.read` returns them.
+      networks: as `networks.read` returns them.
       config: resolved.
       workdir: the run directory.
       mesh: of the run.
@@ -80,15 +81,14 @@ def prepare(
     """
     if not networks:
         return None
-    identity = teachers.identity(networks)
+    identity = identity_of(networks)
     crops = functools.partial(_first_crops, config, train_data)
-    ranges: Sequence[activation_ranges.Ranges] = ()
+    ranges: Sequence[activation_ranges.Ranges] | None = None
     if config.teacher.dtype == "int8":
         ranges = _kept_ranges(networks, config, workdir, mesh, identity, crops)
-    variables = teachers.frozen_variables(networks, config, ranges)
-    sha256 = weights.sha256(variables)
-    teacher = teachers.place(networks, variables, config, mesh, class_names)
-    measured_on = eval_data.fingerprint if eval_data else ""
+    teacher = frozen.freeze(networks, config, mesh, class_names, ranges)
+    sha256 = weights.sha256(teacher.variables)
+    measured_on = eval_data.source.fingerprint if eval_data else ""
     key = hashlib.sha256(json.dumps([identity, sha256, list(class_names), measured_on]).encode()).hexdigest()
     results = processes.from_first_process(_read(workdir, key) if jax.process_index() == 0 else None)
     if results is None or len(results) != len(networks):
@@ -118,7 +118,7 @@ def measure(
     """Every network of a teacher on real images, as the run will use it and as its file has it, in float32.
 
     Args:
-      networks: as `teacher.read` returns them.
+      networks: as `networks.read` returns them.
       teacher: the same, frozen.
       config: resolved.
       mesh: of the run.
@@ -143,13 +143,13 @@ def measure(
 
     results: list[dict[str, Any]] = []
     for index, network in enumerate(networks):
-        frozen, plain = teacher.only(index), teachers.plain(network, config, mesh, class_names)
-        scores = scoring.summarize(step(frozen, plain, sharding.to_devices(mesh, batch)) for batch in batches)
+        one, plain = teacher.one(index), frozen.plain(network, config, mesh, class_names)
+        scores = scoring.summarize(step(one, plain, sharding.to_devices(mesh, batch)) for batch in batches)
         card = network.architecture.card
         results.append(
             {
                 "path": network.source,
-                "model": dataclasses.asdict(network.architecture.model),
+                "model": network.architecture.identity,
                 "num_params": weights.num_params(network.variables["params"]),
                 "sha256": weights.sha256(network.variables),
                 "card": dataclasses.asdict(card),
@@ -165,7 +165,7 @@ def measure(
 def _kept_ranges(
     networks: Sequence[weights.Network], config: Config, workdir: pathlib.Path, mesh: Mesh, identity: str, crops: Any
 ) -> tuple[activation_ranges.Ranges, ...]:
-    """Of the run's first session, or measured now."""
+    """The ranges of the run's first session, or those measured now."""
     ranges = processes.from_first_process(
         activation_ranges.read(workdir, identity) if jax.process_index() == 0 else None
     )
@@ -200,7 +200,7 @@ def _named(results: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _in_words(result: dict[str, Any]) -> str:
-    """What was found in a file, all of which was loaded."""
+    """Says what was found in a file, all of which was loaded."""
     card, model = result["card"], result["model"]
     mean, std = (", ".join(f"{value:.3g}" for value in card[key]) for key in ("mean", "std"))
     return (

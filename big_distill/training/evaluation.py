@@ -16,8 +16,8 @@ from big_distill import compress, weights
 from big_distill import teacher as teachers
 from big_distill.config import Config, SourceConfig
 from big_distill.data import Source
-from big_distill.data.pipeline import EvalPipeline, check_classes
-from big_distill.data.sources import open_source
+from big_distill.data.pipeline import EvalPipeline
+from big_distill.data.sources import check_classes, open_source
 from big_distill.errors import RunError
 from big_distill.parallel import sharding
 from big_distill.run_dir.checkpoints import Checkpoints
@@ -56,14 +56,14 @@ def evaluate(
     return scoring.summarize(sums())
 
 
-def jit_eval_step(student: weights.Architecture, config: Config, mesh: Mesh) -> EvalStep:
+def jit_eval_step(student: weights.ConfigArchitecture, config: Config, mesh: Mesh) -> EvalStep:
     """The evaluation step of a network, its sums on every device."""
     return jit_eval(steps.make_eval_step, student, config, mesh)
 
 
 def jit_eval(
     make_step: Callable[[Model, Card], Callable[..., _Result]],
-    student: weights.Architecture,
+    student: weights.ConfigArchitecture,
     config: Config,
     mesh: Mesh,
 ) -> Callable[..., _Result]:
@@ -86,20 +86,21 @@ def open_split(config: Config, source: SourceConfig, split: str) -> Source:
 def open_eval(config: Config, split: str) -> EvalPipeline:
     """Evaluation batches of a split, as large as training's parts, rounded up to this machine's devices."""
     source = open_split(config, config.evaluated_on, split)
-    check_classes(config, source)
+    check_classes(source, config.num_classes)
     batch_size = eval_batch_size(config, jax.device_count())
     return EvalPipeline(source, config.view, config.evaluated_on, batch_size, jax.process_index(), jax.process_count())
 
 
-def with_eval_data(config: Config, data_dir: str | None) -> Config:
-    """The config of a run whose data of evaluation are where `data_dir` says; None: where the run had them."""
-    if data_dir is None:
+def with_data_dir(config: Config, data_dir: str | None) -> Config:
+    """The config of a run whose TFDS sets are where `data_dir` says; None: where the run had them."""
+    if not data_dir:
         return config
-    return dataclasses.replace(config, eval_source=dataclasses.replace(config.evaluated_on, data_dir=data_dir))
+    source, eval_source = (dataclasses.replace(s, data_dir=data_dir) for s in (config.source, config.evaluated_on))
+    return dataclasses.replace(config, source=source, eval_source=eval_source)
 
 
 def eval_batch_size(config: Config, num_devices: int) -> int:
-    """Of a global evaluation batch."""
+    """The number of examples in a global evaluation batch."""
     return -(-config.batch_size // config.accumulate_steps // num_devices) * num_devices
 
 
@@ -120,7 +121,7 @@ def evaluate_run(
     Raises:
       RunError: no run, or no such step in it.
     """
-    config = with_eval_data(read_config(workdir), data_dir)
+    config = with_data_dir(read_config(workdir), data_dir)
     mesh = mesh_for(config)
     data = open_eval(config, split)
     class_names = weights.read_architecture(workdir).card.class_names
@@ -136,7 +137,7 @@ def student_of(workdir: pathlib.Path, step: str, mesh: Mesh) -> weights.Network:
     config = read_config(workdir)
     if not (workdir / CHECKPOINTS_DIR).is_dir():
         raise RunError(f"{workdir} has no checkpoints yet")
-    with contextlib.closing(Checkpoints.of(config, workdir, read_only=True)) as checkpoints:
+    with contextlib.closing(Checkpoints(config, workdir, read_only=True)) as checkpoints:
         known: dict[str, int | None] = {str(saved): saved for saved in checkpoints.all_steps()}
         known |= {"latest": checkpoints.latest_step(), "best": checkpoints.best_step()}
         found = known.get(step)

@@ -22,9 +22,9 @@ from big_distill.planning.hlo import Module
 from big_distill.resolve import resolve
 from big_distill.run_dir.checkpoints import Checkpoints
 from big_distill.state import path_name
+from big_distill.training.computation import build
 from big_distill.training.evaluation import evaluate, evaluate_run, open_eval, open_split
 from big_distill.training.loop import train_and_evaluate
-from big_distill.training.setup import build
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_parameters_optimiser_and_teacher_are_split(distilled):
 def test_only_parameters_are_gathered_and_gradients_reduced(distilled):
     """No activation travels but the row that mixup has from the next device; what is updated is a part."""
     blueprint = Blueprint(resolved(distilled, 4), open_slice("cpu:8"))
-    args = blueprint.state, blueprint.teacher, None, blueprint.chunk
+    args = (blueprint.state,), blueprint.teacher, None, blueprint.chunk
     text = blueprint.computation.train_chunk.lower(*args).compile().as_text()
     moved = Module(text).collective_bytes
     assert moved.keys() == {"all-gather", "all-reduce", "collective-permute"}
@@ -142,7 +142,9 @@ def test_it_changes_rounding_alone(distilled):
         state, seen = computation.begin(computation.init(jax.random.key(0))), []
         assert split_axes(state) == split_axes(computation.abstract_state)
         for chunk in data.chunks(0):
-            state, metrics = computation.train_chunk(state, teacher, None, sharding.to_devices(mesh, chunk, axis=1))
+            (state,), (metrics,) = computation.train_chunk(
+                (state,), teacher, None, sharding.to_devices(mesh, chunk, axis=1)
+            )
             seen.append(metrics)
         assert split_axes(state) == split_axes(computation.abstract_state)
         scores = evaluate(computation.eval_step, state.variables, teacher, open_eval(config, "validation"), mesh)
@@ -163,7 +165,7 @@ def teacher_on(mesh, config):
     architecture = weights.architecture_of(config.teacher.config, (), None)
     variables = architecture.build("float32").init(jax.random.key(1), jnp.zeros(architecture.input_shape))
     network = weights.Network(architecture, variables)
-    return teachers.place((network,), teachers.frozen_variables((network,), config, ()), config, mesh, ())
+    return teachers.freeze((network,), config, mesh, ())
 
 
 def test_any_mesh_reads_what_one_has_written(tiny, tmp_path, monkeypatch, interrupt_after, capsys):
@@ -176,7 +178,7 @@ def test_any_mesh_reads_what_one_has_written(tiny, tmp_path, monkeypatch, interr
         monkeypatch.setattr(sharding, "make_mesh", lambda fsdp, mesh=mesh: mesh)
         for step, written in hashes.items():
             abstract = build(config, weights.read_architecture(tmp_path), mesh).abstract_state
-            with contextlib.closing(Checkpoints.of(config, tmp_path, read_only=True)) as checkpoints:
+            with contextlib.closing(Checkpoints(config, tmp_path, read_only=True)) as checkpoints:
                 state = checkpoints.restore(step, abstract)
             assert split_axes(state) == split_axes(abstract) and weights.sha256(state) == written
             assert (split_axes(state)["params/conv2/kernel"] is None) == (fsdp == 1)
@@ -200,7 +202,7 @@ def test_products_have_the_precision_that_is_asked_for(distilled, precision, wor
     """Those of both networks, forward and back, in either step."""
     distilled.matmul_precision = precision
     blueprint = Blueprint(resolved(distilled), open_slice("cpu:8"))
-    train = blueprint.computation.train_chunk.lower(blueprint.state, blueprint.teacher, None, blueprint.chunk)
+    train = blueprint.computation.train_chunk.lower((blueprint.state,), blueprint.teacher, None, blueprint.chunk)
     evaluation = blueprint.computation.eval_step.lower(blueprint.variables, blueprint.teacher, blueprint.eval_batch)
     for text in (train.as_text(), evaluation.as_text()):
         assert set(re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", text)) == {word}

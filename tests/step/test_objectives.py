@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from big_distill.config import ObjectiveConfig
+from big_distill.state import Outputs, Targets
 from big_distill.step import objectives
 
 B, K = 5, 7
@@ -37,6 +38,19 @@ def reference(config, s, t, y):
     return weight * soft + (1 - alpha) * hard, weight / temperature * (q - p) + (1 - alpha) * (softmax(s) - y)
 
 
+def losses_of(config):
+    """The losses [B] of a config's objective, as a function of (student_logits, teacher_logits, labels)."""
+    objective = objectives.build(config)
+
+    def losses(student, teacher, labels):
+        outputs, targets = Outputs(logits=student), Targets(labels=labels, logits=teacher)
+        loss, stats, metrics = objective.loss({}, outputs, targets, jax.random.key(0))
+        assert stats == metrics == {}
+        return loss
+
+    return losses
+
+
 CONFIGS = [
     ObjectiveConfig(name="cross_entropy"),
     ObjectiveConfig(name="logit_regression"),
@@ -49,7 +63,7 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_loss_and_gradients(config, logits):
     s, t, y = logits
-    objective = objectives.build(config)
+    objective = losses_of(config)
     to_32 = [jnp.asarray(x, jnp.float32) for x in (s, t, y)]
     loss = objective(*to_32)
     grad_s = jax.grad(lambda s: objective(s, *to_32[1:]).sum())(to_32[0])
@@ -62,14 +76,14 @@ def test_loss_and_gradients(config, logits):
 def test_kl_of_a_network_with_itself_is_exactly_zero(logits):
     s = jnp.asarray(logits[0], jnp.float32)
     for temperature in (0.5, 1.0, 10.0):
-        objective = objectives.build(ObjectiveConfig(name="function_matching", temperature=temperature))
+        objective = losses_of(ObjectiveConfig(name="function_matching", temperature=temperature))
         np.testing.assert_array_equal(objective(s, s, None), 0)
 
 
 def test_large_temperature_limit_is_regression_of_centred_logits(logits):
     """T^2 KL -> 1/(2K) |(s - mean s) - (t - mean t)|^2: Hinton et al. 2015, section 2.1."""
     s, t, _ = logits
-    objective = objectives.build(ObjectiveConfig(name="function_matching", temperature=300.0))
+    objective = losses_of(ObjectiveConfig(name="function_matching", temperature=300.0))
     with jax.enable_x64(True):
         loss = objective(jnp.asarray(s), jnp.asarray(t), None)
     centred = (s - s.mean(-1, keepdims=True)) - (t - t.mean(-1, keepdims=True))
@@ -86,11 +100,27 @@ def test_several_teachers(logits):
     assert objectives.mean_teacher([a], "probabilities") is a
 
 
+@pytest.mark.parametrize(
+    "config, reads",
+    [
+        (ObjectiveConfig(name="cross_entropy"), ("labels",)),
+        (ObjectiveConfig(name="function_matching"), ("logits",)),
+        (ObjectiveConfig(name="logit_regression"), ("logits",)),
+        (ObjectiveConfig(name="hinton", alpha=0.9), ("logits", "labels")),
+        (ObjectiveConfig(name="hinton", alpha=1.0), ("logits",)),
+        (ObjectiveConfig(name=f"{__name__}:margin"), ()),
+    ],
+    ids=str,
+)
+def test_what_an_objective_reads(config, reads):
+    assert objectives.build(config).reads == set(reads)
+
+
 def margin(config):
     return lambda s, t, y: config.temperature * jnp.abs(s - t).sum(-1)
 
 
 def test_own_objective(logits):
     s, t, _ = (jnp.asarray(x, jnp.float32) for x in logits)
-    objective = objectives.build(ObjectiveConfig(name=f"{__name__}:margin", temperature=2.0))
+    objective = losses_of(ObjectiveConfig(name=f"{__name__}:margin", temperature=2.0))
     np.testing.assert_allclose(objective(s, t, None), 2 * np.abs(s - t).sum(-1), rtol=1e-6)

@@ -1,5 +1,7 @@
 """The step as a pure function: what the two branches see, what is differentiated, and when nothing may change."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 from big_distill.config import Config, ObjectiveConfig, SourceConfig, ViewConfig
 from big_distill.data import array_source
 from big_distill.data.pipeline import TrainPipeline
+from big_distill.errors import ConfigError
 from big_distill.parallel import sharding
-from big_distill.state import Card, Model, Teacher, TrainState
+from big_distill.state import Card, Model, Outputs, Teacher, TrainState
 from big_distill.step import objectives, scoring, steps
 from big_distill.step.views import for_network, make_views, mixup
 
@@ -30,16 +33,18 @@ def linear(num_classes=K):
 
     def apply(variables, image, *, train, rng=None):
         logits = image.reshape(image.shape[0], -1) @ variables["params"]["kernel"]
-        return logits, {"n": variables["batch_stats"]["n"] + train}
+        return Outputs(logits=logits), {"n": variables["batch_stats"]["n"] + train}
 
     return Model(init, apply)
 
 
 def probe():
     """A network whose logits are its input's pixels."""
-    return Model(
-        lambda rng, image: {"params": {}}, lambda v, image, *, train, rng=None: (image.reshape(len(image), -1), {})
-    )
+
+    def apply(variables, image, *, train, rng=None):
+        return Outputs(logits=image.reshape(len(image), -1)), {}
+
+    return Model(lambda rng, image: {"params": {}}, apply)
 
 
 @pytest.fixture
@@ -53,12 +58,22 @@ def batch():
     }
 
 
+def step_of_one(student, **kwargs):
+    """The train step of one student, from a state to a state."""
+    train_step = steps.make_train_step([student], num_classes=K, **kwargs)
+
+    def step(state, teacher, batch):
+        (state,), (metrics,) = train_step((state,), teacher, batch)
+        return state, metrics
+
+    return step
+
+
 def setup(name="function_matching", accumulate_steps=1, max_skipped_steps=0, **kwargs):
     model, tx = linear(), optax.adam(1e-2)
-    step = steps.make_train_step(
-        model, CARD, objectives.build(ObjectiveConfig(name=name, **kwargs)), tx,
-        num_classes=K, seed=0, accumulate_steps=accumulate_steps, max_skipped_steps=max_skipped_steps,
-    )  # fmt: skip
+    objective = objectives.build(ObjectiveConfig(name=name, **kwargs))
+    student = steps.Student(model, CARD, objective, tx, max_skipped_steps=max_skipped_steps)
+    step = step_of_one(student, accumulate_steps=accumulate_steps)
     variables = model.init(jax.random.key(0), jnp.zeros((1, S, S, 1)))
     params, batch_stats = variables["params"], variables["batch_stats"]
     state = TrainState(jnp.int32(0), params, {}, batch_stats, tx.init(params), jnp.int32(0))
@@ -110,7 +125,7 @@ def test_probes_see_the_same_through_the_real_step(batch):
     """Networks whose logits are their input: the loss is exactly zero if and only if both saw the same."""
     tx, variables = optax.sgd(1.0), {"params": {}, "batch_stats": {}}
     objective = objectives.build(ObjectiveConfig(name="logit_regression"))
-    step = jax.jit(steps.make_train_step(probe(), CARD, objective, tx, num_classes=K, seed=0, log_view_hash=True))
+    step = jax.jit(step_of_one(steps.Student(probe(), CARD, objective, tx), log_view_hash=True))
     state = TrainState(jnp.int32(0), **variables, aux={}, opt_state=tx.init({}), skipped=jnp.int32(0))
     teacher = Teacher((variables,), (probe(),), (CARD,), (None,))
     _, metrics = step(state, teacher, batch)
@@ -125,10 +140,11 @@ def test_no_gradient_reaches_the_teacher(batch):
     _, state, teacher = setup()
 
     def loss(variables):
-        _, view, targets = make_views(batch, K)
-        target = steps.teacher_logits(teacher.replace(variables=variables), view)
-        student = linear().apply({"params": state.params, "batch_stats": {"n": 0}}, view, train=True)[0].logits
-        return objectives.build(ObjectiveConfig(temperature=2.0))(student, target, targets).sum()
+        _, view, labels = make_views(batch, K)
+        targets = steps.ask(teacher.replace(variables=variables), view, ()).replace(labels=labels)
+        student, _ = linear().apply({"params": state.params, "batch_stats": {"n": 0}}, view, train=True)
+        losses, _, _ = objectives.build(ObjectiveConfig(temperature=2.0)).loss({}, student, targets, jax.random.key(0))
+        return losses.sum()
 
     for leaf in jax.tree.leaves(jax.grad(loss)(teacher.variables)):
         np.testing.assert_array_equal(leaf, 0)
@@ -165,6 +181,70 @@ def test_accumulation_is_the_whole_batch(batch, name):
     for key in ("loss", "grad_norm", "kl"):
         np.testing.assert_allclose(metrics_whole[key], metrics_parts[key], rtol=1e-5)
     np.testing.assert_allclose(after_whole.params["kernel"], after_parts.params["kernel"], atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 4])
+def test_two_students_of_one_step_learn_as_each_does_alone(batch, accumulate_steps):
+    """Their losses, rates and steps differ; the teacher is asked once."""
+    _, state, teacher = setup()
+    asked = []
+
+    def counting(variables, image, *, train, rng=None):
+        asked.append(image.shape)
+        return linear().apply(variables, image, train=train)
+
+    teacher = teacher.replace(models=(Model(linear().init, counting),))
+    students = [
+        steps.Student(linear(), Card(size), objectives.build(ObjectiveConfig(name=name)), tx, seed=size)
+        for name, tx, size in (("function_matching", optax.sgd(0.1), S), ("cross_entropy", optax.adam(0.01), 3))
+    ]
+    kernels = [state.params["kernel"], jnp.zeros((9, K))]  # the second sees 3 px a side
+    states = tuple(
+        state.replace(params={"kernel": kernel}, opt_state=student.tx.init({"kernel": kernel}))
+        for student, kernel in zip(students, kernels, strict=True)
+    )
+    together = steps.make_train_step(students, num_classes=K, accumulate_steps=accumulate_steps)
+    after, metrics = together(states, teacher, batch)
+    assert len(asked) == (1 if accumulate_steps == 1 else 2)  # a scan is traced twice: for its shapes, and itself
+    for student, before, found, measured in zip(students, states, after, metrics, strict=True):
+        alone, wanted = step_of_one(student, accumulate_steps=accumulate_steps)(before, teacher, batch)
+        jax.tree.map(np.testing.assert_array_equal, (alone, wanted), (found, measured))
+    (_, waiting), _ = together((states[0], states[1].replace(step=jnp.int32(7))), teacher, batch)  # not its batch
+    np.testing.assert_array_equal(waiting.params["kernel"], kernels[1])
+
+
+def returning(losses=None, stats=None, metrics=None):
+    """An objective whose loss returns these."""
+
+    def loss(variables, student, targets, rng):
+        del variables, targets, rng
+        own = jnp.mean(jnp.square(student.logits), -1)
+        return own if losses is None else losses, stats or {}, metrics or {}
+
+    return objectives.Objective(frozenset(), loss)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (returning(losses=jnp.zeros(3)), r"returned shape \(3,\), expected one loss an example, \(\d+,\)"),
+        (returning(stats={"n": jnp.zeros(())}), "returned other stats than it was given"),
+        (returning(metrics={"loss": jnp.zeros(())}), "metric 'loss': expected a scalar of a name that is not taken"),
+        (returning(metrics={"hint": jnp.zeros(2)}), "metric 'hint': expected a scalar"),
+        (dataclasses.replace(returning(), reads=frozenset({"maps"})), "reads 'maps', which a teacher does not have"),
+    ],
+)
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_what_an_objective_must_return(batch, objective, message, accumulate_steps):
+    _, state, teacher = setup()
+    step = step_of_one(steps.Student(linear(), CARD, objective, optax.adam(1e-2)), accumulate_steps=accumulate_steps)
+    with pytest.raises(ConfigError, match=message):
+        step(state, teacher, batch)
+
+
+def test_an_objective_reads_what_there_is():
+    with pytest.raises(ConfigError, match="an Objective reads 'map'; did you mean 'maps'"):
+        objectives.Objective(frozenset({"map"}), returning().loss)
 
 
 def test_parts_of_a_batch_stay_on_their_devices(batch):

@@ -16,7 +16,7 @@ import big_distill
 from big_distill import teacher as teachers
 from big_distill import weights
 from big_distill.config import ModelConfig
-from big_distill.config.files import template
+from big_distill.config.template import template
 from big_distill.data import array_source
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
@@ -26,7 +26,7 @@ from big_distill.resolve import resolve
 from big_distill.run_dir.metrics import read_metrics
 from big_distill.state import Card
 from big_distill.step.steps import teacher_logits
-from big_distill.teacher import activation_ranges, check
+from big_distill.teacher import activation_ranges, check, frozen
 from big_distill.training import loop
 from big_distill.training.evaluation import evaluate_run
 from big_distill.training.loop import train_and_evaluate
@@ -42,7 +42,7 @@ def resolved(config, platform="cpu"):
 
 def save_bit(path, image_size=8, num_classes=10, seed=0):
     """A small BiT with random weights whose logits vary."""
-    architecture = weights.Architecture(
+    architecture = weights.ConfigArchitecture(
         ModelConfig("bit", blocks=(1,), width=0.125), num_classes, 1, image_size, Card(image_size, class_names=CLASSES)
     )
     rng = np.random.default_rng(seed)
@@ -132,7 +132,7 @@ def test_an_int8_teacher_is_calibrated_once_and_gated(distilled, tmp_path):
     assert scores["kl"] == pytest.approx(whole["kl"], rel=1e-5)
     assert scores["teacher_accuracy"] == whole["teacher"]["accuracy"]
     (tmp_path / "run" / "calibration.json").unlink()
-    with pytest.raises(RunError, match=r"has no activation_ranges.json of this teacher"):
+    with pytest.raises(RunError, match=r"has no calibration.json of this teacher"):
         evaluate_run(tmp_path / "run", "validation")
     save_bit(tmp_path / "bit.npz", seed=1)
     with pytest.raises(RunError, match=r"was trained with another teacher \("):
@@ -157,7 +157,7 @@ def stop_after(monkeypatch, config, workdir, step):
 
 def test_a_teacher_without_convolutions_for_int8_is_refused(distilled, trained, tmp_path):
     distilled.teacher.path, distilled.teacher.dtype = str(trained), "int8"
-    with pytest.raises(ConfigError, match=r"config.teacher.dtype='int8': the model 'cnn' has no convolution for it"):
+    with pytest.raises(ConfigError, match=r"config.teacher.dtype='int8': cnn has no convolution for it"):
         train_and_evaluate(resolved(distilled), tmp_path / "run")
 
 
@@ -178,9 +178,9 @@ def test_int8_that_breaks_the_teacher_does_not_reach_min_accuracy(distilled, tra
     """It is the frozen network that trains the student."""
     distilled.teacher.path, distilled.teacher.min_accuracy = str(trained), 0.6
     distilled.teacher.max_fold_kl = 100.0
-    honest = teachers.frozen_variables
+    honest = frozen._stored
     broken = lambda *args: jax.tree.map(lambda x: x[..., ::-1], honest(*args))  # noqa: E731
-    monkeypatch.setattr(teachers, "frozen_variables", broken)
+    monkeypatch.setattr(frozen, "_stored", broken)
     with pytest.raises(RunError, match=r"reaches .* of the evaluation split \(.* before freezing\), below"):
         train_and_evaluate(resolved(distilled), tmp_path / "run")
 
@@ -259,7 +259,7 @@ def test_a_card_that_changed_is_another_teacher(distilled, tmp_path, monkeypatch
 
 def test_a_resumed_run_measures_a_teacher_of_another_dtype_again(distilled, tmp_path, monkeypatch):
     stop_after(monkeypatch, distilled, tmp_path / "run", step=3)
-    distilled.teacher.dtype, distilled.teacher.max_fold_kl = "bfloat16", 1e-7
+    distilled.teacher.dtype, distilled.teacher.max_fold_kl = "bfloat16", 3e-6
     with pytest.raises(RunError, match="freezing changes the teacher"):
         train_and_evaluate(resolved(distilled), tmp_path / "run")
     distilled.teacher.dtype = "float32"
@@ -281,7 +281,7 @@ def test_without_an_evaluation_split_the_gate_reads_training_images(distilled, t
 
 
 def test_a_vit_is_for_one_resolution(distilled, tmp_path):
-    vit = weights.Architecture(ModelConfig("vit_small", patch_size=8), 10, 1, 8, Card(8))
+    vit = weights.ConfigArchitecture(ModelConfig("vit_small", patch_size=8), 10, 1, 8, Card(8))
     variables = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), vit.abstract_variables())
     weights.save(tmp_path / "vit.npz", weights.Network(vit, variables))
     distilled.teacher.path, distilled.teacher.image_size = str(tmp_path / "vit.npz"), (16,)
@@ -320,7 +320,7 @@ def test_classes_in_another_order_in_the_evaluation_split(tiny, tmp_path, monkey
 def test_a_teacher_is_folded_and_still_known_by_its_file(distilled, tmp_path):
     config = resolved(distilled)
     (network,) = teachers.read(config, tmp_path)
-    (variables,) = teachers.frozen_variables([network], config, ())
+    (variables,) = teachers.freeze([network], config, sharding.make_mesh(), ()).variables
     kernel = variables["params"]["root_block"]["conv_root"]["kernel"]
     np.testing.assert_allclose(np.mean(kernel, (0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(np.mean(np.square(kernel), (0, 1, 2)), 1, atol=1e-5)
@@ -334,9 +334,9 @@ def test_a_teacher_that_changes_during_the_run_is_noticed(distilled, tmp_path, m
     honest = loop._finish
 
     def finish(run, *args):
-        changed = run.frozen.replace(variables=jax.tree.map(lambda x: x + 1e-3, run.frozen.variables))
-        checked = dataclasses.replace(run.teacher, teacher=changed)
-        return honest(dataclasses.replace(run, teacher=checked), *args)
+        changed = run.teacher.replace(variables=jax.tree.map(lambda x: x + 1e-3, run.teacher.variables))
+        checked = dataclasses.replace(run.checked_teacher, teacher=changed)
+        return honest(dataclasses.replace(run, checked_teacher=checked), *args)
 
     monkeypatch.setattr(loop, "_finish", finish)
     with pytest.raises(RunError, match="the teacher's weights changed during the run"):

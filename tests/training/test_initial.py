@@ -14,7 +14,7 @@ from big_distill.errors import ConfigError, Preempted, RunError
 from big_distill.export import packing
 from big_distill.export.packing import pack
 from big_distill.resolve import resolve
-from big_distill.training import transition
+from big_distill.training import initial
 from big_distill.training.evaluation import evaluate_run
 from big_distill.training.loop import train_and_evaluate
 
@@ -119,7 +119,7 @@ def test_all_stages_have_one_teacher(tiny, tmp_path):
 def test_fewer_flops_are_computed():
     network = networks.make_example("lenet5").network
     run = Config(num_classes=7, compress=CompressConfig(rank_flops=0.3))
-    assert packing._flops(transition._factored(run, network)) < 0.35 * packing._flops(network)
+    assert packing._flops(initial._factored(run, network)) < 0.35 * packing._flops(network)
 
 
 def test_mistakes_are_named(tiny, tmp_path):

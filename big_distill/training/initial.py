@@ -1,4 +1,4 @@
-"""What a stage makes of the network that it starts from: fewer channels, factored kernels, inputs in few bits."""
+"""The network that a run starts from, and what the run makes of it: fewer channels, low rank, rounded inputs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def reshapes(config: Config) -> bool:
     return _reshapes(config) or (config.begins_from is not None and reshapes(config.begins_from))
 
 
-def initial(config: Config, workdir: pathlib.Path) -> weights.Network | None:
-    """What a new run starts from, if anything; None also as long as that is not trained yet."""
+def read(config: Config, workdir: pathlib.Path) -> weights.Network | None:
+    """The network that a new run starts from, if there is one; None also as long as that is not trained yet."""
     first = config.begins_from
     if first is not None and layout.read_summary(workdir / (INIT_DIR if config.init_config else TEACHER_DIR)) is None:
         return None
@@ -37,7 +37,7 @@ def initial(config: Config, workdir: pathlib.Path) -> weights.Network | None:
     return weights.load(path) if path else None
 
 
-def begin_from(config: Config, network: weights.Network) -> weights.Network:
+def reshaped(config: Config, network: weights.Network) -> weights.Network:
     """The network that a run trains, made of the one that it starts from.
 
     Args:
@@ -76,7 +76,7 @@ def _reshapes(config: Config) -> bool:
     return asked.structure == "channels" or bool(asked.rank_energy or asked.rank_flops)
 
 
-def prunable(architecture: weights.Architecture) -> list[channels.Layer]:
+def prunable(architecture: weights.ConfigArchitecture) -> list[channels.Layer]:
     """The layers of a network whose channels can go.
 
     Raises:
@@ -94,7 +94,7 @@ def prunable(architecture: weights.Architecture) -> list[channels.Layer]:
 
 def folded_arrays_of(network: weights.Network) -> weights.Arrays:
     """The same of the folded network: kernels as they are used, standardised, and times BatchNorm's factor."""
-    folded = models.fold(network.architecture.model, network.variables)
+    folded = network.architecture.fold(network.variables)
     return weights.arrays_of(dataclasses.replace(network, variables=folded))
 
 
@@ -141,7 +141,8 @@ def _dense_layers(network: weights.Network) -> dict[str, tuple[low_rank.Layer, b
     model, image = architecture.build("float32"), jax.ShapeDtypeStruct(architecture.input_shape, jnp.float32)
     applied = jax.eval_shape(lambda v, x: models.kernel_applications(model, v, x), network.variables, image)
     # A kernel is standardised where it is used, its factors are not; BatchNorm stays beside them.
-    kernels = folded_arrays_of(network) if architecture.model.name == "bit" else weights.arrays_of(network)
+    standardized = models.family_of(architecture.model).standardizes_kernels
+    kernels = folded_arrays_of(network) if standardized else weights.arrays_of(network)
     found = {}
     for name, (x, y) in applied.items():
         if name.rpartition("/")[2] in models.FACTORS:

@@ -1,0 +1,139 @@
+"""Frozen teachers: networks folded, rounded to the dtype that a run computes in, and placed on its devices."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from big_distill import models, weights
+from big_distill.config import Config
+from big_distill.errors import ConfigError, RunError, nearest
+from big_distill.parallel import sharding
+from big_distill.run_dir.layout import ACTIVATION_RANGES_FILE, PREFLIGHT_FILE, read_json
+from big_distill.state import Teacher
+from big_distill.teacher import activation_ranges
+from big_distill.teacher.activation_ranges import Ranges
+from big_distill.teacher.networks import identity, read
+
+
+def load(config: Config, workdir: pathlib.Path, mesh: Mesh, class_names: Sequence[str]) -> Teacher | None:
+    """The teacher of a run that was trained, ready to use; None without one.
+
+    Raises:
+      RunError: it is not the one that the run was trained with, or (int8) nothing is known of its activations.
+    """
+    networks = read(config, workdir)
+    if not networks:
+        return None
+    now, ranges, file = identity(networks), None, workdir / PREFLIGHT_FILE
+    before = read_json(file, {"teacher": str})["teacher"] if file.is_file() else now
+    if before != now:
+        raise RunError(f"{workdir} was trained with another teacher (hash {before[:12]}, now {now[:12]})")
+    if config.teacher.dtype == "int8":
+        ranges = activation_ranges.read(workdir, now)
+        if ranges is None:
+            raise RunError(f"{workdir} has no {ACTIVATION_RANGES_FILE} of this teacher; the run's own command makes it")
+    return freeze(networks, config, mesh, class_names, ranges)
+
+
+def freeze(
+    networks: Sequence[weights.Network],
+    config: Config,
+    mesh: Mesh,
+    class_names: Sequence[str],
+    ranges: Sequence[Ranges] | None = None,
+) -> Teacher:
+    """The teacher that a run computes with: what does not depend on the input is computed once, here.
+
+    Args:
+      networks: as `networks.read` returns them.
+      config: resolved; `config.teacher.dtype` is what kernels are stored in. With int8 some are integers, and the
+        others in `config.dtype`.
+      mesh: of the run.
+      class_names: of the data, in the order of its labels; the teacher's logits are brought into it.
+      ranges: of each network's activations, for int8.
+
+    Raises:
+      ConfigError: a class of the data that the teacher does not have.
+      RunError: ranges of other networks.
+    """
+    folded = [network.architecture.fold(network.variables) for network in networks]
+    own_ranges: Sequence[Ranges | None] = ranges or [None] * len(networks)
+    try:
+        variables = tuple(_stored(one, config, own) for one, own in zip(folded, own_ranges, strict=True))
+    except ValueError as error:
+        raise RunError(f"{ACTIVATION_RANGES_FILE} is not of this teacher ({error}): remove it") from error
+    return _placed([network.architecture for network in networks], variables, config, mesh, class_names)
+
+
+def plain(network: weights.Network, config: Config, mesh: Mesh, class_names: Sequence[str]) -> Teacher:
+    """One network as its file has it, in float32: what a frozen one is measured against."""
+    return _placed([network.architecture], (network.variables,), config, mesh, class_names, folded=False)
+
+
+def abstract(architectures: Sequence[weights.Architecture], config: Config, mesh: Mesh) -> Teacher | None:
+    """The teacher that `freeze` makes, as shapes and dtypes; None without one.
+
+    Its classes are taken to be in the order of the data's.
+    """
+    if not architectures:
+        return None
+    variables = []
+    for architecture in architectures:
+        ranges = None
+        own = architecture.abstract_variables(folded=True)
+        if config.teacher.dtype == "int8":
+            image = jax.ShapeDtypeStruct(architecture.input_shape, jnp.float32)
+            model = architecture.build(dtype_of(config), folded=True)
+            ranges = jax.eval_shape(functools.partial(models.input_ranges, model), own, image)
+        variables.append(_stored(own, config, ranges))
+    return _placed(architectures, tuple(variables), config, mesh, ())
+
+
+def dtype_of(config: Config) -> str:
+    """The dtype of a teacher's activations, and of what is not stored in integers."""
+    return config.dtype if config.teacher.dtype == "int8" else config.teacher.dtype
+
+
+def _stored(folded: Any, config: Config, ranges: Any) -> Any:
+    """Folded variables, or their shapes, in the dtypes that they are stored in."""
+    if ranges is not None:
+        folded = models.quantize(folded, ranges)
+    return models.cast(folded, dtype_of(config))
+
+
+def _placed(
+    architectures: Sequence[weights.Architecture],
+    variables: tuple[Any, ...],
+    config: Config,
+    mesh: Mesh,
+    class_names: Sequence[str],
+    *,
+    folded: bool = True,
+) -> Teacher:
+    """A teacher of arrays, or of their shapes, whole on every device or split; one that is not folded is in float32."""
+    abstract = isinstance(jax.tree.leaves(variables)[0], jax.ShapeDtypeStruct)
+    shardings = sharding.rule(mesh, variables) if config.teacher.sharded else sharding.replicated(mesh)
+    dtype = dtype_of(config) if folded else "float32"
+    return Teacher(
+        variables=(sharding.place if abstract else sharding.put)(variables, shardings),
+        models=tuple(sharding.gathering(mesh, one.build(dtype, folded=folded)) for one in architectures),
+        cards=tuple(architecture.card for architecture in architectures),
+        orders=tuple(_order(architecture.card.class_names, class_names) for architecture in architectures),
+        mean=config.teacher.mean,
+    )
+
+
+def _order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
+    """For each of the data's classes, which of the teacher's logits it is; None if they are the same already."""
+    if not theirs or not ours or tuple(theirs) == tuple(ours):
+        return None
+    if missing := [name for name in ours if name not in theirs]:
+        raise ConfigError(f"the teacher has no class {missing[0]!r} of the data{nearest(missing[0], theirs)}")
+    return tuple(list(theirs).index(name) for name in ours)

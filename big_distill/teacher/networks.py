@@ -1,0 +1,106 @@
+"""The networks of a teacher: where they are, what they are, and whether they suit the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+
+from big_distill import weights
+from big_distill.config import OWN_TEACHER, Config
+from big_distill.errors import ConfigError
+from big_distill.run_dir.layout import ARCHITECTURE_FILE, INIT_DIR, TEACHER_DIR
+from big_distill.state import Card
+
+
+def identity(networks: Sequence[weights.Network]) -> str:
+    """SHA-256 of what a teacher is: its networks, their cards, and their weights as the files have them, unfolded."""
+    what = [(n.architecture.identity, dataclasses.asdict(n.architecture.card)) for n in networks]
+    facts = json.dumps([what, weights.sha256([network.variables for network in networks])], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def class_names(networks: Sequence[weights.Network]) -> tuple[str, ...]:
+    """The names of the first network that names its classes: their order, where the data have no names."""
+    return next((n.architecture.card.class_names for n in networks if n.architecture.card.class_names), ())
+
+
+def paths_of(config: Config, workdir: pathlib.Path) -> tuple[str, ...]:
+    """Where the networks of a run's teacher are: as its config says, or directories inside the run; () without."""
+    if config.teacher.config:
+        return (str(workdir / TEACHER_DIR),)
+    if config.teacher.paths != (OWN_TEACHER,):
+        return config.teacher.paths
+    owner = workdir.parent  # of the run that this one is the first stage of
+    while owner.name == INIT_DIR and not (owner / TEACHER_DIR).is_dir():
+        owner = owner.parent
+    return (str(owner / TEACHER_DIR),)
+
+
+def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
+    """The networks of a run's teacher, none for a supervised run: their weights as the files have them, unfolded.
+
+    A teacher that the config trains first is expected in the run directory, finished. What `config.teacher` says of the
+    input wins over the cards.
+
+    Raises:
+      RunError: a file that cannot be used.
+      ConfigError: a teacher whose classes, channels or size do not suit the run.
+    """
+    networks = []
+    for index, path in enumerate(paths_of(config, workdir)):
+        network = weights.load(path, _declared(config))
+        network = dataclasses.replace(network, architecture=_as_told(path, index, network.architecture, config))
+        weights.check_shapes(network)  # a ViT's are those of one image_size
+        networks.append(network)
+    return tuple(networks)
+
+
+def announced(config: Config, workdir: pathlib.Path | None = None) -> tuple[weights.Architecture, ...]:
+    """The architectures of `read`'s networks, before there are any: nothing is trained, fetched or, unless here, read.
+
+    Without a run directory there is none yet.
+
+    Raises:
+      ConfigError: what a file is, which is not here, cannot be told; or it does not suit the run.
+    """
+    nested, named = config.teacher.config, list[tuple[str, weights.Architecture]]()
+    if nested is not None and not (workdir and (workdir / TEACHER_DIR / ARCHITECTURE_FILE).is_file()):
+        named = [(TEACHER_DIR, weights.architecture_of(nested, (), None))]
+    else:
+        paths = paths_of(config, workdir) if workdir else config.teacher.paths
+        named = [(path, weights.announced(path, _declared(config))) for path in paths]
+    return tuple(_as_told(path, index, found, config) for index, (path, found) in enumerate(named))
+
+
+def _as_told(path: str, index: int, teacher: weights.Architecture, config: Config) -> weights.Architecture:
+    """The teacher with what the config says of its input; raises ConfigError if it does not suit the run."""
+    told, view = config.teacher, config.view
+    sizes = told.image_size or (0,)
+    size = sizes[index % len(sizes)] or teacher.card.image_size
+    mean, std = told.input_mean or teacher.card.mean, told.input_std or teacher.card.std
+    teacher = teacher.with_card(dataclasses.replace(teacher.card, image_size=size, mean=mean, std=std))
+    if teacher.num_classes != config.num_classes:
+        raise ConfigError(f"teacher {path} has {teacher.num_classes} classes, config.num_classes={config.num_classes}")
+    if teacher.channels != view.channels:
+        raise ConfigError(f"teacher {path} has {teacher.channels} channels, config.view.channels={view.channels}")
+    for name, values in (("mean", teacher.card.mean), ("std", teacher.card.std)):
+        if len(values) not in (1, teacher.channels):
+            raise ConfigError(
+                f"teacher {path}: its card's {name} has {len(values)} values, expected one or {teacher.channels}"
+            )
+    if size > view.image_size:
+        raise ConfigError(
+            f"teacher {path} needs images of {size} px, config.view.image_size={view.image_size}: "
+            "a view is as large as the largest network needs"
+        )
+    return teacher
+
+
+def _declared(config: Config) -> weights.ConfigArchitecture:
+    """The architecture that the config declares for a file without a card."""
+    view = config.view
+    card = Card(image_size=view.image_size)
+    return weights.ConfigArchitecture(config.teacher.model, config.num_classes, view.channels, view.resize, card)
