@@ -16,7 +16,7 @@ import pytest
 from absl import flags
 from hypothesis import HealthCheck, settings
 
-from big_distill.config.files import template
+from big_distill.config.template import template
 from big_distill.parallel import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]

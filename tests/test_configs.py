@@ -9,7 +9,7 @@ import pytest
 
 from big_distill.config import Config
 from big_distill.config.fields import fields_of
-from big_distill.config.files import load_config
+from big_distill.config.template import load_config
 from big_distill.resolve import resolve
 from big_distill.training.loop import train_and_evaluate
 

@@ -11,6 +11,7 @@ import jax
 import measure
 import train_steps
 
+from big_distill.config import Config
 from big_distill.run_dir.checkpoints import Checkpoints
 
 
@@ -25,7 +26,7 @@ def rows(effort: measure.Effort) -> Iterator[measure.Row]:
         size = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
         stalls, totals = [], []
         with tempfile.TemporaryDirectory() as scratch:
-            checkpoints = Checkpoints(pathlib.Path(scratch) / "checkpoints", keep_latest=1, keep_best=0)
+            checkpoints = Checkpoints(Config(keep_latest=1, keep_best=0), pathlib.Path(scratch))
             with checkpoints:
                 for step in range(1, effort.repeats + 2):
                     start = time.perf_counter()

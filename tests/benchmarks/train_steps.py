@@ -15,7 +15,7 @@ import measure
 from big_distill import teacher as teachers
 from big_distill import weights
 from big_distill.config import Config
-from big_distill.config.files import teacher_of, template
+from big_distill.config.template import teacher_of, template
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 from big_distill.models import layers
@@ -89,8 +89,7 @@ class Job:
     def folded(self) -> Any:
         """The teacher as runs have it."""
         networks = (self.teacher,)
-        variables = teachers.frozen_variables(networks, self.config, ())
-        return teachers.place(networks, variables, self.config, self.mesh, ())
+        return teachers.freeze(networks, self.config, self.mesh, ())
 
     def unfolded(self) -> Any:
         """The teacher that standardises its kernels in every step."""
@@ -113,7 +112,7 @@ def one_batch(job: Job, teacher: Any) -> measure.Way:
     def way() -> int:
         nonlocal state
         in_order = {**chunk, "step": state.step[None]}
-        state, metrics = computation.train_chunk(state, teacher, None, in_order)
+        (state,), (metrics,) = computation.train_chunk((state,), teacher, None, in_order)
         assert all(jax.block_until_ready(metrics)["applied"])
         return job.config.batch_size
 
@@ -153,7 +152,7 @@ def fed(job: Job, **how: Any) -> measure.Way:
         applied: list[bool] = []
         for chunk in itertools.islice(chunks, num_dispatches):
             on_devices = sharding.to_devices(job.mesh, chunk, axis=1)
-            state, metrics = computation.train_chunk(state, teacher, resident, on_devices)
+            (state,), (metrics,) = computation.train_chunk((state,), teacher, resident, on_devices)
             applied.extend(metrics["applied"])
         assert all(jax.device_get(applied))
         return len(applied) * job.config.batch_size

@@ -3,7 +3,7 @@
 `:stages=teacher` is the teacher alone.
 """
 
-from big_distill.config.files import copied, load_config, parse_arg, with_data_of
+from big_distill.config.template import copied, load_config, parse_arg, with_data_of
 
 
 def get_config(arg=""):

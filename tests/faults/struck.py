@@ -56,7 +56,7 @@ def arm(names, stage, event, count, milliseconds):
             now[0] = ""
 
     train, loop._train = loop._train, named
-    loop.open_run = announced(loop.open_run, "open")
+    loop.open_data = announced(loop.open_data, "open")
     metrics.Progress.update = announced(metrics.Progress.update, "step", "hang")
     checkpoints.Checkpoints.save = announced(checkpoints.Checkpoints.save, "save")
     setup.Run.evaluate = announced(setup.Run.evaluate, "evaluate")

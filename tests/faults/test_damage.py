@@ -10,7 +10,7 @@ import pytest
 from interruption import interrupt_after
 from processes import ROOT, timeless
 
-from big_distill.config.files import load_config
+from big_distill.config.template import load_config
 from big_distill.errors import Preempted, RunError
 from big_distill.files import checksums
 from big_distill.reporting.diagnosis import examine

@@ -10,7 +10,7 @@ import processes
 import pytest
 from processes import ROOT, STAGED
 
-from big_distill.config.files import load_config
+from big_distill.config.template import load_config
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 from big_distill.parallel import sharding

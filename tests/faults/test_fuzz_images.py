@@ -11,9 +11,9 @@ from mutations import bounded, mutations
 from PIL import Image
 
 from big_distill.config import Config, SourceConfig, ViewConfig
+from big_distill.data.decode import BadImage, decode
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
-from big_distill.data.transforms import BadImage, decode
 from big_distill.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

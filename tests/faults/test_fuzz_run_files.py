@@ -16,8 +16,9 @@ from mutations import assert_one_line, bounded, json_mutations, mutations
 from big_distill import models, teacher, weights
 from big_distill.config import Config, ModelConfig, TeacherConfig
 from big_distill.errors import BigDistillError
-from big_distill.export import executable, formats, packing
+from big_distill.export import formats, packing, predictor
 from big_distill.main import closing_table
+from big_distill.parallel import sharding
 from big_distill.run_dir import layout, metrics
 from big_distill.state import Card
 from big_distill.teacher import activation_ranges, check
@@ -25,9 +26,9 @@ from big_distill.weights import files
 from big_distill.weights.card import card_beside
 
 CARD = Card(image_size=32, mean=(0.5, 0.4, 0.3), class_names=("rose", "daisy", "lily"))
-BIT = weights.Architecture(ModelConfig(name="bit", blocks=(1,), width=0.125), 3, 3, 40, CARD)
-MLP = weights.Architecture(ModelConfig(name="mlp", features=(4,)), 2, 1, 8, Card(image_size=8))
-PROGRAM = b"an exported program"
+BIT = weights.ConfigArchitecture(ModelConfig(name="bit", blocks=(1,), width=0.125), 3, 3, 40, CARD)
+MLP = weights.ConfigArchitecture(ModelConfig(name="mlp", features=(4,)), 2, 1, 8, Card(image_size=8))
+EXPORTED = b"an exported file"
 
 
 def read_summary(folder):
@@ -66,7 +67,8 @@ def read_ranges(folder):
     if ranges := activation_ranges.read(folder, "identity"):
         kernels = {"params": {"conv": {"kernel": np.ones((1, 1, 2, 2))}, "head": {"kernel": np.ones((2, 2))}}}
         network = weights.Network(MLP, kernels)
-        teacher.frozen_variables([network], Config(teacher=TeacherConfig(dtype="int8"), dtype="float32"), ranges)
+        config = Config(teacher=TeacherConfig(dtype="int8"), dtype="float32")
+        teacher.freeze([network], config, sharding.make_mesh(), (), ranges)
 
 
 def add_rows(folder):
@@ -74,9 +76,9 @@ def add_rows(folder):
     packing._put_in_place(folder, folder / "trial", [{"path": "student.bdz"}])
 
 
-def read_program(folder):
-    (folder / "w.onnx").write_bytes(PROGRAM)
-    built(executable.read(folder / "w.onnx").architecture)
+def read_exported(folder):
+    (folder / "w.onnx").write_bytes(EXPORTED)
+    built(predictor.load(folder / "w.onnx").architecture)
 
 
 def read_card_of_others(folder):
@@ -109,7 +111,7 @@ FILES = {  # name: (what is in it, what reads it)
     "preflight.json": ({"key": "key", "teacher": "identity", "teachers": [RESULT, RESULT]}, judge),
     "calibration.json": ({"teacher": "identity", "ranges": [{"conv": 2.5}]}, read_ranges),
     "pack.json": ([{"path": "student.npz", "bytes": 3}], add_rows),
-    "w.onnx.json": (ARCHITECTURE | {"sha256": hashlib.sha256(PROGRAM).hexdigest()}, read_program),
+    "w.onnx.json": (ARCHITECTURE | {"sha256": hashlib.sha256(EXPORTED).hexdigest()}, read_exported),
     "w.card.json": ({"value_range": [-1, 3], "image_size": 16, "class_names": ["a", "b", "c"]}, read_card_of_others),
 }
 

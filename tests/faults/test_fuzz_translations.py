@@ -11,7 +11,7 @@ from mutations import assert_one_line, bounded
 
 from big_distill.config import ModelConfig
 from big_distill.errors import RunError
-from big_distill.weights.pretrained import files
+from big_distill.weights.pretrained import formats
 
 
 def vit():
@@ -67,7 +67,7 @@ def test_fuzzed_states(data, whole):
             break
     with bounded(megabytes=200):
         try:
-            found = files.translate(arrays, pathlib.Path(name), name)
+            found = formats.translate(arrays, pathlib.Path(name), name)
         except RunError as error:
             return assert_one_line(error, name)
     assert found.num_classes >= 0 and all(array.dtype == np.float32 for array in found.arrays.values())

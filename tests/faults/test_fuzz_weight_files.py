@@ -15,7 +15,7 @@ from mutations import assert_one_line, bounded, json_mutations, mutations
 from torch_writer import Storage, saved, tensor, view
 
 from big_distill.errors import RunError
-from big_distill.weights.pretrained import files
+from big_distill.weights.pretrained import formats
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pickletools reads even what is refused
 MEGABYTES = 30
@@ -33,7 +33,7 @@ def assert_robust(data, path, most=1):
     path.write_bytes(data)
     with bounded(MEGABYTES):
         try:
-            arrays = files.read(path)
+            arrays = formats.read(path)
         except RunError as error:
             assert_one_line(error, path)
             return {}
@@ -114,7 +114,7 @@ REFUSED = {
 def test_members_that_are_no_weights(message, folder):
     (folder / "w.npz").write_bytes(zipped(REFUSED[message]))
     with pytest.raises(RunError, match=f"w.npz is not a weight file .*{message}") as error:
-        files.read(folder / "w.npz")
+        formats.read(folder / "w.npz")
     assert_one_line(error.value)
 
 

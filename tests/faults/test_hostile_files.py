@@ -20,7 +20,7 @@ from test_fuzz_container import sealed
 
 from big_distill import models, weights
 from big_distill.config import ModelConfig
-from big_distill.data.transforms import BadImage, decode
+from big_distill.data.decode import BadImage, decode
 from big_distill.errors import RunError
 from big_distill.run_dir import layout
 from big_distill.state import Card, Model
@@ -88,7 +88,7 @@ def pickled(canary):
 
 def own_card(canary, name="canary:model"):
     """A network that says that it is of somebody's own module."""
-    model = weights.Architecture(ModelConfig(name=name), 2, 1, 8, Card(image_size=8))
+    model = weights.ConfigArchitecture(ModelConfig(name=name), 2, 1, 8, Card(image_size=8))
     return np.frombuffer(json.dumps(dataclasses.asdict(model)).encode(), np.uint8)
 
 
@@ -126,7 +126,7 @@ def test_what_a_config_names_is_loaded(tmp_path, monkeypatch):
     """Code of your own, named by you: in the config, or in that of the run directory that the file lies in."""
     params = {"scale": np.ones(2, np.float32)}
     monkeypatch.setattr(models.user_code, "load", lambda *_: lambda *_: Model(lambda *_: {"params": params}, None))
-    architecture = weights.Architecture(ModelConfig(name="mine:model"), 2, 1, 8, Card(image_size=8))
+    architecture = weights.ConfigArchitecture(ModelConfig(name="mine:model"), 2, 1, 8, Card(image_size=8))
     weights.save(tmp_path / "student.npz", weights.Network(architecture, {"params": params}))
     with pytest.raises(RunError, match=r"asks for 'mine:model', which only a config may: .*; nothing was imported"):
         weights.load(tmp_path / "student.npz")

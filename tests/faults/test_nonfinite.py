@@ -9,7 +9,7 @@ import optax
 import pytest
 from processes import ROOT, outcome
 
-from big_distill.config.files import load_config
+from big_distill.config.template import load_config
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 from big_distill.errors import NonFiniteError, Preempted

@@ -111,7 +111,8 @@ def test_a_signal_that_a_library_swallowed_after_the_loop_changes_nothing():
 
 SWALLOWS = """
 import os, signal, sys, time
-from big_distill import cli, preemption
+from big_distill import cli
+from big_distill.training import preemption
 
 class Callback:  # as JAX's in the garbage collector
     def __del__(self):

@@ -7,7 +7,7 @@ import jax
 import pytest
 from processes import ROOT
 
-from big_distill.config.files import load_config
+from big_distill.config.template import load_config
 from big_distill.resolve import resolve
 from big_distill.run_dir import metrics
 from big_distill.training.loop import train_and_evaluate
