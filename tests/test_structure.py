@@ -38,7 +38,7 @@ OWNERS = {  # only these may import it
     "grain": ("data.", "prepare"),
     "nvidia": ("data.jpeg_parts",),
     "tensorflow_datasets": ("data.", "prepare"),
-    "ml_collections": ("config.files", "resolve", "cli"),
+    "ml_collections": ("config.template", "resolve", "cli"),
     "orbax": ("run_dir.checkpoints",),
     "clu.metric_writers": ("run_dir.metrics",),
     "clu.periodic_actions": ("run_dir.metrics",),

@@ -36,7 +36,7 @@ def evaluate_file(
     data = open_eval(config, split)
     student = weights.read_architecture(workdir)
     teacher = teachers.load(config, workdir, mesh, student.card.class_names)
-    network = predictor.load(file)
+    network = predictor.load(file, student)
     for name in ("num_classes", "channels", "card.image_size", "card.class_names"):
         value, expected = (operator.attrgetter(name)(architecture) for architecture in (network.architecture, student))
         if value != expected:

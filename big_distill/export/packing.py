@@ -80,7 +80,7 @@ def pack(
     trial = workdir / _TRIAL_DIR  # nothing takes the place of a good file before it was evaluated
     files = {name: trial / (stem + FORMATS[name].suffix) for name in formats}
     processes.on_first_process(lambda: _write(trial, files, student, views))
-    networks = [predictor.load(file) for file in files.values()]
+    networks = [predictor.load(file, student.architecture) for file in files.values()]
     logits = predictor.of_network(student).classify(pixels)
     differences = [
         _check(file, student, network.classify(pixels), logits)

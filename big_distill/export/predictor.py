@@ -70,19 +70,21 @@ class Predictor:
             raise DataError(f"image {index} cannot be read: {error}") from error
 
 
-def load(path: str | pathlib.Path) -> Predictor:
+def load(path: str | pathlib.Path, otherwise: weights.ConfigArchitecture | None = None) -> Predictor:
     """A network from a finished run directory, or from any file that has one, exported files included.
 
     >>> import big_distill
     >>> network = big_distill.load("runs/digits_fm-0123456789ab")  # doctest: +SKIP
     >>> network.predict(images).argmax(-1)  # doctest: +SKIP
 
+    `otherwise` is as in `weights.load`: it lets a file ask for the user's own code.
+
     Raises:
       RunError: no such file, it is damaged, or its network has no classes.
     """
     file = pathlib.Path(path)
     read = next((format_.read for format_ in FORMATS.values() if format_.suffix == file.suffix), None)
-    return of_network(weights.load(path)) if read is None else Predictor(read_card(file), read(file))
+    return of_network(weights.load(path, otherwise)) if read is None else Predictor(read_card(file), read(file))
 
 
 def of_network(network: weights.Network) -> Predictor:

@@ -180,6 +180,9 @@ def _adapted(model: Model) -> Model:
     def apply(variables: Mapping[str, Any], image: jax.Array, **kwargs: Any) -> tuple[Outputs, Any]:
         outputs, batch_stats = model.apply(variables, image, **kwargs)
         if not isinstance(outputs, Outputs):
+            if not hasattr(outputs, "astype"):
+                kind = type(outputs).__name__
+                raise ConfigError(f"the network returned {kind}, expected logits [B, K] or big_distill.state.Outputs")
             outputs = Outputs(logits=outputs)
         in_float32 = {n: x.astype(jnp.float32) for n, x in vars(outputs).items() if "logits" in n and x is not None}
         return dataclasses.replace(outputs, **in_float32), batch_stats

@@ -77,10 +77,11 @@ class Checkpoints:
     ) -> None:
         """Saves a step with JSON-ready facts that a resume checks.
 
-        `validation` has the metrics on the validation split, if it was just evaluated; `accuracy` decides what is best.
+        `validation` has the metrics on the validation split, if it was just evaluated; `accuracy` decides what is best;
+        without labels there is none.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(_tree_of(state)), meta=ocp.args.JsonSave(dict(meta)))
-        metrics = {"accuracy": validation["accuracy"]} if validation else {}
+        metrics = {name: value for name, value in (validation or {}).items() if name == "accuracy"}
         self._wait()
         self._saving = step
         with self._errors_of_saving():

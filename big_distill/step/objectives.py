@@ -46,9 +46,10 @@ class Objective:
     init: Callable[[jax.Array, Outputs, Targets], dict[str, Any]] = _no_variables
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if it reads what there is not."""
+        """Takes any names, and raises ConfigError if it reads what there is not."""
+        object.__setattr__(self, "reads", frozenset([self.reads] if isinstance(self.reads, str) else self.reads))
         for name in self.reads - {"labels", *OUTPUTS}:
-            raise ConfigError(f"an Objective reads {name!r}{nearest(name, ['labels', *OUTPUTS])}")
+            raise ConfigError(f"config.objective.name: it reads {name!r}{nearest(name, ['labels', *OUTPUTS])}")
 
     @property
     def has_variables(self) -> bool:

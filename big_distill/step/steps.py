@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
@@ -142,7 +142,7 @@ def ask(teacher: Teacher | None, view: jax.Array, reads: Collection[str]) -> Tar
         outputs.append(found if order is None else found.in_order(order))
     parts = set(reads) - {"labels", "logits"}
     if missing := [part for part in sorted(parts) for each in outputs if getattr(each, part) is None]:
-        raise ConfigError(f"the objective reads {missing[0]!r}, which a teacher does not have")
+        raise ConfigError(f"config.objective.name: it reads {missing[0]!r}, which a teacher does not have")
     logits = [each.logits for each in outputs if each.logits is not None]
     mean = mean_teacher(logits, teacher.mean) if len(logits) == len(outputs) else None
     return jax.lax.stop_gradient(Targets(logits=mean, teachers=tuple(each.only(parts) for each in outputs)))
@@ -162,11 +162,9 @@ def gradients(
         variables = {"params": materialize(params, state.aux), "batch_stats": batch_stats}
         outputs, new_batch_stats = student.model.apply(variables, for_network(view, student.card), train=True, rng=rng)
         objective_variables = {"params": objective_params, "stats": stats}
-        losses, new_stats, metrics = student.objective.loss(
-            objective_variables, outputs, targets, jax.random.fold_in(rng, 1)
-        )
-        _check_returned(losses, view, stats, new_stats, metrics)
-        metrics = {**metrics, "loss": jnp.mean(losses)}
+        returned = student.objective.loss(objective_variables, outputs, targets, jax.random.fold_in(rng, 1))
+        losses, new_stats, metrics = _checked(returned, view.shape[:1], stats)
+        metrics["loss"] = jnp.mean(losses)
         if targets.logits is not None and outputs.logits is not None:
             metrics["kl"] = jnp.mean(kl_divergence(targets.logits, outputs.logits))
             same = jnp.argmax(targets.logits, -1) == jnp.argmax(outputs.logits, -1)
@@ -178,17 +176,22 @@ def gradients(
     return (grads, metrics), statistics
 
 
-def _check_returned(losses: jax.Array, view: jax.Array, stats: Any, new_stats: Any, metrics: Metrics) -> None:
-    """Raises ConfigError unless an objective's `loss` returned what it must."""
-    shape = view.shape[:1]
-    if losses.shape != shape:
-        raise ConfigError(f"the objective returned shape {losses.shape}, expected one loss an example, {shape}")
+def _checked(returned: Any, shape: tuple[int, ...], stats: Any) -> tuple[jax.Array, Any, Metrics]:
+    """The (loss [B], stats, metrics) that an objective returned; raises ConfigError where they are not that."""
+    subject = "config.objective.name: the objective"
+    if not isinstance(returned, tuple) or len(returned) != 3 or not isinstance(returned[2], Mapping):
+        raise ConfigError(f"{subject} returned {type(returned).__name__}, expected (loss [B], stats, metrics)")
+    losses, new_stats, metrics = returned
+    if getattr(losses, "shape", None) != shape:
+        what = f"shape {losses.shape}" if hasattr(losses, "shape") else type(losses).__name__
+        raise ConfigError(f"{subject} returned {what}, expected one loss an example, {shape}")
     before, after = (jax.tree.map(jnp.shape, tree) for tree in (stats, new_stats))
     if before != after:
-        raise ConfigError("the objective returned other stats than it was given; its init makes them")
+        raise ConfigError(f"{subject} returned other stats than it was given; its init makes them")
     for name, value in metrics.items():
         if name in _METRICS or jnp.shape(value):
-            raise ConfigError(f"the objective's metric {name!r}: expected a scalar of a name that is not taken")
+            raise ConfigError(f"{subject} has a metric {name!r}: expected a scalar of a name that is not taken")
+    return losses, new_stats, {name: jnp.asarray(value) for name, value in metrics.items()}
 
 
 def apply_gradients(

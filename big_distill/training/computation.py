@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from big_distill import compress, weights
 from big_distill.config import Config
+from big_distill.errors import ConfigError
 from big_distill.parallel import sharding
 from big_distill.state import Teacher, TrainState
 from big_distill.step import cropping, objectives, optim, steps, views
@@ -67,6 +68,8 @@ def build(
     variables = architecture.abstract_variables()
     scheme = compress.make_scheme(config, variables["params"])
     student = _student(config, architecture, mesh, scheme)
+    if ":" in (architecture.model.name or ""):
+        _check_logits(config, student, architecture, variables)
     train_step = steps.make_train_step(
         [student],
         num_classes=config.num_classes,
@@ -128,6 +131,18 @@ def _student(
         refresh=scheme.refresh if scheme.prunes else None,
         max_skipped_steps=config.optimizer.max_skipped_steps,
     )
+
+
+def _check_logits(
+    config: Config, student: steps.Student, architecture: weights.ConfigArchitecture, variables: Any
+) -> None:
+    """Raises ConfigError unless a user's own network has as many logits as there are classes."""
+    image = jax.ShapeDtypeStruct(architecture.input_shape, jnp.float32)
+    outputs, _ = jax.eval_shape(functools.partial(student.model.apply, train=False), variables, image)
+    shape, expected = getattr(outputs.logits, "shape", None), (1, config.num_classes)
+    if shape != expected:
+        name = architecture.model.name
+        raise ConfigError(f"config.student.name={name!r} returned logits {shape} for one image, expected {expected}")
 
 
 def _gathering(objective: Objective, mesh: Mesh) -> Objective:

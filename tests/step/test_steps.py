@@ -229,7 +229,15 @@ def returning(losses=None, stats=None, metrics=None):
     [
         (returning(losses=jnp.zeros(3)), r"returned shape \(3,\), expected one loss an example, \(\d+,\)"),
         (returning(stats={"n": jnp.zeros(())}), "returned other stats than it was given"),
-        (returning(metrics={"loss": jnp.zeros(())}), "metric 'loss': expected a scalar of a name that is not taken"),
+        (
+            objectives.Objective(frozenset(), lambda *args: None),
+            r"returned NoneType, expected \(loss \[B\], stats, metrics\)",
+        ),
+        (objectives.of_losses(lambda *args: None), "returned NoneType, expected one loss an example"),
+        (
+            returning(metrics={"loss": jnp.zeros(())}),
+            "has a metric 'loss': expected a scalar of a name that is not taken",
+        ),
         (returning(metrics={"hint": jnp.zeros(2)}), "metric 'hint': expected a scalar"),
         (dataclasses.replace(returning(), reads=frozenset({"maps"})), "reads 'maps', which a teacher does not have"),
     ],
@@ -243,8 +251,10 @@ def test_what_an_objective_must_return(batch, objective, message, accumulate_ste
 
 
 def test_an_objective_reads_what_there_is():
-    with pytest.raises(ConfigError, match="an Objective reads 'map'; did you mean 'maps'"):
+    with pytest.raises(ConfigError, match="it reads 'map'; did you mean 'maps'"):
         objectives.Objective(frozenset({"map"}), returning().loss)
+    assert objectives.Objective(["logits", "maps"], returning().loss).reads == {"logits", "maps"}
+    assert objectives.Objective("logits", returning().loss).reads == {"logits"}
 
 
 def test_parts_of_a_batch_stay_on_their_devices(batch):

@@ -15,12 +15,14 @@ from processes import timeless
 
 import big_distill
 from big_distill import weights
+from big_distill.data import array_source
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 from big_distill.errors import ConfigError, DataError, NonFiniteError, Preempted, RunError
 from big_distill.resolve import resolve
 from big_distill.run_dir import layout, metrics
 from big_distill.run_dir.environment import environment
+from big_distill.state import Model
 from big_distill.training import loop
 from big_distill.training.evaluation import evaluate_run
 from big_distill.training.loop import train_and_evaluate
@@ -320,3 +322,34 @@ def test_what_computed_a_run_is_kept(tiny, tmp_path, interrupt_after, monkeypatc
         (0, here["cpu"]),
         (4, "a third"),
     ]
+
+
+def unlabelled(config, split):
+    """Forty images without labels."""
+    del config
+    return array_source(split, np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8))
+
+
+def test_without_labels_no_checkpoint_is_the_best(distilled, tmp_path):
+    """They are evaluated by agreement, and saved as any."""
+    train_and_evaluate(resolved(distilled.teacher.config), tmp_path / "teacher")
+    distilled.teacher.path = str(tmp_path / "teacher")
+    distilled.source.name, distilled.source.num_train_examples = f"{__name__}:unlabelled", 40
+    summary = train_and_evaluate(resolved(distilled), tmp_path / "run")
+    assert summary["steps"] == 6 and summary["best_step"] is None and summary["student"]["accuracy"] is None
+
+
+def two_logits(config, num_classes, dtype):
+    """A network for two classes, whatever is asked for."""
+    del config, num_classes, dtype
+
+    def apply(variables, image, *, train, rng=None):
+        return image.mean((1, 2))[:, :1] * variables["params"]["kernel"], {}
+
+    return Model(lambda rng, image: {"params": {"kernel": jnp.ones((1, 2))}}, apply)
+
+
+def test_an_own_network_has_a_logit_a_class(tiny, tmp_path):
+    tiny.student.name, tiny.student.features = f"{__name__}:two_logits", ()
+    with pytest.raises(ConfigError, match=r"two_logits' returned logits \(1, 2\) for one image, expected \(1, 10\)"):
+        train_and_evaluate(resolved(tiny), tmp_path / "run")
