@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from big_distill import models, weights
-from big_distill.config import Config
 from big_distill.errors import ConfigError, RunError
 from big_distill.models.int8 import Ranges
 from big_distill.parallel import sharding
@@ -21,20 +20,20 @@ from big_distill.step.views import for_network, to_unit
 
 
 def measure(
-    networks: Sequence[weights.Network], config: Config, mesh: Mesh, batches: Sequence[Mapping[str, np.ndarray]]
+    networks: Sequence[weights.Network], dtype: str, mesh: Mesh, batches: Sequence[Mapping[str, np.ndarray]]
 ) -> tuple[Ranges, ...]:
     """The ranges of each network for `models.quantize`.
 
     Args:
       networks: as `networks.read` returns them.
-      config: resolved.
+      dtype: of what is not stored in integers.
       mesh: of the run.
       batches: this process's part of each; only `pixels` are read.
 
     Raises:
       ConfigError: a network without a convolution that int8 is for.
     """
-    return tuple(_ranges(network, config.dtype, mesh, batches) for network in networks)
+    return tuple(_ranges(network, dtype, mesh, batches) for network in networks)
 
 
 def _ranges(

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from big_distill import weights
-from big_distill.config import Config
+from big_distill.config import Config, TeacherConfig
 from big_distill.data.pipeline import EvalPipeline, TrainPipeline
 from big_distill.data.splits import HostBatch
 from big_distill.errors import RunError
@@ -98,7 +98,7 @@ def prepare(
         if jax.process_index() == 0:
             write_json(workdir / PREFLIGHT_FILE, {"key": key, "teacher": identity, "teachers": results})
     for who, result in _named(results):
-        _judge(result, config, who)
+        _judge(result, config.teacher, who)
         accuracy = "" if result["accuracy"] is None else f"accuracy {100 * result['accuracy']:.2f} %; "
         say(
             f"{who} before training: {accuracy}frozen in {config.teacher.dtype} KL {result['fold_kl']:.2g} nats, "
@@ -170,7 +170,7 @@ def _kept_ranges(
         activation_ranges.read(workdir, identity) if jax.process_index() == 0 else None
     )
     if ranges is None:
-        ranges = activation_ranges.measure(networks, config, mesh, crops())
+        ranges = activation_ranges.measure(networks, config.dtype, mesh, crops())
         if jax.process_index() == 0:
             activation_ranges.write(workdir, identity, ranges)
     return tuple(ranges)
@@ -209,8 +209,8 @@ def _in_words(result: dict[str, Any]) -> str:
     )
 
 
-def _judge(result: dict[str, Any], config: Config, who: str) -> None:
-    teacher, accuracy = config.teacher, result["accuracy"]
+def _judge(result: dict[str, Any], teacher: TeacherConfig, who: str) -> None:
+    accuracy = result["accuracy"]
     if teacher.min_accuracy and accuracy is None:
         raise RunError(
             f"config.teacher.min_accuracy={teacher.min_accuracy} cannot be checked: there is no evaluation split "

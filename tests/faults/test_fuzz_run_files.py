@@ -59,7 +59,7 @@ def built(architecture):
 
 def judge(folder):
     for result in check._read(folder, "key") or []:
-        check._judge(result, Config(teacher=TeacherConfig(min_accuracy=0.5)), "the teacher")
+        check._judge(result, TeacherConfig(min_accuracy=0.5), "the teacher")
 
 
 def read_ranges(folder):
