@@ -1,4 +1,4 @@
-"""big_distill: a big image classifier into a small one that is just as good."""
+"""Distils a big image classifier into a small one that is as accurate."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # lazily: importing big_distill alone imports nothing heavy
+    if name == "load":  # imported here, so that `import big_distill` imports nothing heavy
         from big_distill.export.predictor import load
 
         return load

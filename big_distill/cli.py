@@ -1,4 +1,4 @@
-"""The commands share this: the config flag, and one line instead of a traceback for what a user can mend."""
+"""Serves all commands: reads the config flag, and prints one line, not a traceback, for what a user can mend."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from big_distill.config.fields import fields_of, type_at
 from big_distill.config.template import load_config
 from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, Interrupted, Preempted, RunError, nearest
 
-flags.disclaim_key_flags()  # they are the commands': --help has them
+flags.disclaim_key_flags()  # the flags belong to the commands, whose --help lists them
 _KINDS = {int: "an integer", float: "a number", bool: "True or False"}
-_INTERRUPTED, _TERMINATED = 130, 143  # what shells say of a program that Ctrl-C or SIGTERM ended
+_INTERRUPTED, _TERMINATED = 130, 143  # exit statuses in a shell after Ctrl-C and SIGTERM
 
 
 def define_config_flag(values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None) -> None:
-    """Defines `--config=FILE[:argument]`, with the `--config.field=value` overrides of `argv`, or of this program."""
-    meaning = "Config file, with an optional argument: configs/digits_fm.py:smoke"
+    """Defines `--config=FILE[:argument]`. `argv`, or else the command line, holds its `--config.field=value`."""
+    meaning = "Names the config file, with an optional argument: configs/digits_fm.py:smoke."
     config_flags.DEFINE_config_file("config", None, meaning, flag_values=values, sys_argv=argv)
     values["config"].parser = _ConfigFile()
 
 
 def define_run_flags(split: str | None) -> None:
-    """Defines the flags of a command that evaluates a run's student, with the default of `--split`."""
-    flags.DEFINE_string("workdir", None, "The run directory.")
+    """Defines the flags of a command that evaluates a run's student; `split` is the default of `--split`."""
+    flags.DEFINE_string("workdir", None, "Names the run directory.")
     default = "" if split else " Default: the run's validation split."
-    flags.DEFINE_string("split", split, f"Split of the run's data set, in TFDS syntax.{default}")
-    flags.DEFINE_string("step", "final", "final, latest, best, or the number of a checkpoint.")
-    flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the run had them.")
+    flags.DEFINE_string("split", split, f"Names the split of the run's data set, in TFDS syntax.{default}")
+    flags.DEFINE_string("step", "final", "Chooses the weights: final, latest, best, or the number of a checkpoint.")
+    flags.DEFINE_string("data_dir", None, "Names the root of the TFDS sets. Default: the run's own.")
 
 
 def run_directory() -> pathlib.Path:
-    """The run that `--workdir` names. Raises ConfigError without one."""
+    """Returns the directory that `--workdir` names. Raises ConfigError if the flag is not set."""
     if not flags.FLAGS.workdir:
         raise ConfigError("--workdir=DIR is needed: a run directory")
     return pathlib.Path(flags.FLAGS.workdir)
 
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses absl's flags, or others, with errors that name the field, the value and the nearest right name."""
+    """Parses absl's flags, or others. An error names the field, the value and the nearest right name."""
     for argument in argv[1:]:
         name = argument.lstrip("-").partition("=")[0]
         if name in ("config.teacher.config", "config.init_config"):
@@ -73,16 +73,17 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> 
 
 
 def config_value() -> ConfigDict:
-    """The config that the flags make. Raises ConfigError without `--config`."""
+    """Returns the config that the flags make. Raises ConfigError if `--config` is not set."""
     if flags.FLAGS.config is None:
         raise ConfigError("--config=FILE is needed, e.g. --config=configs/digits_fm.py")
     return flags.FLAGS.config
 
 
 def another_config(file: str, overrides: Sequence[str]) -> ConfigDict:
-    """A config as another command line makes it, which had this one's overrides first.
+    """Builds the config of another command line, which has this one's overrides before its own.
 
-    The file, with its argument, is this command line's if it is empty; overrides are `--config.field=value`.
+    `file` may carry an argument; if it is empty, this command line's file is taken. An override is
+    `--config.field=value`.
     """
     given: Any = flags.FLAGS["config"]
     ours = [f"--config.{field}={value}" for field, value in given.override_values.items()]
@@ -94,13 +95,13 @@ def another_config(file: str, overrides: Sequence[str]) -> ConfigDict:
 
 
 def config_path() -> pathlib.Path:
-    """The file that `--config` names, without its argument."""
+    """Returns the file that `--config` names, without its argument."""
     flag: Any = flags.FLAGS["config"]
     return pathlib.Path(flag.config_filename.partition(":")[0])
 
 
 class _ConfigFile(flags.ArgumentParser):
-    """Reads the config of `--config=FILE[:argument]`; a file that is not there, or not right, is one line."""
+    """Reads the config of `--config=FILE[:argument]`. A file that is missing or wrong gives an error of one line."""
 
     def parse(self, argument: str) -> ConfigDict:
         path, _, arg = argument.partition(":")
@@ -127,7 +128,7 @@ def _nearest_field(name: str) -> str:
 
 
 def _flag_error(message: str) -> str:
-    """absl's words, or for a field of the config what was expected."""
+    """Words the error of a flag: as absl does, or for a field of the config by what was expected."""
     name, _, rest = message.partition("=")
     if name.startswith("config."):
         type_, value = type_at(name), repr(rest.partition(":")[0])
@@ -135,7 +136,7 @@ def _flag_error(message: str) -> str:
             return f"{name}={value}: expected {_KINDS[type_]}"
         if dataclasses.is_dataclass(type_):
             inner = ", ".join(path for path, *_ in fields_of(type_, name))
-            return f"{name}={value}: has no value of its own, only fields: {inner}"
+            return f"{name}={value}: it has no value of its own, only fields: {inner}"
     return message.replace("\n", " ")
 
 
@@ -147,15 +148,15 @@ def _override_error(message: str) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command: exit status 0, or the error's own after one line on stderr."""
+    """Runs a command and exits with status 0, or after one line on stderr with the error's own."""
 
     def guarded(_: Sequence[str]) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that what is half done is undone
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # SystemExit lets clean-up code run
         main()
 
     def parser(argv: Sequence[str]) -> list[str]:
         rest = parse_flags(argv)
-        if flags.FLAGS["verbosity"].using_default_value:  # absl would make it INFO: everything Orbax has to say
+        if flags.FLAGS["verbosity"].using_default_value:  # absl would set INFO, under which Orbax prints much
             logging.set_verbosity(logging.WARNING)
         if rest[1:]:
             raise ConfigError(f"unexpected argument {rest[1]!r}: flags start with --")
@@ -163,13 +164,13 @@ def run(main: Callable[[], None]) -> None:
 
     handler = logging.get_absl_handler()
     handler.setFormatter(std_logging.Formatter("%(levelname)s: %(message)s"))
-    handler.addFilter(lambda record: not (record.exc_info and "/orbax/" in record.pathname))  # it also raises these
-    std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)  # the other writes of a save that failed
+    handler.addFilter(lambda record: not (record.exc_info and "/orbax/" in record.pathname))  # Orbax raises these, too
+    std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)  # hides the other writes of a failed save
     sys.unraisablehook = _unraisable
     try:
         app.run(guarded, flags_parser=parser)
     except BigDistillError as error:
-        if isinstance(error, Preempted):  # a further signal changes nothing any more
+        if isinstance(error, Preempted):  # a further signal changes nothing
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         _exit(str(error), error.exit_status)
@@ -182,10 +183,10 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _unraisable(error: Any) -> None:
-    """Python's own words, but for two things.
+    """Reports an unraisable error as Python does, except in two cases.
 
-    A write that ends after the save it belonged to has failed and closed its loop is not spoken of. A signal that came
-    in a callback, such as JAX's in the garbage collector, comes again outside: `Preemption` sees to those of a run.
+    It hides a write that ends after its save has failed and closed the event loop. It sends a signal that arrived in a
+    callback, such as JAX's in the garbage collector, again outside of it; `Preemption` handles those of a run.
     """
     match error.exc_value:
         case KeyboardInterrupt():

@@ -1,10 +1,10 @@
-"""Says what a run directory holds, what of it verifies, and what the same command would do with it; changes nothing.
+"""Says what a run directory holds, what of it verifies, and what the same command would do. It changes nothing.
 
   python -m big_distill.doctor --workdir=runs/digits_fm-0123456789ab
   python -m big_distill.doctor --workdir=... --json
 
-Checksums of checkpoints, weights and packed files are verified, JSON is read; the runs inside it (teacher/, init/) are
-looked at, too. Exit status 0 if everything verifies, 4 if not.
+It verifies the checksums of checkpoints, weights and packed files, reads the JSON, and examines the runs inside
+(teacher/, init/), too. The exit status is 0 if everything verifies, and 4 if not.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from big_distill.reporting.diagnosis import Diagnosis, examine
 
 
 def define_flags() -> None:
-    """Defines the flags: not on import, so that one process can import several commands."""
-    flags.DEFINE_string("workdir", None, "The run directory.")
-    flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+    """Defines the flags; importing the module does not, so that one process can import several commands."""
+    flags.DEFINE_string("workdir", None, "Names the run directory.")
+    flags.DEFINE_bool("json", False, "Prints JSON instead of a table.")
 
 
 def main() -> None:
-    """Reads the flags, examines, prints a table or JSON."""
+    """Reads the flags, examines and prints a table or JSON."""
     diagnosis = examine(cli.run_directory())
     if flags.FLAGS.json:
         print(json.dumps({**dataclasses.asdict(diagnosis), "verified": diagnosis.verified}, indent=2, default=str))

@@ -1,30 +1,30 @@
-"""The errors a user can cause or meet: each prints as one line and ends the program with its own exit status."""
+"""Defines the errors that a user can meet: each prints one line and ends the program with its own exit status."""
 
 import difflib
 import errno
 from collections.abc import Sequence
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
-"""The numbers of an OSError for which the disk is to blame."""
+"""An OSError with one of these numbers is the disk's fault."""
 
 _MAX_MESSAGE = 2000
 
 
 def printable(text: str) -> str:
-    """Makes one line, and escapes whatever else cannot be printed."""
+    """Escapes all that cannot be printed, line breaks too: the result is one line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """`; did you mean 'x'?`, or the choices when nothing is near."""
+    """Returns `; did you mean 'x'?`, or the choices if no name is near."""
     close = difflib.get_close_matches(name, names, 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(names)}"
 
 
 class BigDistillError(Exception):
-    """Something the user can mend; its message is one line that says what and how.
+    """Says in one line what is wrong and how the user can mend it.
 
-    What a damaged file put into it is made printable, and cut.
+    The message may quote a damaged file: it is made printable, and cut.
     """
 
     exit_status = 1
@@ -34,40 +34,40 @@ class BigDistillError(Exception):
 
 
 class ConfigError(BigDistillError):
-    """A config or a flag that cannot be: names the field, the value and what was expected."""
+    """Says that a config or a flag is wrong. It names the field, the value and what was expected."""
 
     exit_status = 2
 
 
 class DataError(BigDistillError):
-    """A data set that is missing, damaged or not what the config says."""
+    """Says that a data set is missing, damaged or not what the config says."""
 
     exit_status = 3
 
 
 class RunError(BigDistillError):
-    """A run directory, checkpoint or weight file that cannot be used as asked."""
+    """Says that a run directory, checkpoint or weight file cannot be used as asked."""
 
     exit_status = 4
 
 
 class NonFiniteError(BigDistillError):
-    """The loss or a gradient stopped being finite; the update was not applied."""
+    """Says that the loss or a gradient is not finite. The update was not applied."""
 
     exit_status = 5
 
 
 class PeerLost(BigDistillError):
-    """Another process of the run died or cannot be reached; what was saved stays and the same commands go on."""
+    """Says that another process died or cannot be reached. What was saved stays, and the same commands go on."""
 
     exit_status = 75
 
 
 class Preempted(BigDistillError):
-    """A signal asked the run to stop; its state was saved and the same command goes on."""
+    """Says that a signal stopped the run. Its state was saved, and the same command goes on."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class Interrupted(BaseException):
-    """`Preempted` on its way out of whatever was going on: no handler of errors must take it for one of its own."""
+    """Carries `Preempted` out of the running code. It is a BaseException, so that no handler of errors catches it."""

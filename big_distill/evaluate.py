@@ -24,14 +24,14 @@ from big_distill.training.evaluation import evaluate_run
 
 
 def define_flags() -> None:
-    """Defines the flags: not on import, so that one process can import several commands."""
+    """Defines the flags; importing the module does not, so that one process can import several commands."""
     cli.define_run_flags(split="test")
-    flags.DEFINE_string("packed", None, "A weight file in place of the run's student.")
-    flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+    flags.DEFINE_string("packed", None, "Evaluates this weight file in place of the run's student.")
+    flags.DEFINE_bool("json", False, "Prints JSON instead of a table.")
 
 
 def main() -> None:
-    """Reads the flags, evaluates, prints a table or JSON."""
+    """Reads the flags, evaluates and prints a table or JSON."""
     args, workdir = flags.FLAGS, cli.run_directory()
     if args.packed and args.step != "final":
         raise ConfigError(f"--packed={args.packed} takes the place of --step={args.step}: give one of them")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def table(scores: dict[str, Any]) -> str:
-    """One metric a line; fractions in per cent."""
+    """Formats one metric a line, with fractions in per cent."""
     rates = ("accuracy", "top5", "ece", "agreement", "agreement5", "teacher_accuracy")
     return "\n".join(
         f"{name:18}{100 * value:9.2f} %" if name in rates else f"{name:18}{value:9.5g}"

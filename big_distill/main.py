@@ -1,20 +1,20 @@
-"""Trains a run, or goes on with it: one config, one command, a student that matches its teacher.
+"""Trains or resumes a run: one command makes of one config a student that matches its teacher.
 
   python -m big_distill.main --config=configs/digits_fm.py
   python -m big_distill.main --config=configs/flowers_fm.py:variant=long --data_dir=/data/tfds --workdir=/runs/flowers
   python -m big_distill.main --config=configs/mnist_kd.py --config.total_epochs=2 --config.objective.temperature=5
   python -m big_distill.main --config=configs/imagenet_fm.py:smoke      (shrunk, on random pixels, in a minute)
 
-The same command again resumes, bit-exactly, from the newest checkpoint: the run directory is named after the config
-and a hash of all that changes what is computed. SIGTERM and Ctrl-C save first (exit status 75). A mistake in the
-config is one line (exit status 2).
+The same command again resumes bit-exactly from the newest checkpoint. The run directory is named after the config file
+and a hash of all that changes what is computed. On SIGTERM and Ctrl-C the run saves and exits with status 75. A mistake
+in the config prints one line and exits with status 2.
 
-Any field is set as --config.FIELD=VALUE: --config.student.features='(16,32)' for several values, '()' for none, and
---config.source.validation= unsets a name. The teacher's own config has the same fields under config.teacher.config;
-its data are the student's unless set apart. --config.teacher.path=RUN takes the place of that whole config.
+--config.FIELD=VALUE sets any field. --config.student.features='(16,32)' sets several values, '()' none, and
+--config.source.validation= unsets a name. The teacher's own config has the same fields under config.teacher.config; its
+data are the student's unless they are set apart. --config.teacher.path=RUN replaces that whole config.
 
-Fields of the config, each with its type, its kind and what it may be. Kinds are maths (a resumed run refuses another
-value), numerics (it goes on, no longer bit-exactly) and cosmetic.
+The fields of the config follow, each with its type, its kind and its allowed values. A kind is maths (a resumed run
+refuses another value), numerics (a resumed run goes on, but not bit-exactly) or cosmetic.
 
 """
 
@@ -41,29 +41,31 @@ from big_distill.resolve import resolve
 from big_distill.terminal import percent
 from big_distill.training.preemption import leave_on_signals
 
-_LAST_SECONDS = 3  # process 0 leaves after those that fail alike: it holds what connects them
-_SRUN_SETS = ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # what JAX wants of SLURM
+_LAST_SECONDS = 3  # seconds: process 0 leaves last, because the others are connected through it
+_SRUN_SETS = ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # JAX needs these
 
 
 def define_flags() -> None:
-    """Defines the flags: not on import, so that one process can import several commands."""
+    """Defines the flags; importing the module does not, so that one process can import several commands."""
     cli.define_config_flag()
-    flags.DEFINE_string("workdir", None, "Run directory; default runs/<config>-<fingerprint>.")
-    flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
-    flags.DEFINE_bool("distributed", False, "Several processes, on a cluster that JAX knows (TPU pods, SLURM, ...).")
-    flags.DEFINE_string("coordinator", None, "Several processes elsewhere: HOST:PORT of process 0.")
-    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
+    flags.DEFINE_string("workdir", None, "Names the run directory. Default: runs/<config>-<fingerprint>.")
+    flags.DEFINE_string(
+        "data_dir", None, "Names the root of the TFDS sets. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
+    )
+    flags.DEFINE_bool("distributed", False, "Joins the processes of a cluster that JAX knows (TPU pods, SLURM, ...).")
+    flags.DEFINE_string("coordinator", None, "Joins several processes elsewhere: HOST:PORT of process 0.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0, with --coordinator.", lower_bound=0)
     flags.DEFINE_integer(
-        "start_timeout_seconds", 300, "Several processes: leave when not all have met within so long.", lower_bound=1
+        "start_timeout_seconds", 300, "Stops the process if not all processes have met by then.", lower_bound=1
     )
     flags.DEFINE_integer(
-        "peer_timeout_seconds", 100, "Several processes: leave when one was not heard of for so long.", lower_bound=1
+        "peer_timeout_seconds", 100, "Stops the process if another one is silent for so long.", lower_bound=1
     )
 
 
 def main() -> None:
-    """Reads the flags, trains, prints the closing table."""
+    """Reads the flags, trains and prints the closing table."""
     leave_on_signals()
     args = flags.FLAGS
     if args.workdir and "://" in args.workdir:
@@ -90,14 +92,14 @@ def main() -> None:
 
 
 def _start_distributed() -> None:
-    """Meets the other processes, where the flags say that they are or else where JAX finds them."""
+    """Connects to the other processes, where the flags place them or else where JAX finds them."""
     args = flags.FLAGS
     _check_cluster_flags()
-    # JAX's own end, a while later, would be SIGABRT after a page of C++.
+    # A while later JAX would end in SIGABRT, after a page of C++.
     late = PeerLost(
         f"not all processes have met at {args.coordinator or 'the coordinator that JAX found'} within "
-        f"--start_timeout_seconds={args.start_timeout_seconds}: is process 0 running there, and every other one "
-        "somewhere? The same commands go on"
+        f"--start_timeout_seconds={args.start_timeout_seconds}: does process 0 run there, and does "
+        "every other one run somewhere? The same commands go on"
     )
     timer = threading.Timer(args.start_timeout_seconds, _leave, [late])
     timer.daemon = True
@@ -134,7 +136,7 @@ def _check_cluster_flags() -> None:
 
 
 def _check_port(port: int) -> None:
-    """Raises ConfigError if process 0 cannot be asked there: JAX would end in SIGSEGV."""
+    """Raises ConfigError if process 0 cannot listen on the port. JAX would end in SIGSEGV."""
     try:
         with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=socket.has_dualstack_ipv6()):
             pass
@@ -146,7 +148,7 @@ def _check_port(port: int) -> None:
 
 
 def _no_cluster(error: Exception) -> str:
-    """One line on why `jax.distributed` did not start."""
+    """Says in one line why `jax.distributed` did not start."""
     if flags.FLAGS.coordinator:
         why = f"--coordinator={flags.FLAGS.coordinator}: {error}"
     elif (job := os.environ.get("SLURM_JOB_ID")) and (lacks := [name for name in _SRUN_SETS if name not in os.environ]):
@@ -159,14 +161,14 @@ def _no_cluster(error: Exception) -> str:
 
 
 def _leave(error: BigDistillError, *, after_seconds: float = 0) -> None:
-    """Ends one of several processes: at a usual exit jax.distributed would wait for all, and end in SIGABRT."""
+    """Ends one of several processes. At a usual exit jax.distributed would wait for all and end in SIGABRT."""
     print(f"big_distill: {error}", file=sys.stderr, flush=True)
     time.sleep(after_seconds)
     os._exit(error.exit_status)
 
 
 def closing_table(summary: dict[str, Any], workdir: pathlib.Path) -> str:
-    """Says what a finished run came to, for people."""
+    """Formats the results of a finished run for people."""
     rows = [("", "accuracy", "parameters")]
     for who in ("teacher", "student"):
         if network := summary[who]:

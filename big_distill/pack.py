@@ -1,10 +1,11 @@
-"""Packs a run's student into files, reads each back, evaluates what was read, and prints what it weighs.
+"""Packs a run's student into files, reads each back, evaluates it, and prints its size, accuracy and latency.
 
   python -m big_distill.pack --workdir=runs/deep_compression_lenet300-0123456789ab
   python -m big_distill.pack --workdir=... --step=best --formats=container --split=validation
   python -m big_distill.pack --workdir=... --formats=container,tflite,onnx --quantize=int8
 
-Formats, written into the run directory as student.SUFFIX, or student-best-int8.SUFFIX, with the table as pack.json:
+It writes the files into the run directory as student.SUFFIX, or student-best-int8.SUFFIX, and the table as pack.json.
+The formats are:
 
   container    .bdz          entropy-coded weights: small where they are shared, mostly zero, or rounded
   safetensors  .safetensors  weights in float32
@@ -12,13 +13,14 @@ Formats, written into the run directory as student.SUFFIX, or student-best-int8.
   onnx         .onnx         ONNX for any batch size (extra onnx)
   stablehlo    .stablehlo    jax.export for any batch size, on CPU, GPU and TPU
 
-The first two hold weights and the network's card, and --config.teacher.path=FILE takes them; the others are executable:
-from uint8 pixels to logits, with FILE.json beside them, which says what they expect. big_distill.load(FILE) and
-big_distill.evaluate --packed=FILE take any.
+The first two hold weights and the network's card; --config.teacher.path=FILE takes them. The others are executable and
+map uint8 pixels to logits. FILE.json beside each says what it expects. big_distill.load(FILE) and
+big_distill.evaluate --packed=FILE take any of the five.
 
---quantize rounds the student first, without training: bfloat16, or kernels to int8 or int4 with a scale a filter and
-the inputs of layers to 8 bits, with ranges from 256 training images. A student trained so is packed so by itself.
-(LiteRT's kernels have 8 bits also where ours have 4, and its ranges are always those of the 256 images.)
+--quantize rounds the student first, without training: all parameters to bfloat16, or kernels to int8 or int4, with a
+scale a filter, and the inputs of layers to 8 bits, with ranges from 256 training images. A student that was trained so
+is packed so without it. (LiteRT's kernels have 8 bits even where ours have 4. It always uses the ranges of the 256
+images.)
 
 In the table `bytes` is the size of the file, `ratio` that of config.student's weights in float32 to it, `bits/weight`
 its bits by their number; `difference` is the largest between a logit of the file and the JAX network's, in standard
@@ -39,14 +41,14 @@ from big_distill.terminal import aligned, percent
 
 
 def define_flags() -> None:
-    """Defines the flags: not on import, so that one process can import several commands."""
+    """Defines the flags; importing the module does not, so that one process can import several commands."""
     cli.define_run_flags(split="test")
-    flags.DEFINE_list("formats", ["container", "safetensors"], "Any of the formats above.")
-    flags.DEFINE_string("quantize", None, "Round the student first: bfloat16, int8 or int4.")
+    flags.DEFINE_list("formats", ["container", "safetensors"], "Names the formats to write, of those above.")
+    flags.DEFINE_string("quantize", None, "Rounds the student first: bfloat16, int8 or int4.")
 
 
 def main() -> None:
-    """Reads the flags, packs, prints the table."""
+    """Reads the flags, packs and prints the table."""
     args, workdir = flags.FLAGS, cli.run_directory()
     from big_distill.export.packing import pack
 
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """One file a line."""
+    """Formats one file a line."""
     heads = ["format", "bytes", "ratio", "non-zero", "bits/weight", "difference"]
     lines = [[*heads, "accuracy", "agreement", "latency", "FLOPs"]]
     for row in rows:

@@ -1,4 +1,4 @@
-"""Plans a run on a machine that is not there: compiles its very steps for it, and says what they take.
+"""Plans a run on a machine that is not there: compiles its steps for it, and says what time and memory they take.
 
   python -m big_distill.plan --config=configs/flowers_fm.py:variant=medium --topology=v5e:2x4
   python -m big_distill.plan --config=configs/flowers_fm.py --topology=v5e:2x4 --price=1.2 --compare=v6e:2x4,v5e:4x4
@@ -8,19 +8,19 @@
   python -m big_distill.plan --config=configs/digits_fm.py --topology=v5e:2x4 --weak_scaling=v5e:8x8,v5e:16x16
   python -m big_distill.plan --config=configs/digits_fm.py --topology=cpu --json
 
-Needs neither data, weights, network nor accelerator. A topology is
+It needs no data, weights, network or accelerator. A topology is
   v5e:2x4     TPUs: v2, v3, v4, v5e, v5p, v6e or tpu7x with a shape (4x4; 2x2x1 for v4, v5p and tpu7x). libtpu compiles
-              (pip install 'big_distill[tpu]'): seconds for a small network, minutes for a large one
+              (pip install 'big_distill[tpu]'), in seconds for a small network, in minutes for a large one
   h100:8      GPUs of one machine: a100 (80 GB), a100-40gb or h100, SXM. XLA compiles (pip install 'big_distill[cuda]').
-              Nothing of this has been compared with a GPU: HBM traffic is without what the L2 cache saves,
-              temporaries are without cuDNN's workspaces, FLOPs are those of products alone
-  cpu, cpu:8  devices of this machine, of which only sizes and counts are known
+              Nothing of this has been compared with a GPU. HBM traffic ignores what the L2 cache saves,
+              temporaries ignore cuDNN's workspaces, and FLOPs count products alone
+  cpu, cpu:8  devices of this machine; only sizes and counts are known
 
-Times are rooflines: what arithmetic, memory or interconnect take at the chip's peak, whichever is longest. No step is
-faster; a real one is slower. Hours and cost are of training steps alone, of every network that the config trains. The
-largest batch that fits is an estimate: on the line through the two largest of --batches, or else as if all but state
-and teacher grew with the batch. A teacher that is not here is planned by config.teacher.model, or by its name. Any
-field of the config is set as in big_distill.main, --config.batch_size=1024, for all that is compared.
+Times are rooflines: the longest of what arithmetic, memory and interconnect take at the chip's peak. No step is faster;
+a real one is slower. Hours and cost count training steps alone, of every network that the config trains. The largest
+batch that fits is an estimate. It lies on the line through the two largest of --batches, or else assumes that all but
+state and teacher grows with the batch. A teacher that is not here is planned by config.teacher.model, or by its name.
+--config.batch_size=1024 sets a field of the config, as in big_distill.main, for all that is compared.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ _MAX_PRICE = 1e6
 
 
 def define_flags() -> None:
-    """Defines the flags: not on import, so that one process can import several commands."""
+    """Defines the flags; importing the module does not, so that one process can import several commands."""
     cli.define_config_flag()
-    flags.DEFINE_string("topology", None, "What to plan for: v5e:2x4, v6e:2x2, v4:2x2x1, h100:8, cpu, cpu:8, ...")
+    flags.DEFINE_string("topology", None, "Names the machine: v5e:2x4, v6e:2x2, v4:2x2x1, h100:8, cpu, cpu:8, ...")
     flags.DEFINE_multi_string(
         "compare",
         [],
-        "What to put beside it, by what is different: topologies, or words with spaces between them: a config file, "
-        "--config.field=value, a topology. Can be given several times.",
+        "Plans others beside it, given by what is different: topologies, or words with spaces between them (a config "
+        "file, --config.field=value, a topology). It can be given several times.",
     )
-    flags.DEFINE_list("batches", [], "Images a chip and step, to compile the student's step with, too: 16,32,64.")
-    flags.DEFINE_list("weak_scaling", [], "Slices to compile the student's step for with as many images a chip, too.")
-    flags.DEFINE_float("price", None, "US dollars a chip-hour.")
-    flags.DEFINE_bool("eval", True, "Compile the evaluation steps, too.")
-    flags.DEFINE_string("dump_hlo", None, "Keep the text of the student's compiled train step in this file.")
+    flags.DEFINE_list("batches", [], "Compiles the student's step with so many images a chip, too: 16,32,64.")
+    flags.DEFINE_list("weak_scaling", [], "Compiles the student's step for these slices, too, at equal images a chip.")
+    flags.DEFINE_float("price", None, "Price in US dollars a chip-hour.")
+    flags.DEFINE_bool("eval", True, "Compiles the evaluation steps, too.")
+    flags.DEFINE_string("dump_hlo", None, "Writes the text of the student's compiled train step to this file.")
     flags.DEFINE_alias("dump-hlo", "dump_hlo")
-    flags.DEFINE_bool("json", False, "Print JSON instead of a table: of --compare a list.")
+    flags.DEFINE_bool("json", False, "Prints JSON instead of a table; with --compare a list.")
 
 
 def main() -> None:
-    """Reads the flags, compiles, prints a table or JSON."""
+    """Reads the flags, compiles and prints a table or JSON."""
     args = flags.FLAGS
     if not args.topology:
         raise ConfigError("--topology=SLICE is needed: v5e:2x4, v6e:2x2, v4:2x2x1, h100:8, cpu, ...")
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def _different(text: str, name: str, config_dict: Any, topology: str) -> list[tuple[str, Any, str]]:
-    """(name, config, topology) of all that one --compare means, given those of the first plan."""
+    """Parses one --compare into (name, config, topology) of each plan, given those of the first plan."""
     file, overrides, topologies = "", [], []
     for word in text.split():
         bare = word.lstrip("-")
@@ -127,7 +127,7 @@ def _different(text: str, name: str, config_dict: Any, topology: str) -> list[tu
 
 
 def _instead_of(word: str) -> str:
-    """Advice for a word of --compare that sets something other than a field of the config."""
+    """Says what to write instead of a word of --compare that sets something other than a field of the config."""
     name, _, value = word.lstrip("-").partition("=")
     if name in ("config", "topology"):
         return f"{word!r} goes without its flag here; did you mean {value!r}?"
@@ -135,11 +135,11 @@ def _instead_of(word: str) -> str:
     near = [field for field in fields if field.endswith(f".{name}")]
     near = near or difflib.get_close_matches(f"config.{name}", fields, 1, 0.5)
     meant = f"; did you mean --{near[0]}={value}?" if near else ""
-    return f"{word!r} is neither a topology, a config file nor --config.field=value{meant}"
+    return f"{word!r} is no topology, config file or --config.field=value{meant}"
 
 
 def _check_writable(path: pathlib.Path) -> None:
-    """Raises ConfigError unless --dump-hlo can be written."""
+    """Raises ConfigError if --dump-hlo cannot be written."""
     try:
         atomic.check_writable(path)
     except OSError as error:
@@ -161,7 +161,7 @@ def _name(filename: str) -> str:
 def _only_cpus(topologies: list[str]) -> None:
     """Keeps JAX from looking for accelerators, and makes as many CPU devices as are wanted."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # JAX writes steps for other devices, but reads none
+    jax.config.update("jax_enable_compilation_cache", False)  # JAX caches steps for other devices, but cannot read them
     wanted = max(map(chips.num_cpus, topologies))
     if wanted and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", wanted)

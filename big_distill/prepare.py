@@ -1,11 +1,11 @@
-"""Makes a TFDS set from the official archives that you have: no network, no TensorFlow.
+"""Makes a TFDS set from the official archives that you have, without network or TensorFlow.
 
   python -m big_distill.prepare --dataset=mnist --archives=DIR
   python -m big_distill.prepare --dataset=cifar10 --archives=DIR --data_dir=DIR
   python -m big_distill.prepare --dataset=oxford_flowers102 --archives=DIR --overwrite
 
-What it writes opens anywhere with tfds.builder(NAME, data_dir=DIR).as_data_source(split=SPLIT): directory, features,
-splits, class names and the order of the examples are those of TFDS's own builder. Put these files in --archives:
+tfds.builder(NAME, data_dir=DIR).as_data_source(split=SPLIT) opens the set anywhere. Its directory, features, splits,
+class names and order of examples are those of TFDS's own builder. Put these files in --archives:
 
   mnist              https://storage.googleapis.com/cvdf-datasets/mnist/
                        train-images-idx3-ubyte.gz  train-labels-idx1-ubyte.gz
@@ -17,8 +17,8 @@ splits, class names and the order of the examples are those of TFDS's own builde
   oxford_flowers102  https://www.robots.ox.ac.uk/~vgg/data/flowers/102/
                        102flowers.tgz  imagelabels.mat  setid.mat
 
-A file that differs from upstream's (images made smaller, say) is used, with a warning; the SHA-256 of every file is
-kept with the set. A missing or damaged file ends the program with status 3, and nothing half-written stays behind.
+A file that differs from upstream's (images made smaller, say) is used, with a warning. The set keeps the SHA-256 of
+every file. A missing or damaged file ends the program with status 3, and nothing half-written stays behind.
 """
 
 from __future__ import annotations
@@ -42,15 +42,17 @@ NEXT = {
 
 
 def define_flags() -> None:
-    """Defines the flags: not on import, so that one process can import several commands."""
-    flags.DEFINE_string("dataset", None, f"The set to make: {', '.join(archives.DATASETS)}.")
-    flags.DEFINE_string("archives", None, "Directory that holds the archives, under upstream's names.")
-    flags.DEFINE_string("data_dir", None, "Root of all sets. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
-    flags.DEFINE_bool("overwrite", False, "Make the set again; the old one stays until the new one is complete.")
+    """Defines the flags; importing the module does not, so that one process can import several commands."""
+    flags.DEFINE_string("dataset", None, f"Names the set to make: {', '.join(archives.DATASETS)}.")
+    flags.DEFINE_string("archives", None, "Names the directory that holds the archives, under upstream's names.")
+    flags.DEFINE_string(
+        "data_dir", None, "Names the root of the TFDS sets. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
+    )
+    flags.DEFINE_bool("overwrite", False, "Makes the set again; the old one stays until the new one is complete.")
 
 
 def main() -> None:
-    """Prepares one set; says in one line where it is and how to use it."""
+    """Prepares one set, and says in one line where it is and how to use it."""
     args = flags.FLAGS
     if args.dataset is None or args.archives is None:
         raise ConfigError("--dataset=NAME and --archives=DIR are needed; --help says where to get the archives")

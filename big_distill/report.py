@@ -5,13 +5,13 @@
   python -m big_distill.report --workdirs="$(echo runs/*/ | tr ' ' ,)" --nocompare
   python -m big_distill.report --workdirs='"runs/a,b"' --workdirs=runs/c
 
-A directory whose name has a comma is put in double quotes, which the shell must not take away.
+Double quotes surround a directory whose name has a comma; the shell must not take them away.
 
 The page is one file that needs no other: no script, no network, light and dark. Beside it are report.json, with every
-number that it says, and report.md, a table.
+number of the page, and report.md, a table.
 
   what was run      a row a run, with config, fingerprint, versions and machine; a run that is empty, unfinished or
-                    damaged has its line, and what there is of it is shown
+                    damaged has its row, with all that can be read
   sweep             several runs that differ in a number: test accuracy and agreement against it, a line for each
                     combination of the other fields; runs that differ in their seed alone are averaged
   learning curves   accuracy, KL, agreement and loss against steps, of the student, its teacher and its first stage
@@ -21,8 +21,8 @@ number that it says, and report.md, a table.
                     (if there are up to 16 runs)
   throughput        images a second
 
-For the differences each finished run's student and teacher are run over --split. --nocompare leaves that out, and
-needs no data. A relative config.teacher.path of a run is sought from the directory that this command is started in.
+The differences need each finished run's student and teacher to run over --split. --nocompare leaves them out, and needs
+no data. A relative config.teacher.path of a run starts at the directory that this command is started in.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from big_distill.errors import ConfigError
 
 
 class _Directories(flags.ListParser):
-    """absl's, with a clear word on what it cannot split."""
+    """Parses a list as absl does, with a clear error for what it cannot split."""
 
     def parse(self, argument: str | list[str]) -> list[str]:
         if isinstance(argument, str) and any(end in argument for end in "\r\n"):
@@ -45,24 +45,24 @@ class _Directories(flags.ListParser):
 
 
 def define_flags() -> None:
-    """Defines the flags: not on import, so that one process can import several commands."""
+    """Defines the flags; importing the module does not, so that one process can import several commands."""
     flags.DEFINE_multi(
         _Directories(),
         flags.CsvListSerializer(","),
         "workdirs",
         None,
-        'Run directories, separated by commas; may be given again. "a,b" in quotes is one.',
+        'Names the run directories, separated by commas. It can be given again. "a,b" in quotes is one.',
     )
-    flags.DEFINE_string("out", "report.html", "The page; .json and .md beside it have its name.")
-    flags.DEFINE_string("split", None, "Split to compare on, in TFDS syntax. Default: each run's test split.")
-    flags.DEFINE_bool("compare", True, "Run students and teachers over a split, for the differences.")
-    flags.DEFINE_integer("examples", 12, "Images of each kind and run, at most.", lower_bound=0, upper_bound=1000)
-    flags.DEFINE_string("data_dir", None, "Where TFDS sets are. Default: where the runs had them.")
-    flags.DEFINE_string("figures", None, "Also write each figure into this directory, as SVG.")
+    flags.DEFINE_string("out", "report.html", "Names the page; .json and .md beside it have its name.")
+    flags.DEFINE_string("split", None, "Names the split to compare on, in TFDS syntax. Default: each run's test split.")
+    flags.DEFINE_bool("compare", True, "Runs students and teachers over a split, for the differences.")
+    flags.DEFINE_integer("examples", 12, "Greatest number of images a kind and run.", lower_bound=0, upper_bound=1000)
+    flags.DEFINE_string("data_dir", None, "Names the root of the TFDS sets. Default: each run's own.")
+    flags.DEFINE_string("figures", None, "Also writes each figure into this directory, as SVG.")
 
 
 def main() -> None:
-    """Reads the flags, writes the page, says where it is."""
+    """Reads the flags, writes the page and prints its path."""
     args = flags.FLAGS
     workdirs = [pathlib.Path(name) for names in args.workdirs or () for name in names if name]
     if not workdirs:

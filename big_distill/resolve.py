@@ -1,4 +1,4 @@
-"""Checks a config as a whole and fills in what follows from it, before any data is touched."""
+"""Checks a config as a whole and fills in the fields that follow from others, before any data is touched."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _OF_ALL_NETWORKS = ("num_classes", "view.channels")
 
 
 def resolve(config: ConfigDict, num_devices: int, platform: str) -> Config:
-    """Checks a config and fills in what follows from it; touches no data.
+    """Checks a config and fills in the fields that follow from others. It touches no data.
 
     Args:
       config: what a config file returned, with the command line's overrides.
-      num_devices: over all processes.
+      num_devices: number of devices, over all processes.
       platform: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
@@ -74,7 +74,7 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
 
 
 def _check_names(config: Config, prefix: str) -> None:
-    """Requires the user's own code where a name asks for it, and options that ours reads; no source of ours does."""
+    """Requires that a user's own code is there, and that our own code reads the options (our sources have none)."""
     for part in ("student", "teacher.model", "objective", "source", "eval_source"):
         values, path = operator.attrgetter(part)(config), f"{prefix}.{part}"
         if ":" in (values.name or ""):
@@ -86,7 +86,7 @@ def _check_names(config: Config, prefix: str) -> None:
 
 
 def _with_nested(config: Config, num_devices: int, platform: str, prefix: str) -> Config:
-    """The config with those of its teacher and of its first stage resolved."""
+    """Resolves the configs of the teacher and of the first stage."""
     teacher, first = config.teacher, config.init_config
     if teacher.config is not None:
         nested = dataclasses.replace(teacher.config, source=_located(teacher.config.source, config.source))
@@ -102,7 +102,7 @@ def _with_nested(config: Config, num_devices: int, platform: str, prefix: str) -
 
 
 def _check_beginning(config: Config, prefix: str) -> None:
-    """Requires that a run starts from the same network, where that is trained in the run's directory."""
+    """Requires one network to start from: the same as the student, if it is trained in the run's directory."""
     path, begun = f"{prefix}.init_from", config.init_from or ""
     require(
         config.init_fresh is None or bool(begun or config.init_config),
@@ -203,7 +203,7 @@ def _check_compress(config: Config, prefix: str) -> None:
     if ":" in structure:
         kept, group = map(int, structure.split(":"))
         require(kept < group, f"{path}.structure={structure!r}: expected N:M with N < M, such as '2:4'")
-        require(not pruned, f"{path}.structure={structure!r} says how many stay: no {path}.sparsity beside it")
+        require(not pruned, f"{path}.structure={structure!r} says how many stay: unset {path}.sparsity")
     require(structure != "channels" or pruned, f"{path}.structure='channels': set {path}.sparsity, the share that goes")
     for name, cuts in (
         (f"bits={bits}", bits),
@@ -211,14 +211,14 @@ def _check_compress(config: Config, prefix: str) -> None:
         ("rank_flops", compress.rank_flops),
         ("structure='channels'", structure == "channels"),
     ):
-        require(begun or not cuts, f"{path}.{name} is about a trained network: set {prefix}.init_from or init_config")
+        require(begun or not cuts, f"{path}.{name} needs a trained network: set {prefix}.init_from or init_config")
     require(
         not compress.layer_sparsity or compress.scope == "layer",
         f"{path}.layer_sparsity={compress.layer_sparsity} needs {path}.scope='layer'",
     )
     require(not compress.layer_bits or bits > 0, f"{path}.layer_bits needs {path}.bits, for all others")
     begin, end = compress.prune_begin, compress.prune_end
-    require(begin <= end, f"{path}.prune_begin={begin}, prune_end={end}: expected shares, in this order")
+    require(begin <= end, f"{path}.prune_begin={begin}, prune_end={end}: expected prune_begin <= prune_end")
     require(
         not bits or not config.init_fresh,
         f"{path}.bits={bits} with {prefix}.init_fresh={config.init_fresh!r}: new weights cannot be shared",
@@ -264,7 +264,7 @@ def _resolve_view(config: Config, prefix: str) -> ViewConfig:
     )
     require(
         not (view.reduced_decoding and config.source.resident),
-        f"{path}.reduced_decoding=True with {prefix}.source.resident=True: what lives on the devices are whole images",
+        f"{path}.reduced_decoding=True with {prefix}.source.resident=True: the devices hold whole images",
     )
     mixup = float(view.regime == "function_matching") if view.mixup is None else view.mixup
     if _distilled(config):
@@ -285,10 +285,10 @@ def _resolve_view(config: Config, prefix: str) -> ViewConfig:
 
 
 def bit_hyperrule(num_train_examples: int) -> tuple[int, ...]:
-    """Steps of the BiT-HyperRule: end of warm-up, three falls to a tenth, end of the run.
+    """Returns the steps of the BiT-HyperRule: end of warm-up, three falls to a tenth, end of the run.
 
-    Kolesnikov et al. 2020, "Big Transfer" (arXiv 1912.11370), section 3.3. Its mixup, 0.1 from 20,000 images on, is for
-    the config to set.
+    The rule is of Kolesnikov et al. 2020, "Big Transfer" (arXiv 1912.11370), section 3.3. The config must set its
+    mixup, 0.1 from 20,000 images on.
     """
     if num_train_examples < 20_000:
         return (100, 200, 300, 400, 500)
@@ -298,7 +298,7 @@ def bit_hyperrule(num_train_examples: int) -> tuple[int, ...]:
 
 
 def _with_durations(config: Config, prefix: str) -> Config:
-    """The config with all durations in steps. Under the BiT-HyperRule another total stretches the whole rule."""
+    """Fills in all durations, in steps. Under the BiT-HyperRule another total stretches the whole rule."""
     optimizer, source = config.optimizer, config.source
     rule = bit_hyperrule(source.num_train_examples) if optimizer.schedule == "bit_hyperrule" else ()
     total = config.total_steps
@@ -323,14 +323,14 @@ def _with_durations(config: Config, prefix: str) -> Config:
 
 
 def _with_intervals(config: Config, prefix: str) -> Config:
-    """The config with the intervals of its run, in whole dispatches."""
+    """Fills in the intervals of the run, in whole dispatches."""
     total, at_once = config.total_steps, config.steps_per_dispatch
     require(at_once <= total, f"{prefix}.steps_per_dispatch={at_once} is more than the run's {total} steps")
     profile = config.profile_at_step and _whole_dispatches(config.profile_at_step, at_once)
     require(
         not profile or profile + PROFILED_STEPS <= total,
         f"{prefix}.profile_at_step={config.profile_at_step}: fewer than {PROFILED_STEPS} of the run's {total} "
-        "steps are left to trace after it, and its dispatch",
+        "steps follow the dispatch of this step",
     )
     evaluate = config.eval_every_steps or _whole_dispatches(total // 10, at_once)
     save = config.checkpoint_every_steps or evaluate
@@ -344,5 +344,5 @@ def _with_intervals(config: Config, prefix: str) -> Config:
 
 
 def _whole_dispatches(steps: int, steps_per_dispatch: int) -> int:
-    """The multiple below, but one at least."""
+    """Rounds steps down to whole dispatches, but to one at least."""
     return max(1, steps // steps_per_dispatch) * steps_per_dispatch

@@ -1,12 +1,12 @@
-"""Shows how much accuracy each layer of a run's student loses when it alone is pruned, and how far it can be.
+"""Measures how much accuracy a run's student loses if one layer alone is pruned, and how far each can be pruned.
 
   python -m big_distill.sensitivity --workdir=runs/cifar10_resnet-0123456789ab --split='train[:5000]'
   python -m big_distill.sensitivity --workdir=... --structure=channels --layers='block.*' --tolerance=0.01
 
-One layer at a time loses its smallest weights, or its least important channels, the others stay whole; nothing is
+One layer at a time loses its smallest weights or its least important channels. The others stay whole, and nothing is
 trained. (Silenced channels still count for GroupNorm and for a BiT's standardised kernels: there it is an estimate.)
-Prints a table and writes sensitivity.json and sensitivity.svg into the run directory. The last line holds the
-rates at which no layer alone costs more than --tolerance, for the config of a run that starts from this one.
+The command prints a table and writes sensitivity.json and sensitivity.svg into the run directory. The last line holds
+the rates at which no layer alone costs more than --tolerance, for the config of a run that starts from this one.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 
 def define_flags() -> None:
-    """Defines the flags: not on import, so that one process can import several commands."""
+    """Defines the flags; importing the module does not, so that one process can import several commands."""
     cli.define_run_flags(split=None)
-    flags.DEFINE_string("structure", "weights", "weights, or channels: of layers that no skip connection ties.")
+    flags.DEFINE_string("structure", "weights", "Prunes weights, or channels of layers that no skip connection ties.")
     shares = [str(tenths / 10) for tenths in range(1, 10)] + ["0.95"]
-    flags.DEFINE_list("shares", shares, "Shares of a layer to prune.")
-    flags.DEFINE_string("layers", ".*", "Regular expression: full paths of the kernels to look at.")
-    flags.DEFINE_float("tolerance", 0.01, "How much accuracy one layer may cost.", lower_bound=0.0)
+    flags.DEFINE_list("shares", shares, "Lists the shares of a layer to prune.")
+    flags.DEFINE_string("layers", ".*", "Selects kernels by a regular expression for their full paths.")
+    flags.DEFINE_float("tolerance", 0.01, "Accuracy that one layer may cost, as a fraction.", lower_bound=0.0)
 
 
 def main() -> None:
-    """Reads the flags, scans, prints the table, draws the plot."""
+    """Reads the flags, scans, prints the table and draws the plot."""
     args, workdir = flags.FLAGS, cli.run_directory()
     from big_distill.reporting import sensitivity
 
@@ -58,18 +58,18 @@ def main() -> None:
         print(workdir / SENSITIVITY_PLOT)
         if kept := ", ".join(repr(f"{layer}={rate:g}") for layer, rate in rates.items() if rate):
             scope = f"--config.compress.structure={scan.structure} --config.compress.scope=layer"
-            scope += " --config.compress.sparsity=0"  # of the layers that are not named
+            scope += " --config.compress.sparsity=0"  # for layers that are not named
             print(f'{scope} --config.compress.layer_sparsity="({kept},)"')
         else:
             print(f"no layer can lose even {100 * scan.shares[0]:g} % within --tolerance={args.tolerance}")
 
 
 def table(scan: Scan, rates: dict[str, float]) -> str:
-    """A table with a line for each layer: the metric in per cent for each share, and the rate."""
+    """Formats one layer a line: the metric in per cent for each share, and the rate."""
     lines = [[scan.metric, *(f"{100 * share:g} %" for share in scan.shares), "rate"]]
     for layer, values in scan.by_layer.items():
         lines.append([layer, *(f"{100 * value:.2f}" for value in values), f"{100 * rates[layer]:g} %"])
-    return f"{aligned(lines)}\nas it is, on {scan.split}: {100 * scan.dense:.2f} %"
+    return f"{aligned(lines)}\nunpruned, on {scan.split}: {100 * scan.dense:.2f} %"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes what a person at the terminal reads, a line or a table, and keeps from there what nobody should."""
+"""Writes lines and tables for a person at the terminal, and hides output that nobody should read."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import tqdm
 
 
 def say(message: str) -> None:
-    """A line for the person at the terminal, above the bar; process 0 only."""
+    """Prints a line above the progress bar, on process 0 only."""
     if jax.process_index() == 0:
         tqdm.tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
 
 
 def percent(value: float | None) -> str:
-    """Says a fraction in per cent; '-' for None."""
+    """Formats a fraction in per cent, and None as '-'."""
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """A table as text: the first column to the left, the others to the right."""
+    """Aligns a table as text: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -36,7 +36,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Drops what is written to the standard error, by C too; does nothing if that is closed."""
+    """Drops all that is written to the standard error, by C code too. It does nothing if that is closed."""
     try:
         kept = os.dup(2)
     except OSError:

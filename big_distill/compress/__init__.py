@@ -1,4 +1,4 @@
-"""Compression of a student: how its parameters are represented while they train, and in what smaller network.
+"""Compresses a student: represents its parameters while they train, and makes a smaller network of it.
 
 A `Scheme` says how they are represented: pruned, shared, as integers, in bfloat16. `channels` and `low_rank` make
 another network of the one that a run starts from.

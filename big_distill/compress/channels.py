@@ -1,8 +1,8 @@
-"""Whole channels cut out of a network, whose kernels are really smaller then.
+"""Cuts whole channels out of a network, so that its kernels are smaller.
 
-Only layers that no skip connection ties are cut (`models.features_of`), as in Aghli & Ribeiro 2021, "Combining weight
-pruning and knowledge distillation for CNN compression". Which axes of which parameters belong to a layer's channels is
-read off the network itself: those that grow when the layer does.
+It cuts only layers that no skip connection ties (`models.features_of`), as Aghli & Ribeiro 2021, "Combining weight
+pruning and knowledge distillation for CNN compression". The network itself shows which axes of which parameters belong
+to a layer's channels: they grow when the layer does.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer whose channels, so many of them, can go.
+    """Describes a layer whose channels can go.
 
     kernel: path of the kernel that makes them.
-    axes: (path, axis) of all that has an entry for each of them, or several: for every pixel that is flattened with
-      its channels.
+    size: number of channels.
+    axes: (path, axis) of all that has an entry for each channel, or several: one for every pixel that is flattened
+      with its channels.
     """
 
     kernel: str
@@ -35,11 +36,11 @@ class Layer:
 
 
 def layers(model: ModelConfig, features: Sequence[int], abstract: Callable[[ModelConfig], Any]) -> list[Layer]:
-    """The layers of a network whose channels can go, in order.
+    """Finds the layers of a network whose channels can go, in order.
 
     Args:
       features: its widths, `models.features_of(model)`.
-      abstract: from a ModelConfig to its variables, or their shapes.
+      abstract: function from a ModelConfig to its variables, or their shapes.
     """
     before = _shapes(abstract(dataclasses.replace(model, features=tuple(features))))
     cuttable = []
@@ -53,16 +54,16 @@ def layers(model: ModelConfig, features: Sequence[int], abstract: Callable[[Mode
             if size_after != size_before
         )
         made = [path for path, axis in axes if path.endswith("/kernel") and axis == len(before[path]) - 1]
-        kernel = max(made, key=lambda path: (len(before[path]), before[path][-2]))  # not one that only scales them
+        kernel = max(made, key=lambda path: (len(before[path]), before[path][-2]))  # the others only scale them
         cuttable.append(Layer(kernel.partition("/")[2], size, axes))
     return cuttable
 
 
 def importance(layer: Layer, arrays: Arrays) -> np.ndarray:
-    """How much each channel matters: the norm of all that reads or writes it, float64 [size], 1 on average.
+    """Computes how much each channel matters, float64 [size], 1 on average, by the norm of all that reads or writes it.
 
     It is the mean over kernels and scales of the norm of the entries for a channel, divided by its mean over channels.
-    After Fang et al. 2023, "DepGraph" (arXiv 2301.12900), section 3.3.
+    The criterion follows Fang et al. 2023, "DepGraph" (arXiv 2301.12900), section 3.3.
     """
     norms = []
     for path, axis in layer.axes:
@@ -76,12 +77,12 @@ def importance(layer: Layer, arrays: Arrays) -> np.ndarray:
 def choose(
     found: Sequence[Layer], arrays: Arrays, sparsity: Mapping[str, float], everywhere: float | None
 ) -> list[np.ndarray]:
-    """The channels of each layer that stay, rising; at least one of every layer.
+    """Chooses the channels of each layer that stay, rising, at least one of every layer.
 
     Args:
-      arrays: the folded network's, by path: kernels as they are used, and no scales that are in them already.
-      sparsity: for each kernel the share of its channels that go; 0 for one that is not there.
-      everywhere: instead, the share of all channels that go, the least important of the layers in `sparsity` first.
+      arrays: the folded network's arrays, by path: kernels as they are used, without scales that are in them already.
+      sparsity: share of the channels that go, by kernel; 0 for a kernel that is not there.
+      everywhere: share of all channels of the layers in `sparsity` that go instead, the least important first; or None.
     """
     scores = [importance(layer, arrays) for layer in found]
     ranked = [score for layer, score in zip(found, scores, strict=True) if layer.kernel in sparsity]
@@ -99,7 +100,7 @@ def choose(
 
 
 def cut(found: Sequence[Layer], arrays: Arrays, kept: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays without the channels that are not kept."""
+    """Removes the channels that are not kept from the arrays."""
     smaller = dict(arrays)
     for layer, channels in zip(found, kept, strict=True):
         for path, axis in layer.axes:
@@ -110,10 +111,10 @@ def cut(found: Sequence[Layer], arrays: Arrays, kept: Sequence[np.ndarray]) -> d
 
 
 def silence(layer: Layer, arrays: Arrays, gone: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays with zeros for all that reads or writes these channels.
+    """Sets all that reads or writes these channels to zero.
 
-    The network computes what it does after `cut`, unless it has GroupNorm, which still counts them, or standardises
-    its kernels over them, as a BiT does.
+    The network computes the same as after `cut`, with two exceptions: GroupNorm still counts the channels, and a BiT
+    standardises its kernels over them.
     """
     quiet = dict(arrays)
     for path, axis in layer.axes:
@@ -124,7 +125,7 @@ def silence(layer: Layer, arrays: Arrays, gone: np.ndarray) -> dict[str, np.ndar
 
 
 def _by_channel(array: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """[everything before, channel, everything after]."""
+    """Reshapes an array to [everything before, channel, everything after]."""
     return np.asarray(array).reshape(-1, size, math.prod(array.shape[axis + 1 :]))
 
 

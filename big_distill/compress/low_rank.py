@@ -1,7 +1,7 @@
-"""Kernels as products of smaller ones: by SVD, and by Tucker's decomposition over the two channel axes.
+"""Factors kernels into smaller ones, by SVD or by Tucker's decomposition over the two channel axes.
 
-Kim et al. 2016, "Compression of deep convolutional neural networks for fast and low power mobile applications" (arXiv
-1511.06530), section 3.1. `models.variants` computes with the factors.
+The method is that of Kim et al. 2016, "Compression of deep convolutional neural networks for fast and low power mobile
+applications" (arXiv 1511.06530), section 3.1. `models.variants` computes with the factors.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Ranks = tuple[int, ...]
 
 
 def spectra(kernel: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The squared singular values of each unfolding, falling: of the matrix, or along the inputs and the outputs."""
+    """Computes the squared singular values of each unfolding, falling: the matrix, or along inputs and outputs."""
     return tuple(np.linalg.svd(unfolded, compute_uv=False) ** 2 for unfolded in _unfoldings(kernel))
 
 
 def ranks_of_energy(spectra: tuple[np.ndarray, ...], energy: float) -> Ranks:
-    """The least ranks that keep a share, in [0, 1], of a kernel's squared norm, in each channel axis on its own.
+    """Finds the least ranks that keep a share, in [0, 1], of a kernel's squared norm, in each channel axis on its own.
 
-    They are (rank,) of a matrix or 1 x 1 kernel, else (rank of the inputs, rank of the outputs), where 0 is all.
+    They are (rank,) of a matrix or 1 x 1 kernel, else (rank of the inputs, rank of the outputs); a rank of 0 is full.
     """
     ranks = tuple(_rank(spectrum, energy) for spectrum in spectra)
     if len(ranks) == 1:
@@ -32,10 +32,10 @@ def ranks_of_energy(spectra: tuple[np.ndarray, ...], energy: float) -> Ranks:
 
 
 def factorize(kernel: np.ndarray, ranks: Ranks) -> dict[str, np.ndarray]:
-    """The factors of a kernel, under the names of `models.variants`.
+    """Computes the factors of a kernel, under the names of `models.variants`.
 
-    A matrix has its truncated SVD, the singular values shared evenly; a k x k kernel the truncated higher-order SVD (De
-    Lathauwer et al. 2000), without the factor whose rank is 0.
+    A matrix gets its truncated SVD, with the singular values shared evenly between the factors. A k x k kernel gets the
+    truncated higher-order SVD (De Lathauwer et al. 2000), without a factor whose rank is 0.
     """
     kernel = kernel.astype(np.float64)
     if len(ranks) == 1:
@@ -59,9 +59,9 @@ def factorize(kernel: np.ndarray, ranks: Ranks) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer with a kernel, [C, F] or [k, k, C, F].
+    """Describes a layer with a kernel, [C, F] or [k, k, C, F].
 
-    inputs, outputs: of one image the positions (pixels, tokens) that it reads, and those that it makes.
+    inputs, outputs: numbers of positions (pixels, tokens) of one image that it reads, and that it makes.
     """
 
     kernel: np.ndarray
@@ -69,7 +69,7 @@ class Layer:
     outputs: int
 
     def multiplications(self, ranks: Ranks = ()) -> int:
-        """Multiplications for one image by the kernel or, given ranks, by its factors."""
+        """Counts the multiplications for one image by the kernel or, given ranks, by its factors."""
         *window, before, after = self.kernel.shape
         if not ranks:
             return self.outputs * self.kernel.size
@@ -80,14 +80,14 @@ class Layer:
 
 
 def ranks_for(layers: Mapping[str, Layer], energy: float) -> dict[str, Ranks]:
-    """Ranks that keep a share of each kernel's squared norm, see `ranks_of_energy`, where that is cheaper."""
+    """Finds ranks that keep a share of each kernel's squared norm, see `ranks_of_energy`, where that is cheaper."""
     return _cheaper(layers, {name: spectra(layer.kernel) for name, layer in layers.items()}, energy)
 
 
 def ranks_for_flops(layers: Mapping[str, Layer], others: int, share: float) -> dict[str, Ranks]:
-    """The ranks of the greatest energy with which a network needs no more than a share of its multiplications.
+    """Finds the ranks of the greatest energy with which a network needs at most a share of its multiplications.
 
-    `layers` are those that may be factored; the layers that may not be need `others`.
+    `layers` may be factored. `others` is the number of multiplications of all other layers.
 
     Raises:
       ValueError: even ranks of one need more.
@@ -124,7 +124,7 @@ def _cheaper(
 
 
 def _unfoldings(kernel: np.ndarray) -> list[np.ndarray]:
-    """A matrix or 1 x 1 kernel itself, [C, F]; else one with the inputs as its rows, and one with the outputs."""
+    """Unfolds a kernel: into itself if it is a matrix or 1 x 1, [C, F], else with inputs and with outputs as rows."""
     *window, before, after = kernel.shape
     kernel = np.asarray(kernel, np.float64)
     if math.prod(window) == 1:

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the weights that stay, and when the others go."""
+"""Prunes weights by magnitude: chooses which stay, and when the others go."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 
 LEAST_SHARE = 0.1
-"""The part of the share of all weights that every layer keeps: one that is left with none cuts the network in two."""
+"""Every layer keeps this part of the common share: a layer without weights would cut the network in two."""
 
 
 def progress(schedule: str, step: jax.Array, begin: int, end: int, sparsity: float) -> jax.Array:
-    """How much of the final sparsity is due after a step, in [0, 1]; all at once if begin is end.
+    """Computes the part of the final sparsity that is due after a step, in [0, 1]; all at once if begin is end.
 
-    With t = (step - begin) / (end - begin) and from a sparsity of 0 it is 1 - (1 - t)^3 under 'cubic' (Zhu & Gupta
-    2017, "To prune, or not to prune", arXiv 1710.01878, equation 1); under 'iterative', as often as it is due, the same
-    share of what is left goes (Han et al. 2015, arXiv 1506.02626): (1 - (1 - sparsity)^t) / sparsity.
+    Let t = (step - begin) / (end - begin); the sparsity begins at 0. 'cubic' is 1 - (1 - t)^3 (Zhu & Gupta 2017, "To
+    prune, or not to prune", arXiv 1710.01878, equation 1). 'iterative' removes the same share of what is left each time
+    (Han et al. 2015, arXiv 1506.02626): (1 - (1 - sparsity)^t) / sparsity.
     """
     if begin == end:
         return jnp.where(step >= end, 1.0, 0.0)
@@ -25,23 +25,23 @@ def progress(schedule: str, step: jax.Array, begin: int, end: int, sparsity: flo
 
 
 def is_due(step: jax.Array, begin: int, end: int, every: int) -> jax.Array:
-    """Whether weights are pruned after a step: every so often between the two, and at the end."""
+    """Returns True if weights are pruned after a step: every `every` steps from `begin` to `end`, and at `end`."""
     return (step == end) | ((step >= begin) & (step < end) & ((step - begin) % every == 0))
 
 
 def keep_largest(sizes: dict[str, jax.Array], sparsity: float, progress: jax.Array) -> dict[str, jax.Array]:
-    """Masks, False for the smallest of all the weights together; but every layer keeps `LEAST_SHARE`.
+    """Computes masks that drop the smallest of all the weights together, while every layer keeps its `LEAST_SHARE`.
 
     Args:
       sizes: magnitudes; -1 for a weight that is pruned already, which counts as the smallest and never comes back, inf
         for one that must not go.
-      sparsity: the final one: of N weights exactly round(sparsity N) are zero then, or those that were before.
-      progress: float32 [], how much of it is due, in [0, 1].
+      sparsity: final sparsity: of N weights exactly round(sparsity N) are zero then, or those that were before.
+      progress: float32 [], the part of it that is due, in [0, 1].
     """
     flat = jnp.concatenate([_spared(size.reshape(-1), sparsity) for size in sizes.values()])
     final = round(sparsity * flat.size)  # float32 cannot count above 2^24
     num_zeros = jnp.where(progress < 1, jnp.round(progress * final).astype(jnp.int32), final)
-    order = jnp.argsort(flat)  # stable: of equal ones the first goes first
+    order = jnp.argsort(flat)  # stable: the first of equal weights goes first
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(flat.size, dtype=order.dtype))
     kept = ((rank >= num_zeros) | jnp.isinf(flat)) & (flat >= 0)
     masks, start = {}, 0
@@ -52,7 +52,7 @@ def keep_largest(sizes: dict[str, jax.Array], sparsity: float, progress: jax.Arr
 
 
 def _spared(sizes: jax.Array, sparsity: float) -> jax.Array:
-    """A layer's sizes, inf for the largest, as far as it must keep them."""
+    """Sets the largest sizes of a layer to inf, as many as it must keep."""
     least = round(LEAST_SHARE * (1 - sparsity) * sizes.size)
     if least == 0:
         return sizes
@@ -61,11 +61,11 @@ def _spared(sizes: jax.Array, sparsity: float) -> jax.Array:
 
 
 def keep_of_each(sizes: jax.Array, kept: int, group: int) -> jax.Array:
-    """The mask that keeps the `kept` largest of every `group` inputs of a kernel [..., C, F]; group divides C.
+    """Computes a mask that keeps the `kept` largest of every `group` inputs of a kernel [..., C, F]; group divides C.
 
-    Mishra et al. 2021, "Accelerating sparse deep neural networks" (arXiv 2104.08378), for 2 of 4.
+    Mishra et al. 2021, "Accelerating sparse deep neural networks" (arXiv 2104.08378), keep 2 of 4.
     """
     *window, inputs, outputs = sizes.shape
     grouped = sizes.reshape(*window, inputs // group, group, outputs)
-    order = jnp.argsort(-grouped, axis=-2)  # stable: of equal ones the first stays
+    order = jnp.argsort(-grouped, axis=-2)  # stable: the first of equal weights stays
     return (jnp.argsort(order, axis=-2) < kept).reshape(sizes.shape) & (sizes >= 0)

@@ -1,7 +1,7 @@
-"""How each parameter of a student is represented, as its config asks, and how pruning goes on.
+"""Represents each parameter of a student as its config asks, and prunes on while it trains.
 
-A representation is a pair (params, aux): what is trained, and how it becomes the dense parameters that the network
-computes with, which `state.materialize` makes of the two. All else (loss, optimiser, checkpoints) is as in any run.
+A representation is a pair (params, aux). The run trains `params`; `state.materialize` makes of the two the dense
+parameters that the network computes with. All else (loss, optimiser, checkpoints) is as in any run.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Masks = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """How each parameter is represented, by its path.
+    """Describes how each parameter is represented, by its path.
 
-    old: parameters that the run starts with: where they are zero they were pruned, and stay so.
+    old: parameters that the run starts with; their zeros were pruned, and stay.
     sparsity: share of its weights that are zero in the end; under the scope 'global' that of all of them together.
-    bits: of a code, where weights are shared.
-    top: the largest integer, where weights are integers.
-    rounded: what is trained in bfloat16.
+    bits: bits of a code, where weights are shared.
+    top: largest integer, where weights are integers.
+    rounded: parameters that are trained in bfloat16.
     """
 
     config: CompressConfig
@@ -43,10 +43,10 @@ class Scheme:
     rounded: tuple[str, ...]
 
     def encode(self, params: Params) -> tuple[Params, Aux]:
-        """Dense parameters as this run begins with them.
+        """Represents dense parameters as this run begins with them.
 
         Returns:
-          (what is trained, what `materialize` needs to know of it), both with the paths of `params`.
+          (trained parameters, what `materialize` needs to know of them), both with the paths of `params`.
         """
         kernels = self._kernels(params)
         masks = {name: (kernel != 0) | (name not in self.old) for name, kernel in kernels.items()}
@@ -64,7 +64,7 @@ class Scheme:
         return (_replaced(params, trained) if trained else params), aux
 
     def refresh(self, params: Params, aux: Aux, step: jax.Array) -> Aux:
-        """`aux` after `step` updates: that of before, or with more zeros where the schedule says so."""
+        """Returns `aux` after `step` updates: the same, or with more zeros if the schedule says so."""
         kernels = self._kernels(params)
         masks: Masks = {name: aux[name].mask for name in kernels}
         due = pruning.is_due(step, *self._span, self.config.prune_every_steps)
@@ -73,28 +73,28 @@ class Scheme:
 
     @property
     def prunes(self) -> bool:
-        """Whether `refresh` may change anything."""
+        """Returns True if `refresh` may change anything."""
         return bool(self.sparsity) and max(self.sparsity.values()) > 0 and not self.bits
 
     @property
     def done_at(self) -> int:
-        """The step from which on the student is as sparse as it will be."""
+        """Returns the step from which on the student is as sparse as it will be."""
         return self._span[1] if self.prunes else 0
 
     @property
     def _span(self) -> tuple[int, int]:
-        """First and last step of pruning."""
+        """Returns the first and the last step of pruning."""
         begin, end = (round(share * self.total_steps) for share in (self.config.prune_begin, self.config.prune_end))
         return (end if self._group else begin), end
 
     @property
     def _group(self) -> tuple[int, int] | None:
-        """(N, M) of an N:M structure."""
+        """Returns (N, M) of an N:M structure, or None."""
         kept, colon, group = self.config.structure.partition(":")
         return (int(kept), int(group)) if colon else None
 
     def _pruned(self, kernels: dict[str, jax.Array], masks: Masks, step: jax.Array) -> Masks:
-        """Masks for the sparsity of a step; what was zero stays zero."""
+        """Computes the masks for the sparsity of a step; a weight that was zero stays zero."""
 
         def keep(sizes: dict[str, jax.Array], sparsity: float) -> Masks:
             due = pruning.progress(self.config.prune_schedule, step, *self._span, sparsity)
@@ -118,10 +118,10 @@ class Scheme:
 
 
 def make_scheme(run: Config, abstract: Params) -> Scheme:
-    """The scheme that a resolved config asks of its student's parameters, given the dense ones or their shapes.
+    """Makes the scheme that a resolved config asks for, given the student's dense parameters or their shapes.
 
     Raises:
-      ConfigError: a pattern that matches nothing.
+      ConfigError: a pattern that matches nothing, or an N:M structure that no kernel fits.
     """
     config = run.compress
     shapes = {name: leaf.shape for name, leaf in by_path(abstract).items()}
@@ -151,7 +151,7 @@ def make_scheme(run: Config, abstract: Params) -> Scheme:
 
 
 def matching(field: str, pattern: str, names: list[str]) -> list[str]:
-    """The names that `config.compress.FIELD` matches; ConfigError if it matches none."""
+    """Returns the names that `config.compress.FIELD` matches. Raises ConfigError if it matches none."""
     chosen = [name for name in names if _matches(pattern, name)]
     if not chosen:
         raise ConfigError(f"config.compress.{field}: {pattern!r} matches no kernel{nearest(pattern, names)}")
@@ -159,7 +159,7 @@ def matching(field: str, pattern: str, names: list[str]) -> list[str]:
 
 
 def by_layer(field: str, rules: tuple[str, ...], otherwise: float, names: list[str]) -> dict[str, float]:
-    """For each name the value of the first rule, such as fc1/kernel=0.9, that matches it; see `matching`."""
+    """Maps each name to the value of the first rule that matches it, such as fc1/kernel=0.9; see `matching`."""
     parsed = [rule.rpartition("=")[::2] for rule in rules]
     for pattern, _ in parsed:
         matching(field, pattern, names)
@@ -169,13 +169,13 @@ def by_layer(field: str, rules: tuple[str, ...], otherwise: float, names: list[s
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether a pattern matches a name; a factor, conv2/first/kernel, has that of its kernel, conv2/kernel, too."""
+    """Returns True if a pattern matches a name; a factor, conv2/first/kernel, also has its kernel's, conv2/kernel."""
     whole = re.sub(rf"/({'|'.join(FACTORS)})(?=/kernel$)", "", name)
     return bool(re.fullmatch(pattern, name) or re.fullmatch(pattern, whole))
 
 
 def _sizes(kernel: jax.Array, mask: jax.Array) -> jax.Array:
-    """Magnitudes for `keep_largest`; a kernel that is all zeros, as some heads begin, is new and not small."""
+    """Computes magnitudes for `keep_largest`. They are inf for a kernel of zeros: it is new, as some heads are."""
     return jnp.where(mask, jnp.where(jnp.any(kernel), jnp.abs(kernel), jnp.inf), -1)
 
 

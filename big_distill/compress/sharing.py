@@ -1,6 +1,7 @@
-"""Weight sharing: every weight that is not zero becomes one of a few values (Han et al. 2016, "Deep Compression").
+"""Shares weights: every weight that is not zero becomes one of a few values (Han et al. 2016, "Deep Compression").
 
-arXiv 1510.00149, section 3. The values are trained on: a value's gradient is the sum over the weights that have it.
+The paper is arXiv 1510.00149, section 3. The run trains the values: a value's gradient is the sum over the weights that
+have it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ NUM_ITERATIONS = 100
 
 
 def share(kernel: jax.Array, bits: int, initial: str, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """k-means in one dimension, of the weights that are not zero.
+    """Runs k-means in one dimension on the weights that are not zero.
 
     Args:
       kernel: float32, any shape.
-      bits: there are 2^bits values beside zero.
-      initial: where the values begin: 'linear' (evenly between the smallest and the largest weight: best in section
-        3.2), 'density' (evenly among the weights in order of size) or 'random' (a weight drawn from each 2^bits-th).
-      key: for 'random'.
+      bits: bits of a code: there are 2^bits values beside zero.
+      initial: first values: 'linear' (evenly between the smallest and the largest weight: best in section 3.2),
+        'density' (evenly among the weights in order of size) or 'random' (a weight drawn from each 2^bits-th).
+      key: random key for 'random'.
 
     Returns:
       (values, float32 [2^bits], rising; codes, uint16 as `kernel`: 0 is zero, i + 1 is values[i]).

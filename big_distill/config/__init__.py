@@ -1,4 +1,4 @@
-"""The config of a run: its schema, its values, its checks, and what config files call.
+"""Defines the config of a run: its schema, its values, its checks, and the functions that config files call.
 
 `Config` and its parts are in `schema`. A config file assigns to `template.template()`; `big_distill.resolve` makes a
 frozen `Config` of it.

@@ -1,4 +1,4 @@
-"""Whether one field of a config is what the schema says that it may be; an error is one line with field and value."""
+"""Checks each field of a config against the schema. An error is one line with the field and its value."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_fields(values: Any, path: str) -> None:
-    """Checks every field of a config, or of a part of it, against what the schema says that it may be.
+    """Checks every field of a config, or of a part of it, against the schema.
 
-    What `teacher.config` and `init_config` hold is not looked at: those are configs of their own. Neither are the
-    fields that a user's own model reads as it likes.
+    It does not check `teacher.config` and `init_config`, which are configs of their own. It does not check the fields
+    that a user's own model reads as it likes.
 
     Args:
       values: a frozen dataclass of the schema.
-      path: what the config calls it, such as 'config'.
+      path: its name in the config, such as 'config'.
 
     Raises:
-      ConfigError: the first field that cannot be what it is.
+      ConfigError: the first field whose value is not allowed.
     """
     own_model = isinstance(values, ModelConfig) and ":" in (values.name or "")
     for field in dataclasses.fields(values):
@@ -45,7 +45,7 @@ def check_fields(values: Any, path: str) -> None:
 
 
 def expected(field: dataclasses.Field[Any]) -> str:
-    """Words for what a field may be, such as 'one of adam, sgd' or 'at least 1'; '' for anything of its type."""
+    """Says what a field may be, such as 'one of adam, sgd' or 'at least 1'; '' for anything of its type."""
     allowed, words = field.metadata, []
     if allowed["choices"]:
         words.append(f"one of {', '.join(map(str, allowed['choices']))}")
@@ -62,7 +62,7 @@ def expected(field: dataclasses.Field[Any]) -> str:
 
 
 def mistake(field: dataclasses.Field[Any], value: Any) -> str:
-    """Says what is wrong with one value of a field, to follow 'config.field=value'; '' if it may be that."""
+    """Says what is wrong with one value of a field, to follow 'config.field=value'; '' if nothing is."""
     allowed = field.metadata
     choices, form = allowed["choices"], allowed["form"]
     if allowed["own_code"] and ":" in value:
@@ -77,16 +77,16 @@ def mistake(field: dataclasses.Field[Any], value: Any) -> str:
 
 
 def regex_mistake(pattern: str) -> str:
-    """Why a text is not a regular expression, in the words of `mistake`; '' if it is one."""
+    """Says why a text is not a regular expression, to follow it as in `mistake`; '' if it is one."""
     try:
         re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:  # the latter two: a{99999999999}, and too many brackets
+    except (re.error, OverflowError, RecursionError) as error:  # the last two: a{99999999999}, and too many brackets
         return f" is not a regular expression: {error}"
     return ""
 
 
 def _interval(text: str) -> tuple[str, str, str, str]:
-    """(opening bracket, least, greatest, closing bracket)."""
+    """Splits an interval into (opening bracket, least, greatest, closing bracket)."""
     low, high = text[1:-1].split(", ")
     return text[0], low, high, text[-1]
 

@@ -1,4 +1,4 @@
-"""The fields of a config by their dotted names: for `--help`, and for errors about them."""
+"""Finds the fields of a config by their dotted names, for `--help` and for errors about them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from big_distill.errors import ConfigError, nearest
 
 
 def fields_of(schema: Any = Config, prefix: str = "config") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """(dotted name, field, type) of every leaf of the schema; a teacher's own config is one leaf."""
+    """Yields (dotted name, field, type) of every leaf of the schema; a teacher's own config is one leaf."""
     for field in dataclasses.fields(schema):
         type_, optional = type_of(schema, field.name)
         if dataclasses.is_dataclass(type_) and not optional:
@@ -24,7 +24,7 @@ def fields_of(schema: Any = Config, prefix: str = "config") -> Iterator[tuple[st
 
 
 def describe_fields() -> str:
-    """Every field with its type, kind, default, what it may be and its meaning: the closing part of `--help`."""
+    """Describes every field at the end of `--help`: type, kind, default, allowed values and meaning."""
     lines = []
     for name, field, type_ in fields_of():
         inner = typing.get_args(type_)
@@ -36,7 +36,7 @@ def describe_fields() -> str:
 
 
 def type_at(path: str) -> Any:
-    """The type of a field by its dotted name, such as config.optimizer.lr.
+    """Finds the type of a field by its dotted name, such as config.optimizer.lr.
 
     Raises:
       ConfigError: the schema has no such field.

@@ -1,4 +1,4 @@
-"""Config files call these functions: the template they assign to, each other, their arguments, and `:smoke`."""
+"""Serves config files: makes the template they assign to, loads another one, reads arguments, shrinks to `:smoke`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from big_distill.errors import ConfigError, nearest
 
 
 def template() -> ConfigDict:
-    """A complete, locked `ConfigDict` with the schema's defaults: what a config file assigns to."""
+    """Makes a complete, locked `ConfigDict` with the schema's defaults. A config file assigns to it."""
     return _template(Config).lock()
 
 
@@ -42,7 +42,7 @@ def _template(schema: Any) -> ConfigDict:
 
 
 def load_config(path: str | pathlib.Path, arg: str = "") -> ConfigDict:
-    """`get_config(arg)` of a config file: how one config builds on another, as mnist_kd on mnist_teacher."""
+    """Calls `get_config(arg)` of a config file, so that one builds on another, as mnist_kd on mnist_teacher."""
     path = pathlib.Path(path)
     if not path.is_file():
         there = sorted(str(file) for file in path.parent.glob("*.py"))
@@ -56,7 +56,7 @@ def load_config(path: str | pathlib.Path, arg: str = "") -> ConfigDict:
 
 
 def parse_arg(arg: str | None, **defaults: str | bool) -> types.SimpleNamespace:
-    """Reads what stands behind the colon of `--config=FILE:variant=long,smoke`.
+    """Parses the text after the colon of `--config=FILE:variant=long,smoke`.
 
     Args:
       arg: comma-separated `name=value`, or `name` alone for a switch.
@@ -84,7 +84,7 @@ def parse_arg(arg: str | None, **defaults: str | bool) -> types.SimpleNamespace:
 
 
 def copied(config: ConfigDict) -> ConfigDict:
-    """A copy of a config that does not follow it, locked; unset fields keep their types, for the command line."""
+    """Copies a config, locked, so that it does not follow the old one. Unset fields keep their types for flags."""
     values = config.to_dict()
     del values["teacher"]["config"], values["init_config"]
     copy = _template(Config)
@@ -95,12 +95,12 @@ def copied(config: ConfigDict) -> ConfigDict:
 
 
 def teacher_of(config: ConfigDict, **source: Any) -> ConfigDict:
-    """A copy of a config to make the teacher's from, on the student's data (see `with_data_of`)."""
+    """Copies a config to make the teacher's of it, on the student's data (see `with_data_of`)."""
     return with_data_of(copied(config), config, **source)
 
 
 def with_data_of(teacher: ConfigDict, config: ConfigDict, **source: Any) -> ConfigDict:
-    """The same config on the data of another one, whatever those are set to later; `source` has fields of its own."""
+    """Puts a config on the data of another one, even if those are set later. `source` sets fields of its own."""
     teacher.num_classes = config.get_ref("num_classes")
     teacher.view.channels = config.view.get_ref("channels")
     for name in teacher.source:
@@ -112,7 +112,7 @@ _NUM_STAGES = {"bit": 4, "mobilenet_v3_large": 6} | {f"efficientnet_lite{i}": 7 
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """The same config shrunk, on random pixels and with a two-step teacher: runs anywhere, offline, in a minute."""
+    """Shrinks a config to random pixels and a two-step teacher. It runs anywhere, offline, in a minute."""
     small = copied(config).unlock()
     small.update(total_steps=20, total_epochs=0.0, batch_size=8, accumulate_steps=1)
     own = config.init_from == OWN_TEACHER
@@ -132,7 +132,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     if config.init_config:
         small.init_config = _two_steps(smoke(config.init_config))
     elif config.init_from and not own:
-        small.compress = _template(CompressConfig)  # shares the weights of a network that is not there
+        small.compress = _template(CompressConfig)  # it shares the weights of a network that is not there
     if (config.teacher.path or config.teacher.config) and config.teacher.path != OWN_TEACHER:
         teacher = smoke(config.teacher.config) if config.teacher.config else _supervised(small)
         small.teacher.path, small.teacher.model = None, _template(ModelConfig)
@@ -148,7 +148,7 @@ def _two_steps(config: ConfigDict) -> ConfigDict:
 
 
 def _supervised(config: ConfigDict) -> ConfigDict:
-    """The same run on labels alone."""
+    """Copies the config, to train on labels alone."""
     teacher = copied(config).unlock()
     teacher.teacher = _template(TeacherConfig)
     teacher.compress = _template(CompressConfig)

@@ -1,4 +1,4 @@
-"""The user's own objective, model or source in a config: its `module:function`, and its `NAME=VALUE` options."""
+"""Loads the user's own objective, model or source from `module:function`, and reads its `NAME=VALUE` options."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def load(name: str, field: str) -> Callable[..., Any]:
-    """Imports a function; what it raises when it is called is its author's to see, traceback and all.
+    """Imports a function. An error that it raises when it is called keeps its traceback, for its author.
 
     Args:
-      name: `module:function`, such as `my_package.losses:focal`; looked for in the working directory too.
-      field: the config field it came from, for the error.
+      name: `module:function`, such as `my_package.losses:focal`; also in the working directory.
+      field: the config field that names it, for the error.
 
     Raises:
       ConfigError: no such module or function.
@@ -32,7 +32,7 @@ def load(name: str, field: str) -> Callable[..., Any]:
 
 
 def parse_options(options: Sequence[str], defaults: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The values of options, each of the type of its default; the defaults of those that are not set.
+    """Parses options, each to the type of its default. An option that is not set keeps its default.
 
         def focal(config):      # config.objective.name = "my_losses:focal", config.objective.options = ("gamma=3",)
             gamma = parse_options(config.options, {"gamma": 2.0}, "config.objective.options")["gamma"]
@@ -40,7 +40,7 @@ def parse_options(options: Sequence[str], defaults: Mapping[str, Any], path: str
     Args:
       options: 'name=value' each, such as ('gamma=3', 'sizes=8,16').
       defaults: a bool, an integer, a float, a string or a tuple of numbers by name. An empty tuple takes floats.
-      path: what the config calls the options, for errors.
+      path: name of the options in the config, for errors.
 
     Raises:
       ConfigError: an unknown name, a name that is there twice, no '=', or a value of another type.

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from and to plain values, and what makes two configs the same run."""
+"""Converts frozen dataclasses from and to plain values, and says if two configs are the same run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _hints(schema: Any) -> dict[str, Any]:
 
 
 def type_of(schema: Any, name: str) -> tuple[Any, bool]:
-    """(the field's type without None, whether None is allowed)."""
+    """Returns (the field's type without None, True if None is allowed)."""
     hint = _hints(schema)[name]
     if typing.get_origin(hint) is types.UnionType:
         return next(a for a in typing.get_args(hint) if a is not type(None)), True
@@ -30,13 +30,13 @@ def type_of(schema: Any, name: str) -> tuple[Any, bool]:
 
 
 def freeze(schema: Any, values: Any, prefix: str) -> Any:
-    """A frozen dataclass from a mapping of plain values; missing fields take their defaults.
+    """Makes a frozen dataclass of a mapping of plain values; missing fields take their defaults.
 
     Raises:
       ConfigError: an unknown field, a wrong type, or a required field without a value.
     """
     names = [f.name for f in dataclasses.fields(schema)]
-    if not callable(getattr(values, "get", None)):  # a dictionary, or what template() made
+    if not callable(getattr(values, "get", None)):  # a dictionary or a ConfigDict has it
         raise ConfigError(f"{prefix}={values!r}: expected fields, such as {names[0]}")
     for name in list(values):
         if name not in names:
@@ -63,7 +63,7 @@ def _checked(type_: Any, value: Any, path: str) -> Any:
         if not isinstance(value, tuple | list) or not all(type(v) in (int, of)[of is str :] for v in value):
             raise ConfigError(f"{path}={value!r}: expected values of type {of.__name__}, such as {example}")
         return tuple(_checked(of, v, path) for v in value)
-    if type(value) is int and abs(value) >= 1 << 63:  # what no array holds, and repr may refuse to print
+    if type(value) is int and abs(value) >= 1 << 63:  # no array holds it, and repr may refuse to print it
         raise ConfigError(f"{path}: expected {type_.__name__}, got an integer of {value.bit_length()} bits")
     if type_ is float and type(value) is int:
         return float(value)
@@ -75,36 +75,36 @@ def _checked(type_: Any, value: Any, path: str) -> Any:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """The inverse of `to_dict`: a resolved config as a run directory keeps it."""
+    """Inverts `to_dict`: reads a resolved config as a run directory keeps it."""
     return freeze(Config, values, "config")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain, JSON-ready values; tuples as lists."""
+    """Converts a config to plain, JSON-ready values, with tuples as lists."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def leaves(config: Any, kind: str, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, value, default) of every leaf of one kind, the teacher's own config included."""
+    """Yields (dotted name, value, default) of every leaf of one kind, those of the teacher's own config too."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from leaves(value, kind, f"{prefix}{field.name}.")
-        elif field.metadata["kind"] == kind and field.name != "total_epochs":  # total_steps says it
+        elif field.metadata["kind"] == kind and field.name != "total_epochs":  # total_steps replaces it
             yield f"{prefix}{field.name}", value, field.default
 
 
 def fingerprint(config: Config) -> str:
-    """12 hexadecimal digits of a hash of the resolved maths fields, without those that have the schema's defaults.
+    """Hashes the resolved maths fields, without those that have the schema's defaults, to 12 hexadecimal digits.
 
-    So a new field leaves the fingerprints of old configs as they were.
+    A new field therefore does not change the fingerprints of old configs.
     """
     changed = {name: value for name, value, default in leaves(config, "maths") if value != default}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(before: Config, after: Config, kind: str, prefix: str = "config") -> list[str]:
-    """`config.field: old -> new` for every field of this kind that differs."""
+    """Lists `config.field: old -> new` for every field of this kind that differs."""
     old, new = ({name: value for name, value, _ in leaves(config, kind)} for config in (before, after))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return [f"{prefix}.{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names]

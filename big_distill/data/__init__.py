@@ -1,6 +1,6 @@
-"""The input of training and evaluation: sources of examples, random draws, and batches of square uint8 views.
+"""Feeds training and evaluation: opens sources of examples, makes random draws, and batches square uint8 views.
 
-A data set of your own is a `module:function`: called with (source config, split), it returns a `Source`.
+A data set of your own is a `module:function`. It is called with (source config, split) and returns a `Source`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 Example = tuple[bytes | np.ndarray, int]
-"""An encoded image, or its pixels (uint8 [H, W] or [H, W, C]); and its label, -1 without one."""
+"""Holds an encoded image, or its pixels (uint8 [H, W] or [H, W, C]), and its label. Without a label it is -1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One split of a data set. `array_source` makes it from arrays; `sources.open_source` by name.
+    """Describes one split of a data set. `array_source` makes it from arrays, and `sources.open_source` by name.
 
-    name: for messages.
-    num_examples: of this split.
-    num_classes: None when there are no labels.
-    class_names: in the order of the labels; may be empty.
-    fingerprint: changes when the examples or their order do.
-    read: ids, int64 [B] -> B examples; called from several threads.
-    example_name: id -> what a person can find it by.
+    name: name of the split in messages.
+    num_examples: number of examples in this split.
+    num_classes: number of classes; None without labels.
+    class_names: names in the order of the labels; may be empty.
+    fingerprint: text that changes when the examples or their order do.
+    read: function from ids, int64 [B], to B examples; several threads call it.
+    example_name: function from an id to a name by which a person finds the example.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Source:
 def array_source(
     name: str, images: np.ndarray, labels: np.ndarray | None = None, class_names: Sequence[str] = ()
 ) -> Source:
-    """A source of arrays in memory: images uint8 [N, H, W] or [N, H, W, C], labels int [N], a name for each class."""
+    """Makes a source of arrays: images uint8 [N, H, W] or [N, H, W, C], labels int [N], a name for each class."""
     numbers = np.full(len(images), -1) if labels is None else labels
     digest = hashlib.sha256(repr((images.shape, labels is None, tuple(class_names))).encode())
     digest.update(images.tobytes())

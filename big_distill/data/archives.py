@@ -1,8 +1,8 @@
-"""Official archives -> the TFDS set that TFDS's own builder of that name makes: no network, no TensorFlow.
+"""Makes TFDS sets from official archives, as TFDS's own builders of that name do: no network, no TensorFlow.
 
-TFDS's builders know everything about these sets (version, features, texts, upstream's URLs and checksums), but read
-and encode through `tf.io` and `tf.image`. So a subclass keeps what they know and is given its examples by this file.
-Keys are TFDS's too; it orders examples by a hash of their key, so the order is that of any other copy of the set.
+TFDS's builders know everything about these sets (version, features, texts, upstream's URLs and checksums), but they
+read and encode through `tf.io` and `tf.image`. So a subclass keeps what they know, and this file gives it the examples.
+The keys are TFDS's too. TFDS orders examples by a hash of their key, so the order is that of any other copy of the set.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from tqdm import tqdm
 from big_distill.errors import ConfigError, DataError, nearest
 from big_distill.files.checksums import sha256
 
-Example = dict[str, Any]  # 'image' is pixels, to be stored as PNG, or the bytes of an image file, stored untouched
+Example = dict[str, Any]  # 'image' holds pixels, stored as PNG, or the bytes of an image file, stored unchanged
 
-_MAX_BYTES = 1 << 31  # unpacked, of one archive; the largest are the images of Flowers-102, a sixth of that
+_MAX_BYTES = 1 << 31  # limit of one unpacked archive; the largest, Flowers-102's images, needs a sixth of it
 
 
 class Contents(NamedTuple):
-    """The examples and classes that the archives of a set hold, validated."""
+    """Holds the examples and classes of a set's archives, validated."""
 
     splits: dict[str, list[Example]]
-    class_names: list[str] | None = None  # only where TFDS, too, reads them from an archive
+    class_names: list[str] | None = None  # None unless TFDS, too, reads them from an archive
 
 
 def prepare(
     dataset: str, archives_dir: pathlib.Path, data_dir: pathlib.Path | None = None, overwrite: bool = False
 ) -> pathlib.Path:
-    """Makes the set, unless it is there already. Nothing is written before every archive was read and found good.
+    """Makes the set, unless it is there already. It reads and checks every archive before it writes anything.
 
     Args:
       dataset: one of `DATASETS`.
       archives_dir: holds the archives under upstream's names.
-      data_dir: root of all TFDS sets; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      overwrite: make it again; the old one stays until the new one is complete.
+      data_dir: root of all TFDS sets; None means $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+      overwrite: True to make it again; the old one stays until the new one is complete.
 
     Returns:
       The directory of the set, `data_dir/dataset/version`.
@@ -80,31 +80,31 @@ def prepare(
 
 
 def directory(dataset: str, data_dir: pathlib.Path | None = None) -> pathlib.Path:
-    """Where TFDS looks for the set: `data_dir/dataset/version`."""
+    """Returns the directory where TFDS looks for the set: `data_dir/dataset/version`."""
     root = data_dir or pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     return root.expanduser() / dataset / str(_upstream(dataset).VERSION)
 
 
 def is_prepared(target: pathlib.Path) -> bool:
-    """Whether this directory holds a set, whoever made it."""
+    """Returns True if this directory holds a set, whoever made it."""
     return (target / "dataset_info.json").is_file()
 
 
 def checksums(builder: tfds.core.DatasetBuilder) -> dict[str, str]:
-    """Archive name -> SHA-256 of what a set was made from; empty for a set that TFDS itself prepared."""
+    """Maps the archives of a set, by name, to their SHA-256. The result is empty if TFDS itself prepared the set."""
     sources = builder.info.as_proto.data_source_accesses
     return {source.url.url: source.url.checksum for source in sources if source.url.checksum}
 
 
 def _upstream(dataset: str) -> Any:
-    """TFDS's own builder class."""
+    """Returns TFDS's own builder class."""
     if dataset not in DATASETS:
         raise ConfigError(f"dataset {dataset!r} cannot be prepared from archives{nearest(dataset, DATASETS)}")
     return tfds.builder_cls(dataset)
 
 
 def _find(dataset: str, archives_dir: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Archive name -> path, for all archives of the set."""
+    """Finds all archives of the set, and maps their names to their paths."""
     urls = {info.filename: url for url, info in _upstream(dataset).url_infos.items()}
     files = {name: archives_dir / name for name in sorted(urls)}
     if missing := [name for name, path in files.items() if not path.is_file()]:
@@ -113,7 +113,7 @@ def _find(dataset: str, archives_dir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _sums(dataset: str, files: Mapping[str, pathlib.Path]) -> dict[str, str]:
-    """Archive name -> SHA-256; one that differs from upstream's is worth a warning."""
+    """Maps archive names to their SHA-256, and warns of each that differs from upstream's."""
     sums = {name: sha256(path) for name, path in files.items()}
     for info in _upstream(dataset).url_infos.values():
         path, found = files[info.filename], sums[info.filename]
@@ -136,11 +136,11 @@ def _write(dataset: str, contents: Contents, sums: Mapping[str, str], root: str)
             for index, example in enumerate(examples):
                 image = example["image"]
                 if isinstance(image, np.ndarray):
-                    image = Image.fromarray(image)  # TFDS encodes an array with TensorFlow, but a PIL image without
+                    image = Image.fromarray(image)  # TFDS needs TensorFlow for an array, but not for a PIL image
                 yield example.get("file_name", index), example | {"image": image}
                 bar.update()
 
-    tfds.disable_progress_bar()  # it does not know the total
+    tfds.disable_progress_bar()  # TFDS's bar does not know the total
     with (
         contextlib.redirect_stdout(io.StringIO()),  # TFDS prints lines about a download, with the temporary path
         tqdm(total=sum(map(len, contents.splits.values())), desc=dataset, unit=" examples", disable=None) as bar,
@@ -149,13 +149,13 @@ def _write(dataset: str, contents: Contents, sums: Mapping[str, str], root: str)
         if contents.class_names:
             builder.info.features["label"].names = contents.class_names
         for archive, checksum in sums.items():
-            builder.info.add_url_access(archive, checksum)  # not upstream's URL: the file may be another
+            builder.info.add_url_access(archive, checksum)  # the name, not upstream's URL: the file may be another
         builder.download_and_prepare()
     return pathlib.Path(builder.data_dir)
 
 
 def _read_mnist(files: Mapping[str, pathlib.Path]) -> Contents:
-    """MNIST and Fashion-MNIST: an IDX file of images `[N, 28, 28]` and one of labels `[N]` for each split."""
+    """Reads MNIST or Fashion-MNIST: each split has an IDX file of images `[N, 28, 28]` and one of labels `[N]`."""
     splits = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         image_file, label_file = files[f"{prefix}-images-idx3-ubyte.gz"], files[f"{prefix}-labels-idx1-ubyte.gz"]
@@ -168,7 +168,7 @@ def _read_mnist(files: Mapping[str, pathlib.Path]) -> Contents:
 
 
 def _read_idx(path: pathlib.Path, *item_shape: int) -> np.ndarray:
-    """The unsigned bytes `[N, *item_shape]` of an IDX file: big-endian magic number and dimensions, then the items."""
+    """Reads the bytes `[N, *item_shape]` of an IDX file: big-endian magic number and shape, then unsigned items."""
     with _reading(path), gzip.open(path) as file:
         data = file.read(_MAX_BYTES + 1)
         _check_unpacked(len(data))
@@ -186,7 +186,7 @@ def _read_idx(path: pathlib.Path, *item_shape: int) -> np.ndarray:
 
 
 def _read_cifar10(files: Mapping[str, pathlib.Path]) -> Contents:
-    """CIFAR-10, binary version: rows of one byte of label and 3 x 32 x 32 of pixels, channels first."""
+    """Reads CIFAR-10, binary version. A row is one byte of label and 3 x 32 x 32 bytes of pixels, channels first."""
     (path,) = files.values()
     batches = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
     meta = "batches.meta.txt"
@@ -209,7 +209,7 @@ def _read_cifar10(files: Mapping[str, pathlib.Path]) -> Contents:
 
 
 def _read_flowers(files: Mapping[str, pathlib.Path]) -> Contents:
-    """Oxford Flowers-102: JPEG files; labels, from 1, of the images, from 1; and the images of each split."""
+    """Reads Oxford Flowers-102: JPEG files, labels, and the images of each split. Labels and images count from 1."""
     images_file, labels_file, splits_file = (files[n] for n in ("102flowers.tgz", "imagelabels.mat", "setid.mat"))
     (labels,) = _read_mat(labels_file, "labels")
     train, test, validation = _read_mat(splits_file, "trnid", "tstid", "valid")
@@ -231,7 +231,7 @@ def _read_flowers(files: Mapping[str, pathlib.Path]) -> Contents:
 
 
 def _read_mat(path: pathlib.Path, *names: str) -> list[np.ndarray]:
-    """Row vectors of integers `[1, N]` of a MATLAB file, each as `[N]`."""
+    """Reads row vectors of integers `[1, N]` from a MATLAB file, each as `[N]`."""
     with _reading(path):
         variables = scipy.io.loadmat(path)
     for name in names:
@@ -242,7 +242,7 @@ def _read_mat(path: pathlib.Path, *names: str) -> list[np.ndarray]:
 
 
 def _read_members(path: pathlib.Path, folder: str, names: Iterable[str]) -> dict[str, bytes]:
-    """The named files of a tar archive, read in one pass into memory; nothing is extracted."""
+    """Reads the named files of a tar archive into memory in one pass. It extracts nothing."""
     wanted = {folder + name: name for name in names}
     found: dict[str, bytes] = {}
     unpacked = 0
@@ -269,7 +269,7 @@ def _check_range(path: pathlib.Path, what: str, values: np.ndarray, low: int, hi
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Names the archive in whatever its reader raises."""
+    """Turns any error of an archive's reader into a DataError that names the archive."""
     try:
         yield
     except Exception as error:  # gzip, tarfile and scipy.io raise a dozen kinds on damaged files

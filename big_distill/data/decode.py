@@ -1,4 +1,4 @@
-"""Decodes images: from bytes or an array to pixels, under one policy for every kind."""
+"""Decodes images from bytes or an array to pixels, under one policy for every kind."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 class BadImage(Exception):
-    """Bytes or an array that cannot be read as an image; the message says why."""
+    """Says why bytes or an array cannot be read as an image."""
 
 
 PartFn = Callable[[int, int], Part]
-"""(height, width) of a whole image -> the part that is wanted of it"""
+"""Maps (height, width) of a whole image to the part that is wanted of it."""
 
 
 class Decoded(NamedTuple):
-    """An image or a part of one, perhaps at a fraction of its size.
+    """Holds an image or a part of one, perhaps at a fraction of its size.
 
-    pixels: uint8 [H, W, C]. At a reduction each is about the mean of a block, of those blocks that lie within the part.
-    height, width: of the whole image, in its own pixels.
-    top, left: of the part, in blocks of `reduction` pixels.
-    intact: it is a plain JPEG whose file was read to its end without a fault, now or before, and no decoder of parts
-      refused it now.
+    pixels: uint8 [H, W, C]. At a reduction each pixel is about the mean of one block that lies within the part.
+    height, width: size of the whole image, in its own pixels.
+    top, left: corner of the part, in blocks of `reduction` pixels.
+    intact: True for a plain JPEG whose file was read to its end without a fault, now or before, unless a decoder of
+      parts refused it now.
     """
 
     pixels: np.ndarray
@@ -47,9 +47,9 @@ class Decoded(NamedTuple):
 def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
     """Reads one image under one policy, whatever kind of JPEG, PNG, GIF, WebP, BMP, TIFF or PPM it is.
 
-    It takes the first frame of an animation, turns it as its EXIF orientation says, lays transparent pixels over white,
-    scales 16-bit grey to 8 bits, converts CMYK, palettes and other colour spaces through RGB, repeats grey into three
-    channels, and makes grey of colour as ITU-R 601 luma.
+    It takes the first frame of an animation, turns it as its EXIF orientation says, and lays transparent pixels over
+    white. It scales 16-bit grey to 8 bits, and converts CMYK, palettes and other colour spaces through RGB. It repeats
+    grey into three channels, and converts colour to grey as ITU-R 601 luma.
 
     Args:
       data: an encoded image, or uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (the last with alpha).
@@ -67,15 +67,15 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
 def decode_part(
     data: bytes | np.ndarray, channels: int, part_fn: PartFn, known_size: tuple[int, int] | None = None
 ) -> Decoded:
-    """Reads the part of an image that `part_fn` wants, in the pixels of `decode`; at a reduction, in about those.
+    """Reads the part of an image that `part_fn` wants. The pixels are those of `decode`, at a reduction about those.
 
-    Less work is done for a plain JPEG: in colour (for 3 channels) or grey, upright, and without a fault.
+    A plain JPEG takes less work. It is in colour (for 3 channels) or grey, upright, and without a fault.
 
     Args:
-      data, channels: as in `decode`.
-      part_fn: is told the size of the image as it is shown.
-      known_size: (height, width) of data that were found `intact` before. Otherwise all of a file is read, so that
-        whether an image is damaged does not depend on the part.
+      data, channels: arguments of `decode`.
+      part_fn: function of the size of the image as it is shown.
+      known_size: (height, width) of data that were found `intact` before. Without it all of a file is read, so that
+        the part does not decide whether an image counts as damaged.
     """
     if isinstance(data, np.ndarray):
         return _cut_whole(_from_array(data, channels), part_fn)
@@ -107,7 +107,7 @@ def _read(data: bytes, channels: int, part_fn: PartFn) -> Decoded:
 
 
 def _is_plain_jpeg(image: Image.Image, channels: int) -> bool:
-    modes = ("RGB", "L") if channels == 3 else ("L",)  # grey of colour is what Pillow makes of RGB
+    modes = ("RGB", "L") if channels == 3 else ("L",)  # Pillow converts colour to grey, from RGB
     return image.format == "JPEG" and image.mode in modes and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 

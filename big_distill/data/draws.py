@@ -1,8 +1,8 @@
-"""Everything random of a training run's input, as a pure function of (seed, step).
+"""Draws all random numbers of a training run's input, as a pure function of (seed, step).
 
-The draws are of the *global* batch and every process makes all of them: they do not depend on the number of devices or
-processes, and a resumed run goes on exactly where it stopped, because `state.step` is the whole position. Philox is
-counter-based, so any step is reached at once: the key is (seed, purpose), the counter's top word the step or epoch.
+The draws are of the *global* batch, and every process makes all of them. They do not depend on the number of devices or
+processes. A resumed run goes on exactly where it stopped, because `state.step` is the whole position. Philox is
+counter-based, so any step is reached at once. Its key is (seed, purpose). Its counter's top word is the step or epoch.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 NUM_ATTEMPTS = 10
 ASPECTS = (3 / 4, 4 / 3)  # width / height of an inception crop
 
-# Purposes. A new one is appended: renumbering would change every run's stream.
+# Purposes of the draws. Append a new one at the end: renumbering would change every run's stream.
 _ORDER, _STUDENT, _TEACHER, _MIXUP = range(4)
 _BRANCHES = {"student": _STUDENT, "teacher": _TEACHER}
 
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """The random numbers of one step, or of a part of its batch.
+    """Holds the random numbers of one step, or of a part of its batch.
 
     ids: int64 [B], examples of the training split.
     attempts: float64 [B, 10, 2], uniform in [0, 1): an inception crop's (size, aspect), attempt by attempt.
-    offset: float64 [B, 2], uniform in [0, 1): where the crop lies, (down, right).
-    flip: bool [B], mirror left to right.
+    offset: float64 [B, 2], uniform in [0, 1): position of the crop, (down, right).
+    flip: bool [B], True to mirror left to right.
     lam: float32, mixup's lambda in [0.5, 1], one for the global batch.
     """
 
@@ -38,19 +38,19 @@ class Draws:
     lam: np.float32
 
     def part(self, start: int, stop: int) -> Draws:
-        """The draws of examples `start` to `stop` of the batch, e.g. of one process."""
+        """Returns the draws of examples `start` to `stop` of the batch, e.g. those of one process."""
         part = slice(start, stop)
         return Draws(self.ids[part], self.attempts[part], self.offset[part], self.flip[part], self.lam)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """The order and the augmentations of a run.
+    """Chooses the order and the augmentations of a run.
 
-    Every epoch is one permutation of the split and batches run on across the end of an epoch: example `i` of step `s`
-    is number `p = s * batch_size + i` of the stream and lies in epoch `p // num_examples`. The batch size is global.
+    Every epoch is one permutation of the split. Batches run on across the end of an epoch. Example `i` of step `s` is
+    number `p = s * batch_size + i` of the stream and lies in epoch `p // num_examples`. The batch size is global.
 
-    mixup: lambda ~ Beta(mixup, mixup), folded to max(lambda, 1 - lambda); 0: lambda is always 1.
+    mixup: parameter of lambda ~ Beta(mixup, mixup), folded to max(lambda, 1 - lambda); 0 makes lambda always 1.
     """
 
     seed: int
@@ -59,7 +59,7 @@ class Stream:
     mixup: float
 
     def ids(self, step: int) -> np.ndarray:
-        """Examples of a step, int64 [B]."""
+        """Lists the examples of a step, int64 [B]."""
         position = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
         epoch, index = np.divmod(position, self.num_examples)
         ids = np.empty(self.batch_size, np.int64)
@@ -69,9 +69,9 @@ class Stream:
         return ids
 
     def draws(self, step: int, branch: str = "student") -> Draws:
-        """All draws of a step, from 0.
+        """Makes all draws of a step. Steps count from 0.
 
-        The branch 'teacher' has a second, independent crop and flip of the same examples under the same lambda.
+        The branch 'teacher' has a second, independent crop and flip of the same examples, and the same lambda.
         """
         random = _generator(self.seed, _BRANCHES[branch], step)
         attempts = random.random((self.batch_size, NUM_ATTEMPTS, 2))
@@ -90,9 +90,9 @@ def _generator(seed: int, purpose: int, index: int) -> np.random.Generator:
 
 @functools.lru_cache(maxsize=8)
 def permutation(seed: int, num_examples: int, epoch: int) -> np.ndarray:
-    """The order of one epoch: int64 [num_examples], read-only.
+    """Draws the order of one epoch: int64 [num_examples], read-only.
 
-    Sorted uniforms rather than `Generator.permutation`, whose stream NumPy does not promise to keep between versions.
+    It sorts uniforms, because NumPy does not promise to keep the stream of `Generator.permutation` between versions.
     """
     order = np.argsort(_generator(seed, _ORDER, epoch).random(num_examples), kind="stable")
     order.setflags(write=False)
@@ -102,15 +102,16 @@ def permutation(seed: int, num_examples: int, epoch: int) -> np.ndarray:
 def inception_boxes(
     draws: Draws, heights: np.ndarray, widths: np.ndarray, area: tuple[float, float] = (0.05, 1.0)
 ) -> np.ndarray:
-    """Random crops in whole pixels (Szegedy et al. 2015, "Going deeper with convolutions", section 6).
+    """Computes random crops in whole pixels (Szegedy et al. 2015, "Going deeper with convolutions", section 6).
 
     This is TensorFlow's `sample_distorted_bounding_box`, which the papers' code calls. It draws an aspect uniform in
-    [3/4, 4/3], then a *height* uniform among those for which the area is allowed and the box fits, so the area itself
-    is not uniform. The first attempt that fits wins; when none does (in a ribbon of an image), the largest central box
-    of such an aspect does.
+    [3/4, 4/3]. Then it draws a *height* uniform among those for which the area is allowed and the box fits, so the area
+    itself is not uniform. The first attempt that fits is taken. If none fits (the image is very long and narrow), the
+    largest central box of such an aspect is taken.
 
     Args:
-      draws: of B examples, of images of these sizes, int [B], in pixels.
+      draws: draws of B examples.
+      heights, widths: sizes of their images, int [B], in pixels.
       area: least and greatest share of the image's area.
 
     Returns:
@@ -124,7 +125,7 @@ def inception_boxes(
     high = np.minimum(np.minimum(np.rint(np.sqrt(most / aspect)), image_height), widest)
     low = np.minimum(np.rint(np.sqrt(least / aspect)), high)
     height = low + np.floor(size * (high - low + 1))
-    # Rounding can leave the area just outside: one pixel more or less may bring it back.
+    # Rounding can move the area slightly outside its limits. One pixel more or less may bring it back.
     height += height * np.rint(height * aspect) < least
     height -= height * np.rint(height * aspect) > most
     width = np.rint(height * aspect)

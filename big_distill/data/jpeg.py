@@ -1,4 +1,4 @@
-"""Decodes JPEGs by libjpeg-turbo, faster than Pillow, to its pixels: whole, at a fraction of their size, or a part."""
+"""Decodes JPEGs by libjpeg-turbo to Pillow's pixels, but faster: whole, at a fraction of their size, or a part."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import simplejpeg
 from absl import logging
 
 REDUCTIONS = (8, 4, 2, 1)
-"""Sides of the blocks that a JPEG, whose blocks are 8 x 8, can be decoded to a pixel each."""
+"""Sides, in pixels, of the blocks that can be decoded to one pixel each. A JPEG's own blocks are 8 x 8."""
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels."""
+    """Describes a part of an image, in pixels."""
 
     top: int
     left: int
@@ -25,7 +25,7 @@ class Box(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of an image, in its pixels, or all of it, at one of `REDUCTIONS`, which a plain JPEG alone heeds."""
+    """Describes a box in the pixels of an image, or all of it, at one of `REDUCTIONS`. Only a plain JPEG is reduced."""
 
     box: Box | None = None
     reduction: int = 1
@@ -35,7 +35,7 @@ _SCRATCH_BYTES = 1 << 24  # a larger image gets memory of its own, which is not 
 
 
 class _Scratch(threading.local):
-    """Room for an image that is cut at once: memory that is fresh for every image costs page faults."""
+    """Holds memory for an image that is cut at once. Fresh memory for every image would cost page faults."""
 
     def __init__(self) -> None:
         self._room = np.empty(0, np.uint8)
@@ -52,14 +52,14 @@ _scratch = _Scratch()
 
 
 def decode(data: bytes, channels: int, height: int, width: int, part: Part) -> np.ndarray | None:
-    """Decodes a part of a JPEG that is upright and, for 3 channels, in colour or grey, for 1 grey.
+    """Decodes a part of a JPEG that is upright. For 3 channels it is in colour or grey, for 1 channel it is grey.
 
     `height` and `width` are those of the whole image. The reduced inverse DCT costs less and antialiases. All of the
-    file is read, so that a fault is found wherever the box is.
+    file is read, so a fault is found wherever the box is.
 
     Returns:
-      uint8 [H, W, channels], or None if the file has a fault. H is ceil(height / part.reduction) of the whole, or else
-      what `blocks_within` says.
+      uint8 [H, W, channels], or None if the file has a fault. Without a box H is ceil(height / part.reduction), else
+      the height that `blocks_within` returns.
     """
     height, width = -(-height // part.reduction), -(-width // part.reduction)
     room = _scratch.room(height * width * channels) if part.box else None
@@ -74,15 +74,15 @@ def decode(data: bytes, channels: int, height: int, width: int, part: Part) -> n
 
 
 def can_be_alone(part: Part) -> bool:
-    """Whether `decode_alone` may be asked for it."""
-    # Of a box 1 px wide nvImageCodec 0.9 and libjpeg-turbo's whole decode upsample the chroma differently.
+    """Returns True if `decode_alone` may be asked for this part."""
+    # nvImageCodec 0.9 and libjpeg-turbo's whole decode upsample the chroma of a box 1 px wide differently.
     return part.box is not None and part.box.width > 1 and part.reduction == 1 and part_decoder() is not None
 
 
 def decode_alone(data: bytes, channels: int, part: Part) -> np.ndarray | None:
-    """Decodes a part that `can_be_alone` of an intact JPEG to the pixels of `decode`, and nothing below or beside it.
+    """Decodes a part that `can_be_alone`, of an intact JPEG, to the pixels of `decode`; nothing below or beside it.
 
-    Returns None if the decoder of the extra `jpeg` refuses: there is a fault, or something that is none to `decode`.
+    Returns None if the decoder of the extra `jpeg` refuses: it finds a fault, perhaps one that `decode` accepts.
     """
     decode_box = part_decoder()
     assert decode_box and part.box
@@ -91,7 +91,7 @@ def decode_alone(data: bytes, channels: int, part: Part) -> np.ndarray | None:
 
 
 def cut(pixels: np.ndarray, part: Part) -> np.ndarray:
-    """A copy of the pixels within `part.box`, of an image at `part.reduction`."""
+    """Copies the pixels within `part.box` of an image at `part.reduction`. Without a box it returns them uncopied."""
     if part.box is None:
         return pixels
     top, left, height, width = blocks_within(part.box, part.reduction)
@@ -99,7 +99,7 @@ def cut(pixels: np.ndarray, part: Part) -> np.ndarray:
 
 
 def largest_reduction(box: Box, size: int) -> int:
-    """The largest of `REDUCTIONS` of whose blocks at least `size` a side lie within the box: so nothing is enlarged."""
+    """Chooses the largest of `REDUCTIONS` that leaves `size` blocks a side in the box, to enlarge nothing; else 1."""
     for reduction in REDUCTIONS:
         _, _, height, width = blocks_within(box, reduction)
         if min(height, width) >= size:
@@ -108,13 +108,13 @@ def largest_reduction(box: Box, size: int) -> int:
 
 
 def blocks_within(box: Box, reduction: int) -> Box:
-    """The blocks, of `reduction` pixels a side, that lie within a box of pixels."""
+    """Finds the blocks, of `reduction` pixels a side, that lie within a box of pixels."""
     top, left = -(-box.top // reduction), -(-box.left // reduction)
     return Box(top, left, (box.top + box.height) // reduction - top, (box.left + box.width) // reduction - left)
 
 
 def union(boxes: list[Box]) -> Box:
-    """The smallest box that holds them all."""
+    """Returns the smallest box that holds all of them."""
     top, left = min(box.top for box in boxes), min(box.left for box in boxes)
     bottom, right = max(box.top + box.height for box in boxes), max(box.left + box.width for box in boxes)
     return Box(top, left, bottom - top, right - left)
@@ -122,9 +122,9 @@ def union(boxes: list[Box]) -> Box:
 
 @functools.cache
 def part_decoder() -> Callable[..., np.ndarray | None] | None:
-    """`jpeg_parts.decode_box`; None without the extra `jpeg` or, after a warning, if that does not work here.
+    """Returns `jpeg_parts.decode_box`, or None without the extra `jpeg`, or, with a warning, if it does not work here.
 
-    Importing it silences the standard error of the whole process: better called before there are threads.
+    The import silences the standard error of the whole process, so call this before there are threads.
     """
     try:
         from big_distill.data import jpeg_parts
@@ -144,7 +144,7 @@ def part_decoder() -> Callable[..., np.ndarray | None] | None:
 
 
 def _decodes_to_the_same(decode_box: Callable[..., np.ndarray | None]) -> bool:
-    """Whether both give the same pixels of an image of noise: other versions may upsample the chroma otherwise."""
+    """Returns True if both decode noise to the same pixels. Other versions may upsample the chroma differently."""
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     data, box = simplejpeg.encode_jpeg(image, colorsubsampling="420"), Box(7, 19, 30, 27)
     ours, theirs = decode(data, 3, 48, 64, Part(box)), decode_box(data, 3, *box)

@@ -1,4 +1,4 @@
-"""Makes batches of a source: every process its contiguous part of the global batch.
+"""Makes batches of a source. Every process makes its contiguous part of the global batch.
 
 One grain element is one chunk: the batches that are sent together, mostly one. A training split is read in one of the
 three ways of `splits`.
@@ -28,14 +28,14 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 def abstract_draws(view: ViewConfig, batch_size: int) -> Shapes:
-    """Shapes and dtypes of a global training chunk of one step, of a resident split: draws alone."""
+    """Returns shapes and dtypes of a global training chunk of one step, from a resident split: it holds only draws."""
     stream, size = Stream(0, 1, batch_size, 0.0), np.ones(1, np.int64)
     batch = _read(ResidentSplit(size, size, view), stream, 0, (0, batch_size))
     return {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in batch.items()}
 
 
 def abstract_chunk(view: ViewConfig, batch_size: int, labelled: bool) -> Shapes:
-    """The same of a chunk whose pixels the host sends."""
+    """Returns shapes and dtypes of a global training chunk of one step whose pixels the host sends."""
     drawn, shape = abstract_draws(view, batch_size), (1, batch_size)
     chunk = {name: drawn[name] for name in ("step", "lam")}
     for branch in ("", "teacher_"):
@@ -45,17 +45,17 @@ def abstract_chunk(view: ViewConfig, batch_size: int, labelled: bool) -> Shapes:
 
 
 def abstract_eval_batch(view: ViewConfig, batch_size: int, labelled: bool) -> Shapes:
-    """The same of a global evaluation batch."""
+    """Returns shapes and dtypes of a global evaluation batch."""
     batch = {"pixels": jax.ShapeDtypeStruct((batch_size, *view_shape(view)), np.uint8)}
     batch["mask"] = jax.ShapeDtypeStruct((batch_size,), np.bool_)
     return batch | ({"label": jax.ShapeDtypeStruct((batch_size,), np.int32)} if labelled else {})
 
 
 class TrainPipeline:
-    """Training batches, from any step on; `stream` is their order and augmentations."""
+    """Makes training batches, from any step on. `stream` is their order and augmentations."""
 
     def __init__(self, config: Config, source: Source, process_index: int = 0, process_count: int = 1):
-        """Decodes nothing yet. `config` is a resolved one."""
+        """Decodes nothing yet. `config` must be resolved."""
         self.stream = Stream(config.seed, source.num_examples, config.batch_size, config.view.mixup or 0.0)
         self._total_steps, self._steps_per_dispatch = config.total_steps, config.steps_per_dispatch
         self._view, self._options = config.view, config.source
@@ -65,9 +65,9 @@ class TrainPipeline:
 
     @functools.cached_property
     def _split(self) -> CachedSplit | StreamedSplit:
-        """The split as the host reads it, in memory if it fits.
+        """Opens the split as the host reads it, in memory if it fits.
 
-        `view.reduced_decoding` gives other pixels: such a split is always streamed, so that the memory of a host does
+        `view.reduced_decoding` gives other pixels. Such a split is always streamed, so that the memory of a host does
         not change what is learned.
         """
         view, limit = self._view, self._options.cache_bytes
@@ -76,30 +76,30 @@ class TrainPipeline:
 
     @functools.cached_property
     def _drawn(self) -> ResidentSplit:
-        """The split once it is on the devices."""
-        assert isinstance(self._split, CachedSplit)  # `resident` has seen to that
+        """Opens the split that is on the devices."""
+        assert isinstance(self._split, CachedSplit)  # else `resident` has raised DataError
         return ResidentSplit(self._split.images.heights, self._split.images.widths, self._view)
 
     @property
     def bad(self) -> tuple[str, ...]:
-        """Names of the images found unreadable so far; each was replaced by the next one, with that one's label."""
+        """Names the images found unreadable so far. Each was replaced by the next readable one and its label."""
         return self._reader.bad
 
     def example_names(self, step: int) -> list[str]:
-        """Names of the examples of a step's global batch."""
+        """Names the examples of a step's global batch."""
         return [self.source.example_name(int(i)) for i in self.stream.ids(step)]
 
     def chunks(self, start_step: int) -> Iterator[HostBatch]:
-        """This process's part of every chunk from `start_step` to the end of the run.
+        """Makes this process's part of every chunk from `start_step` to the end of the run.
 
-        Decodes the split first if it fits.
+        It decodes the split first if that fits.
 
         Yields:
-          The batches of `steps_per_dispatch` steps, or of those up to the next multiple of it or to the end, with
-          `state.Batch`'s keys: [K, ...], or [K, B, ...].
+          The batches of `steps_per_dispatch` steps, or of fewer, up to the next multiple of it or to the end. The keys
+          are those of `state.Batch`, the shapes [K, ...] or [K, B, ...].
         """
         make = self.draw if self._options.resident else self.batch
-        _ = self._drawn if self._options.resident else self._split  # here, before several threads want it
+        _ = self._drawn if self._options.resident else self._split  # made here, before several threads want it
         every = self._steps_per_dispatch
         chunks = range(start_step // every, -(-self._total_steps // every) if start_step < self._total_steps else 0)
 
@@ -114,7 +114,7 @@ class TrainPipeline:
         return _prefetched(chunks, chunk, self._options.num_threads, ahead)
 
     def resident(self) -> Resident | None:
-        """The decoded split, for every device; None if it stays on the host.
+        """Returns the decoded split for every device, or None if it stays on the host.
 
         Raises:
           DataError: it takes more than `cache_bytes`.
@@ -124,24 +124,24 @@ class TrainPipeline:
         return splits.on_devices(self._split, self.source.name, self._options.cache_bytes)
 
     def forget_pixels(self) -> None:
-        """Frees the decoded split, once it is on the devices: from here on there are only draws."""
+        """Frees the decoded split once it is on the devices. From then on there are only draws."""
         _ = self._drawn  # keeps the sizes of the images
         del self._split
 
     def batch(self, step: int) -> HostBatch:
-        """This process's part of one batch, its pixels made here."""
+        """Makes this process's part of one batch, with its pixels."""
         return _read(self._split, self.stream, step, self._part)
 
     def draw(self, step: int) -> HostBatch:
-        """This process's part of one batch, its pixels to be made from a `Resident` split."""
+        """Makes this process's part of one batch. A device makes its pixels later from a `Resident` split."""
         return _read(self._drawn, self.stream, step, self._part)
 
 
 class EvalPipeline:
-    """The central views of a split, every example once; iterate as often as you like.
+    """Makes the central views of a split, every example once. Iterate over it as often as you like.
 
     A batch has `pixels`, `mask` and, from a labelled source, `label`. `mask` is False for the padding of the last batch
-    and for images that cannot be read. Every process yields `num_batches` batches of one shape; they are kept after the
+    and for images that cannot be read. Every process yields `num_batches` batches of one shape. They are kept after the
     first pass if they fit `cache_bytes`.
     """
 
@@ -154,7 +154,7 @@ class EvalPipeline:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """`batch_size` is global; of `options` only the cosmetic fields are read."""
+        """Reads only the cosmetic fields of `options`. `batch_size` is global."""
         self.num_batches = -(-source.num_examples // batch_size)
         self.source, self._view, self._options, self._batch_size = source, view, options, batch_size
         self._part = _part(batch_size, process_index, process_count)
@@ -163,7 +163,7 @@ class EvalPipeline:
 
     @property
     def bad(self) -> tuple[str, ...]:
-        """Names of the images found unreadable so far; they are masked out."""
+        """Names the images found unreadable so far. They are masked out."""
         return self._reader.bad
 
     def __iter__(self) -> Iterator[HostBatch]:
@@ -211,7 +211,7 @@ def _read(split: Split, stream: Stream, step: int, part: tuple[int, int]) -> Hos
 
 
 def _part(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
-    """Start and stop of a process's examples within a global batch."""
+    """Returns the start and stop of a process's examples within a global batch."""
     size, rest = divmod(batch_size, process_count)
     if rest:
         raise ValueError(f"batch_size={batch_size} is not divisible by process_count={process_count}")

@@ -1,4 +1,4 @@
-"""Decodes the images of a source, and counts those that cannot be; a whole split into memory, if it fits."""
+"""Decodes the images of a source, and counts the unreadable ones. Decodes a whole split into memory, if it fits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from big_distill.data.resample import Ragged
 from big_distill.errors import DataError
 
 RowPartFn = Callable[[int, int, int], Part]
-"""(row of the batch, height, width) -> the part that is wanted of the image"""
+"""Maps (row of the batch, height, width) to the part that is wanted of the image."""
 
 
 def whole(row: int, height: int, width: int) -> Part:
-    """All of every image, a `RowPartFn`."""
+    """Asks for all of every image. It is a `RowPartFn`."""
     return Part()
 
 
@@ -31,9 +31,9 @@ _SAMPLE = 64  # images from which the decoded size of a split is estimated
 
 
 class Reader:
-    """Decodes the examples of a source and keeps count of those that cannot be.
+    """Decodes the examples of a source and counts those that cannot be decoded.
 
-    All of an image is read when it first comes: later a part of it will do.
+    It reads all of an image the first time. Later it may read only a part.
     """
 
     def __init__(self, source: Source, channels: int, max_bad_fraction: float):
@@ -42,22 +42,22 @@ class Reader:
         self._max_bad_fraction = max_bad_fraction
         self._bad: dict[int, str] = {}
         self._sizes = np.zeros((source.num_examples, 2), np.int32)
-        self._refused: set[int] = set()  # by the decoder of parts: it is not asked again, every epoch in vain
+        self._refused: set[int] = set()  # ids that the decoder of parts refused: it is not asked again
         self._lock = threading.Lock()
 
     @property
     def bad(self) -> tuple[str, ...]:
-        """Names of the images found unreadable so far."""
+        """Names the images found unreadable so far."""
         return tuple(self._bad.values())
 
     def sizes(self, ids: np.ndarray) -> np.ndarray:
-        """Heights and widths of plain JPEGs that came before, int64 [B, 2]; zeros of other images."""
+        """Returns heights and widths of plain JPEGs that came before, int64 [B, 2], and zeros for other images."""
         return self._sizes[ids].astype(np.int64)
 
     def decoded(
         self, ids: np.ndarray, part_fn: RowPartFn = whole, first_row: int = 0
     ) -> Iterator[tuple[Decoded | None, int]]:
-        """(image, label) of each id; None for an image that cannot be read."""
+        """Yields (image, label) of each id. An image that cannot be read is None."""
         for row, (id_, (data, label)) in enumerate(zip(ids.tolist(), self.source.read(ids), strict=True), first_row):
             image, (height, width) = None, self._sizes[id_].tolist()
             known_size = (height, width) if height and id_ not in self._refused else None
@@ -72,7 +72,7 @@ class Reader:
             yield image, label
 
     def replacing(self, ids: np.ndarray, part_fn: RowPartFn) -> Iterator[tuple[Decoded, int]]:
-        """(image, label) of each id, or of the next one that can be read."""
+        """Yields (image, label) of each id, or of the next one that can be read."""
         for row, (id_, (image, label)) in enumerate(zip(ids.tolist(), self.decoded(ids, part_fn), strict=True)):
             while image is None:
                 id_ = (id_ + 1) % self.source.num_examples
@@ -93,7 +93,7 @@ class Reader:
 
 
 def load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, np.ndarray] | None:
-    """Decodes a whole split: images and labels int32 [N], of a bad image those of the next readable one.
+    """Decodes a whole split to images and labels, int32 [N]. The next readable example replaces a bad one.
 
     Returns None if they take more than `cache_bytes`.
     """

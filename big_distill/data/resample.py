@@ -1,4 +1,4 @@
-"""Resamples images of any sizes to square uint8 views: crop, resize and flip in one gather."""
+"""Resamples images of any size to square uint8 views. Crop, resize and flip are one gather."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 
 from big_distill.data.decode import Decoded
 
-# Float32 values that a resize works on at a time: few enough to stay in a core's cache, which is worth 2-4x.
+# A resize works on so many float32 values at a time. They stay in a core's cache, which makes it 2-4x faster.
 _CHUNK_VALUES = 400_000
-_SINGLE_VALUES = 20_000  # in views of more values images are worked on one by one: 1.7x at 128 x 128 x 3
-_GROUP_BYTES = 1 << 25  # decoded images that are transformed together when they are read batch by batch
+_SINGLE_VALUES = 20_000  # views of more values are made one by one: 1.7x faster at 128 x 128 x 3
+_GROUP_BYTES = 1 << 25  # size of the decoded images that `pack_groups` puts together
 
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """uint8 images of any sizes, or parts of them, end to end in one buffer.
+    """Holds uint8 images of any size, or parts of them, end to end in one buffer.
 
     pixels: uint8 [total, C].
-    offsets: int64 [N], where each image's first pixel is.
-    heights, widths: int64 [N], of the whole images.
-    boxes: int64 [N, 4], what of each is here: top, left, height, width in blocks of `reductions` pixels a side.
+    offsets: int64 [N], index of each image's first pixel.
+    heights, widths: int64 [N], sizes of the whole images.
+    boxes: int64 [N, 4], part of each that is here: top, left, height, width in blocks of `reductions` pixels a side.
     reductions: int64 [N].
     """
 
@@ -35,7 +35,7 @@ class Ragged:
 
     @classmethod
     def pack(cls, images: Sequence[np.ndarray | Decoded]) -> Ragged:
-        """Copies images, uint8 [H, W, C] each if they are whole, into one buffer; a single one is not copied."""
+        """Copies images into one buffer. Arrays are whole images, uint8 [H, W, C]. A single image is not copied."""
         decoded = [image if isinstance(image, Decoded) else Decoded(image, *image.shape[:2]) for image in images]
         heights, widths, reductions = np.array([image[1:4] for image in decoded], np.int64).T
         boxes = np.array([(image.top, image.left, *image.pixels.shape[:2]) for image in decoded], np.int64)
@@ -51,11 +51,11 @@ class Ragged:
 
     @property
     def padded_shape(self) -> tuple[int, int, int, int]:
-        """(N, H, W, C), the largest height and width of the images, each of which is whole."""
+        """Returns (N, H, W, C), with the largest height and width. Every image must be whole."""
         return len(self.offsets), int(self.heights.max()), int(self.widths.max()), self.pixels.shape[1]
 
     def padded(self) -> np.ndarray:
-        """uint8 [*padded_shape], zeros below and to the right of smaller images."""
+        """Returns uint8 [*padded_shape], with zeros below and to the right of smaller images."""
         padded = np.zeros(self.padded_shape, np.uint8)
         for image, start, height, width in zip(padded, self.offsets, self.heights, self.widths, strict=True):
             image[:height, :width] = self.pixels[start : start + height * width].reshape(height, width, -1)
@@ -63,7 +63,7 @@ class Ragged:
 
 
 def pack_groups(examples: Iterable[tuple[Decoded, int]]) -> Iterator[tuple[Ragged, list[int]]]:
-    """Packs images, each with a number, some megabytes at a time: few calls for small ones, little memory for large."""
+    """Packs numbered images, some megabytes at a time. Small ones then need few calls, and large ones little memory."""
     images: list[Decoded] = []
     numbers: list[int] = []
     size = 0
@@ -80,7 +80,7 @@ def pack_groups(examples: Iterable[tuple[Decoded, int]]) -> Iterator[tuple[Ragge
 
 @dataclasses.dataclass(frozen=True)
 class _Taps:
-    """The two source pixels of every output pixel along one axis, and the weight of the second, each [B, S]."""
+    """Holds the two source pixels of every output pixel along one axis, and the weight of the second, each [B, S]."""
 
     lower: np.ndarray
     upper: np.ndarray
@@ -90,11 +90,11 @@ class _Taps:
         return _Taps(self.lower[part], self.upper[part], self.weight[part])
 
     def since(self, start: np.ndarray) -> _Taps:
-        """The same source pixels, counted from `start` [B] on."""
+        """Returns the same source pixels, counted from `start` [B] on."""
         return _Taps(self.lower - start[:, None], self.upper - start[:, None], self.weight)
 
     def by_channel(self, channels: int) -> _Taps:
-        """The taps [B, S C] of pixels whose channels are counted one by one."""
+        """Returns the taps [B, S C] of pixels whose channels are counted one by one."""
         lower, upper = ((a[..., None] * channels + np.arange(channels)) for a in (self.lower, self.upper))
         shape = len(lower), -1
         return _Taps(lower.reshape(shape), upper.reshape(shape), np.repeat(self.weight, channels, axis=1))
@@ -103,18 +103,18 @@ class _Taps:
 def crop_resize(
     images: Ragged, ids: np.ndarray, boxes: np.ndarray, size: int, flip: np.ndarray | None = None
 ) -> np.ndarray:
-    """Crops and resizes: bilinear with half-pixel centres and no antialiasing.
+    """Crops and resizes bilinearly, with half-pixel centres and no antialiasing.
 
     The numbers are those of `tf.image.resize` on the crop, rounded half up. A reduced image gives the blocks that lie
     within the box, in the places that they have in the whole.
 
     Args:
       images: N images.
-      ids: int [B], which of them.
-      boxes: int [B, 4]: top, left, height, width in whole pixels of the whole image, within the part that is there and
-        with a block within it on each axis. Nothing outside of its box enters a view.
+      ids: int [B], indices of the images.
+      boxes: int [B, 4]: top, left, height, width in whole pixels of the whole image. A box lies within the part that is
+        there, and holds a block on each axis. Nothing outside of its box enters a view.
       size: side S of the views.
-      flip: bool [B], which views to mirror left to right.
+      flip: bool [B], True to mirror a view left to right.
 
     Returns:
       uint8 [B, S, S, C].
@@ -128,14 +128,14 @@ def crop_resize(
 
 
 def central_view(images: Ragged, ids: np.ndarray, resize: int, size: int) -> np.ndarray:
-    """Resizes the shorter side to `resize`, then crops the centre: the view of evaluation and of a fixed teacher.
+    """Resizes the shorter side to `resize`, then crops the centre. Evaluation and a fixed teacher see this view.
 
-    The longer side is rounded to the nearest pixel (half to even), the crop's corner down. Only what the crop shows is
-    computed.
+    The longer side is rounded to the nearest pixel (half to even), the crop's corner is rounded down. Only what the
+    crop shows is computed.
 
     Args:
       images: N whole images.
-      ids: int [B], which of them.
+      ids: int [B], indices of the images.
       resize: shorter side after resizing, at least `size`, the side S of the views.
 
     Returns:
@@ -159,9 +159,9 @@ def _taps(
     start: np.ndarray | int = 0,
     reduction: np.ndarray | int = 1,
 ) -> _Taps:
-    """Takes `size` pixels from `first` on of `length` ones from `start` on, resized to `resized`; as TensorFlow does.
+    """Finds the taps of output pixels `first` to `first + size`, if `length` pixels from `start` on become `resized`.
 
-    Every argument but `size` is [B]; source pixels are counted in blocks of `reduction`.
+    It computes them as TensorFlow does. Every argument but `size` is [B]. Source pixels count in blocks of `reduction`.
     """
     length, resized, first, start, reduction = (
         a[:, None] for a in np.broadcast_arrays(length, resized, first, start, reduction)
@@ -199,7 +199,7 @@ def _sample_chunk(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.nda
     """Samples along x, in the rows that some output needs (at most 2 S of an image), then along y, a row at a time."""
     size, channels = y.lower.shape[1], images.pixels.shape[1]
     _, _, heights, widths = images.boxes[ids].T
-    first = (np.cumsum(heights) - heights)[:, None]  # the rows of the chunk's images, counted through
+    first = (np.cumsum(heights) - heights)[:, None]  # first row of each image, all rows of the chunk counted through
     needed = np.zeros(heights.sum(), bool)
     needed[first + y.lower] = True
     needed[first + y.upper] = True
@@ -208,7 +208,7 @@ def _sample_chunk(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.nda
     image = np.searchsorted(first[:, 0], rows, side="right") - 1
     origin = (images.offsets[ids][image] + (rows - first[image, 0]) * widths[image])[:, None]
 
-    # mode='clip' because the default checks all indices through a buffer; they are in range.
+    # The default mode checks all indices through a buffer. They are in range, so mode='clip' saves the time.
     left = np.take(images.pixels, origin + x.lower[image], axis=0, mode="clip").astype(np.float32)
     right = np.take(images.pixels, origin + x.upper[image], axis=0, mode="clip").astype(np.float32)
     left, right = left.reshape(-1, size * channels), right.reshape(-1, size * channels)
@@ -221,7 +221,7 @@ def _sample_chunk(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.nda
 
 
 def _sample_one(pixels: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
-    """Samples one image [H, W C] to the same [S, S C]: a call more an image, but no index of every pixel."""
+    """Samples one image [H, W C] to [S, S C] in the same way: a call more per image, but no index of every pixel."""
     needed = np.zeros(len(pixels), bool)
     needed[y.lower] = True
     needed[y.upper] = True
@@ -238,7 +238,7 @@ def _sample_one(pixels: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
 
 
 def _lerp(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> None:
-    """`a + (b - a) * weight`, into `a`; `b` is spoilt."""
+    """Writes `a + (b - a) * weight` into `a`, and overwrites `b`."""
     b -= a
     b *= weight
     a += b

@@ -1,4 +1,4 @@
-"""Opens a split of a data set, to be read by id, and checks that it is what the config says."""
+"""Opens a split of a data set for reading by id, and checks that it is what the config says."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def open_source(source: SourceConfig, split: str, *, num_classes: int, image_siz
     """Opens a split.
 
     Args:
-      source: which set, and where.
-      split: in TFDS syntax: 'train', 'train[:90%]', 'train+validation', 'test[10:20]'.
-      num_classes, image_size, channels: the run's; for the source `random` alone, which makes such images.
+      source: name and place of the set.
+      split: name in TFDS syntax: 'train', 'train[:90%]', 'train+validation', 'test[10:20]'.
+      num_classes, image_size, channels: the run's; only the source `random` reads them, to make such images.
 
     Raises:
       ConfigError: the name is not that of a source, or a function of your own failed.
@@ -51,7 +51,7 @@ def open_source(source: SourceConfig, split: str, *, num_classes: int, image_siz
 
 
 def check_source(source: Source, num_examples: int, num_classes: int, needs_labels: str | None) -> None:
-    """Raises DataError unless a split is what the config says; `needs_labels` names the objective that needs them."""
+    """Raises DataError unless a split is what the config says. `needs_labels` names an objective that needs labels."""
     if source.num_examples != num_examples:
         raise DataError(f"config.source.num_train_examples={num_examples}, but {source.name} has {source.num_examples}")
     check_classes(source, num_classes)
@@ -70,7 +70,7 @@ def check_classes(source: Source, num_classes: int) -> None:
 
 
 def class_names_of(source: Source, eval_names: tuple[str, ...]) -> tuple[str, ...]:
-    """The class names of training or, if it has none, of evaluation, in the order of the labels; () without names.
+    """Returns the class names of training, or else of evaluation, in the order of the labels; () without names.
 
     Raises:
       DataError: training and evaluation number their classes differently.
@@ -80,22 +80,22 @@ def class_names_of(source: Source, eval_names: tuple[str, ...]) -> tuple[str, ..
         index = next(i for i, (a, b) in enumerate(zip(names, eval_names, strict=True)) if a != b)
         raise DataError(
             f"training and evaluation number their classes differently: class {index} of {source.name} is "
-            f"{names[index]!r}, of the evaluation split {eval_names[index]!r}"
+            f"{names[index]!r}, but {eval_names[index]!r} in the evaluation split"
         )
     return names or eval_names
 
 
 def split_ids(name: str, split: str, lengths: Mapping[str, int]) -> np.ndarray:
-    """Which examples of a set a split, in TFDS syntax, holds: int64 [N], counted through the base splits in order.
+    """Lists the examples of a split, in TFDS syntax: int64 [N], counted through the base splits of the set in order.
 
     Raises:
-      DataError: no such split, no such slice, or no examples.
+      DataError: the set has no such split or slice, or it holds no examples.
     """
     parts = re.split(r"\s*\+\s*", split)
     if all(part in lengths for part in parts):
         ranges = [(part, 0, lengths[part]) for part in parts]
     else:
-        import tensorflow_datasets as tfds  # here, because plain splits need not wait for it
+        import tensorflow_datasets as tfds  # here, so that plain splits do not wait for it
 
         infos = {n: tfds.core.SplitInfo(name=n, shard_lengths=[length], num_bytes=0) for n, length in lengths.items()}
         try:
@@ -113,12 +113,12 @@ def split_ids(name: str, split: str, lengths: Mapping[str, int]) -> np.ndarray:
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's handwritten digits, in a fixed random order every stretch of which holds the classes evenly."""
+    """Loads scikit-learn's handwritten digits in a fixed random order. Every stretch of it holds the classes evenly."""
     from sklearn.datasets import load_digits  # slow to import
 
     grey, labels = load_digits(return_X_y=True)
     order = permutation(0, len(labels), 0)
-    rank = np.empty(len(labels))  # of an example within its class, in (0, 1)
+    rank = np.empty(len(labels))  # rank of an example within its class, in (0, 1)
     for label in range(10):
         members = np.flatnonzero(labels[order] == label)
         rank[members] = (np.arange(len(members)) + 0.5) / len(members)
@@ -128,14 +128,14 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _digits_source(split: str) -> Source:
-    """1,797 grey images of 8 x 8 px: the first 1,200 of the stratified order train, 200 validate, 397 test."""
+    """Makes 1,797 grey images of 8 x 8 px: the first 1,200 of the stratified order train, 200 validate, 397 test."""
     ids = split_ids("digits", split, {"train": 1200, "validation": 200, "test": 397})
     images, labels = _digits()
     return array_source(f"digits {split}", images[ids], labels[ids], [str(digit) for digit in range(10)])
 
 
 def _random_source(split: str, num_classes: int, shape: tuple[int, int, int]) -> Source:
-    """Noise of the run's size and classes, other noise in every split; labels go round. For `:smoke` and tests."""
+    """Makes noise of the run's size and classes, other in every split. Labels go round. Tests and `:smoke` use it."""
     lengths = {"train": 64, "validation": 32, "test": 32}
     ids = split_ids("random", split, lengths)
     images = np.random.Generator(np.random.Philox(0)).integers(0, 256, (sum(lengths.values()), *shape), np.uint8)
@@ -144,10 +144,10 @@ def _random_source(split: str, num_classes: int, shape: tuple[int, int, int]) ->
 
 
 def _folder_source(path: str | None, split: str) -> Source:
-    """Image files: `<path>/<split>/<class>/*`, or `<path>/<class>/*` or, without labels, `<path>/*`.
+    """Opens image files: `<path>/<split>/<class>/*`, or `<path>/<class>/*` or, without labels, `<path>/*`.
 
-    The latter two are one split, 'train'. A split is in the fixed order of a hash of its file names, so that slices
-    mix the classes. Hidden files and other suffixes are ignored; an empty folder still counts as a class.
+    The latter two are one split, 'train'. A split is in the fixed order of a hash of its file names, so slices mix the
+    classes. Hidden files and other suffixes are ignored. An empty folder still counts as a class.
     """
     if not path:
         raise ConfigError("config.source.path must be set: the directory of the source 'folder'")
@@ -180,7 +180,7 @@ def _folder_source(path: str | None, split: str) -> Source:
 
 
 def _image_tree(root: pathlib.Path) -> dict[str, dict[str, list[str]]]:
-    """split -> class -> image files, relative to `root`; the class is '' where there are no labels."""
+    """Maps split to class to image files, relative to `root`. The class is '' where there are no labels."""
     folders, images = _scan(root)
     below = {folder: _scan(root / folder) for folder in folders}
     splits = {
@@ -194,7 +194,7 @@ def _image_tree(root: pathlib.Path) -> dict[str, dict[str, list[str]]]:
 
 
 def _scan(folder: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Names of the sub-folders and of the image files, sorted, without hidden ones."""
+    """Lists the names of the sub-folders and of the image files, sorted, without hidden ones."""
     with os.scandir(folder) as entries:
         seen = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     files = [name for name, is_dir in seen if not is_dir and name.lower().endswith(_SUFFIXES)]
@@ -203,7 +203,7 @@ def _scan(folder: pathlib.Path) -> tuple[list[str], list[str]]:
 
 def _size(path: pathlib.Path) -> int:
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # to read a pipe would be to wait for ever
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
         raise DataError(f"{path} is no file, but a directory, pipe or device")
     return status.st_size
 
@@ -212,7 +212,7 @@ def _read_file(path: pathlib.Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError:
-        return b""  # which is no image: counted and replaced like a damaged one
+        return b""  # counts as a damaged image, and is treated as one
 
 
 def _hash(text: str) -> str:
@@ -220,7 +220,7 @@ def _hash(text: str) -> str:
 
 
 def _tfds_source(source: SourceConfig, split: str) -> Source:
-    """A TFDS set that was prepared as array_record, read without TensorFlow."""
+    """Opens a TFDS set that was prepared as array_record, and reads it without TensorFlow."""
     import tensorflow_datasets as tfds  # slow to import
 
     from big_distill.data import archives
@@ -248,7 +248,7 @@ def _tfds_source(source: SourceConfig, split: str) -> Source:
     def read(ids: np.ndarray) -> list[Example]:
         try:
             examples = data.__getitems__(ids.tolist())
-        except Exception as error:  # of TFDS or array_record: a file that is missing or damaged
+        except Exception as error:  # TFDS or array_record: a file is missing or damaged
             raise DataError(f"{builder.data_dir} cannot be read: {_one_line(error)}") from error
         return [(example[image], int(example[label]) if label else -1) for example in examples]
 
@@ -273,7 +273,7 @@ def _tfds_builder(name: str, data_dir: str | None) -> Any:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=root)
     except tfds.core.registered.DatasetNotFoundError as error:
         missing = error
-    except Exception as error:  # of TFDS: a description that is missing or damaged
+    except Exception as error:  # TFDS: a description is missing or damaged
         raise DataError(f"{name} in {root} cannot be read: {_one_line(error)}") from error
     command = f"tfds build {name} --file_format=array_record --data_dir={root}"
     known = [*BUILT_IN, *tfds.list_builders(with_community_datasets=False)]
@@ -290,7 +290,7 @@ def _tfds_builder(name: str, data_dir: str | None) -> Any:
             builder = tfds.builder(name, data_dir=root, file_format="array_record")
             builder.download_and_prepare()
             return builder
-        except Exception as error:  # of the network, of a missing manual download, of any of its builders
+        except Exception as error:  # the network, a missing manual download, or a builder of TFDS
             raise DataError(f"TFDS cannot prepare {name} in {root}: {_one_line(error)}; see: {command}") from error
     raise DataError(f"{name} is not in {root}; make it with: {command}") from missing
 

@@ -1,8 +1,8 @@
-"""Reads a training split in one of three ways, each a class with the same `read`: cached, streamed, resident.
+"""Reads a training split in one of three ways: cached, streamed, resident. Each is a class with the same `read`.
 
-A split whose decoded images fit `cache_bytes` is decoded once and then only gathered from; a larger one is read and
-decoded batch by batch. Both ways give the same pixels. A resident split lives on the devices, and a batch says what to
-crop there.
+A split whose decoded images fit `cache_bytes` is decoded once, and batches are gathered from it. A larger one is read
+and decoded batch by batch. Both ways give the same pixels. A resident split lives on the devices, and a batch says what
+to crop there.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from big_distill.state import Resident
 HostBatch = dict[str, np.ndarray]
 
 Branches = dict[str, Draws | None]
-"""The draws of '' (the student, or everybody) and of 'teacher_', if it has its own; None: constant central views."""
+"""Maps '' (the student, or everybody) and 'teacher_' (if it has its own) to draws; None: constant central views."""
 
 
 class CachedSplit:
-    """A split that was decoded once. A batch is gathered from it.
+    """Holds a split that was decoded once, and gathers batches from it.
 
-    images: of all examples.
+    images: decoded images of all examples.
     label: int32 [N]; None without labels.
     central: uint8 [N, S, S, C], all central views; None if none are shown, or they do not fit `cache_bytes` too.
     """
@@ -43,7 +43,7 @@ class CachedSplit:
             self.central = central_view(self.images, np.arange(source.num_examples), view.resize, view.image_size)
 
     def read(self, ids: np.ndarray, branches: Branches) -> HostBatch:
-        """The pixels of every branch, and the labels."""
+        """Gathers the pixels of every branch, and the labels."""
         batch = {
             f"{branch}pixels": _views(self.images, ids, draws, self.view, self.central)
             for branch, draws in branches.items()
@@ -52,15 +52,15 @@ class CachedSplit:
 
 
 class StreamedSplit:
-    """A split that is not kept. A batch is read and decoded."""
+    """Reads and decodes every batch of a split, and keeps none."""
 
     def __init__(self, reader: Reader, view: ViewConfig):
         self._reader, self.view = reader, view
         if not _shows_central(view):
-            jpeg.part_decoder()  # here, before there are threads
+            jpeg.part_decoder()  # loaded here, before there are threads
 
     def read(self, ids: np.ndarray, branches: Branches) -> HostBatch:
-        """The pixels of every branch, and the labels."""
+        """Reads the pixels of every branch, and the labels."""
         shape = len(ids), *view_shape(self.view)
         batch = {f"{branch}pixels": np.empty(shape, np.uint8) for branch in branches}
         label, start = np.empty(len(ids), np.int32), 0
@@ -74,16 +74,16 @@ class StreamedSplit:
         return batch if self._reader.source.num_classes is None else batch | {"label": label}
 
     def _part_fn(self, ids: np.ndarray, branches: Branches) -> RowPartFn:
-        """A function that says which part of its image each row of a batch shows."""
+        """Returns a function that says which part of its image each row of a batch shows."""
         view, reader = self.view, self._reader
         if _shows_central(view):
-            return whole  # outside of a central view is little
+            return whole  # a central view shows most of an image
 
         def boxes(heights: np.ndarray, widths: np.ndarray, start: int, stop: int) -> np.ndarray:
             drawn = [draws.part(start, stop) for draws in branches.values() if draws]
             return np.stack([_boxes(draws, heights, widths, view) for draws in drawn], 1)
 
-        sizes = reader.sizes(ids)  # as far as they are known: boxes take 58 µs an image one by one, 1.7 at once
+        sizes = reader.sizes(ids)  # zeros if unknown; boxes take 58 µs an image one by one, 1.7 µs at once
         at_once = boxes(sizes[:, 0], sizes[:, 1], 0, len(ids))
 
         def part(row: int, height: int, width: int) -> jpeg.Part:
@@ -98,14 +98,14 @@ class StreamedSplit:
 
 
 class ResidentSplit:
-    """A split whose pixels are on the devices. A batch says what to crop there."""
+    """Says for each batch what to crop on the devices, where the pixels of the split are."""
 
     def __init__(self, heights: np.ndarray, widths: np.ndarray, view: ViewConfig):
-        """Keeps nothing of the images but their sizes, int [N]."""
+        """Keeps only the sizes of the images, int [N]."""
         self._heights, self._widths, self.view = heights, widths, view
 
     def read(self, ids: np.ndarray, branches: Branches) -> HostBatch:
-        """The examples, boxes and flips of every branch."""
+        """Returns the examples, boxes and flips of every branch."""
         batch = {}
         for branch, draws in branches.items():
             batch[f"{branch}id"] = ids.astype(np.int32)
@@ -118,7 +118,7 @@ class ResidentSplit:
 
 
 def on_devices(split: CachedSplit | StreamedSplit, name: str, cache_bytes: int) -> Resident:
-    """All that is shown of the split `name`, as a device keeps it.
+    """Returns all that is shown of the split `name`, as a device keeps it.
 
     Raises:
       DataError: it takes more than `cache_bytes`.
@@ -139,19 +139,19 @@ def on_devices(split: CachedSplit | StreamedSplit, name: str, cache_bytes: int) 
 
 
 def view_shape(view: ViewConfig) -> tuple[int, int, int]:
-    """(S, S, C) of a view."""
+    """Returns (S, S, C) of a view."""
     return view.image_size, view.image_size, view.channels
 
 
 def _shows_central(view: ViewConfig) -> bool:
-    """Whether some branch is shown central views, all of whose images are then decoded."""
+    """Returns True if some branch is shown central views. All of each image is then decoded."""
     return view.crop == "central" or view.regime == "fixed"
 
 
 def _views(
     images: Ragged, rows: np.ndarray, draws: Draws | None, view: ViewConfig, central: np.ndarray | None = None
 ) -> np.ndarray:
-    """Views [B, S, S, C] under these draws, or the constant central ones; those are in `central`, or made."""
+    """Makes views [B, S, S, C] under these draws, or constant central ones. It takes those from `central` if given."""
     if draws and view.crop == "inception":
         boxes = _boxes(draws, images.heights[rows], images.widths[rows], view)
         return crop_resize(images, rows, boxes, view.image_size, draws.flip if view.flip else None)

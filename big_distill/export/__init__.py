@@ -1,5 +1,5 @@
-"""A trained network as a file that runs without this library: StableHLO, ONNX and LiteRT.
+"""Writes a trained network as a file that runs without this library: StableHLO, ONNX or LiteRT.
 
-Such a file computes `function.pixels_to_logits`: from the bytes of an image to logits, normalisation included.
-`formats` is the table of formats: each has a `write`, and an executable one a `read` that runs the file.
+Such a file computes `function.pixels_to_logits`: it maps uint8 pixels to logits, normalisation included.
+`formats` holds the table of formats. Each has a `write`; an executable one also has a `read` that runs the file.
 """

@@ -1,4 +1,4 @@
-"""Evaluates files, in place of the student that a run trained."""
+"""Evaluates files in place of the student that a run trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from big_distill.training.evaluation import mesh_for, open_eval, with_data_dir
 def evaluate_file(
     file: pathlib.Path, workdir: pathlib.Path, split: str, data_dir: str | None = None
 ) -> dict[str, float]:
-    """Metrics of any file that `predictor.load` takes, in place of a run's student; see `evaluation.evaluate_run`.
+    """Computes the metrics of a file that `predictor.load` takes, in place of a run's student.
+
+    `training.evaluation.evaluate_run` does the same for the student.
 
     Raises:
       RunError: no run, or the file is not of this run.
@@ -41,14 +43,14 @@ def evaluate_file(
         value, expected = (operator.attrgetter(name)(architecture) for architecture in (network.architecture, student))
         if value != expected:
             field = name.removeprefix("card.")
-            raise RunError(f"{file} is not of this run: its {field} is {value}, the run's {expected}")
+            raise RunError(f"{file} is not of this run: its {field} is {value}, the run's is {expected}")
     return evaluate_predictors([network], teacher, data, mesh)[0]
 
 
 def evaluate_predictors(
     predictors: Sequence[Predictor], teacher: Teacher | None, data: EvalPipeline, mesh: Mesh
 ) -> list[dict[str, float]]:
-    """Metrics of each of several networks that do not run on the mesh; the teacher is asked once for all.
+    """Computes the metrics of several networks that do not run on the mesh; asks the teacher once for all.
 
     Each process computes the logits of its own examples.
     """

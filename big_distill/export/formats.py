@@ -1,6 +1,6 @@
-"""The formats that a student is packed into: how their files are named, who writes them and who reads them.
+"""Lists the formats that a student is packed into: the suffix, the writer and the reader of each.
 
-An executable file has a card beside it, FILE.json, which says what the file expects, and its checksum.
+An executable file has a card beside it, FILE.json. The card says what the file expects, and holds its checksum.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from big_distill.weights import container
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A format of files, whose names end in `suffix`.
+    """Describes a format of files, whose names end in `suffix`.
 
-    write: `(path, network, views)`: writes the file, whole or not at all; `views` for a format that measures ranges.
-    read: makes a function from pixels to logits of an executable file; None if the file holds weights and a card, which
-      `weights.load` reads.
+    write: `(path, network, views)`, writes the file, whole or not at all; a format that measures ranges calls `views`.
+    read: makes a function from pixels to logits from an executable file; None if the file holds weights and a card,
+      which `weights.load` reads.
     """
 
     suffix: str
@@ -36,7 +36,7 @@ class Format:
 
 
 def _write_tflite(path: pathlib.Path, network: weights.Network, views: Views) -> None:
-    """Writes integers where the network's inputs are rounded; the converter measures their ranges anew."""
+    """Writes integers if the network rounds its inputs, else floats; the ranges of integers are measured anew."""
     if network.architecture.model.activation_bits:
         litert.write_int8(path, weights.with_input_ranges(network, 0), views())
     else:
@@ -59,10 +59,10 @@ def write_card(file: pathlib.Path, architecture: weights.ConfigArchitecture) -> 
 
 
 def read_card(file: pathlib.Path) -> weights.ConfigArchitecture:
-    """Reads the architecture of an executable file from its card, and checks the file's checksum.
+    """Reads the architecture of an executable file from its card and checks the file's checksum.
 
     Raises:
-      RunError: the file or its card is missing, or damaged.
+      RunError: the file or its card is missing or damaged.
     """
     if not file.is_file():
         raise RunError(f"{file} does not exist")

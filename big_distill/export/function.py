@@ -1,4 +1,4 @@
-"""The function that is exported, and what the writers and readers of all formats share."""
+"""Defines the function that is exported, and what the writers and readers of all formats share."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from big_distill.errors import ConfigError, DataError
 from big_distill.step.views import for_network, to_unit
 
 Classifier = Callable[[np.ndarray], np.ndarray]
-"""A file that was read: uint8 pixels [B, S, S, C], any B above 0, to float32 logits [B, K]."""
+"""Runs a file that was read: maps uint8 pixels [B, S, S, C], any B above 0, to float32 logits [B, K]."""
 Views = Callable[[], np.ndarray]
-"""Makes training views, uint8 [N, S, S, C], to measure the ranges of activations on."""
+"""Makes training views, uint8 [N, S, S, C]; the ranges of activations are measured on them."""
 
 
 def pixels_to_logits(network: weights.Network) -> Callable[[jax.Array], jax.Array]:
-    """A network with its preprocessing, its weights folded and constant, as a pure function.
+    """Returns a network with its preprocessing as a pure function, its weights folded and constant.
 
-    It goes from pixels, uint8 or float32 in [0, 255], [B, *pixels_shape], to logits, float32 [B, K].
+    The function maps pixels, uint8 or float32 in [0, 255], [B, *pixels_shape], to logits, float32 [B, K].
     """
     architecture = network.architecture
     model = architecture.build("float32", folded=True)
@@ -34,13 +34,13 @@ def pixels_to_logits(network: weights.Network) -> Callable[[jax.Array], jax.Arra
 
 
 def pixels_shape(architecture: weights.ConfigArchitecture) -> tuple[int, int, int]:
-    """(S, S, C) of one image: the square that evaluation cuts; the network's own size may be smaller."""
+    """Returns (S, S, C) of the square that evaluation cuts from one image; the network's own size may be smaller."""
     size = architecture.view_size or architecture.card.image_size
     return (size, size, architecture.channels)
 
 
 def check_pixels(pixels: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raises DataError unless these are uint8 images [B, *shape], at least one."""
+    """Raises DataError unless `pixels` are uint8 images [B, *shape], with B above 0."""
     if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not len(pixels):
         expected = ", ".join(map(str, shape))
         raise DataError(f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [B, {expected}]")
@@ -48,7 +48,7 @@ def check_pixels(pixels: np.ndarray, shape: tuple[int, ...]) -> None:
 
 @contextlib.contextmanager
 def extra(name: str, files: str) -> Iterator[None]:
-    """Imports of packages that an extra installs; without them a ConfigError says which."""
+    """Guards imports of packages that an extra installs: without them it raises a ConfigError that names the extra."""
     try:
         yield
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Goes through a jaxpr equation by equation, for writers that treat some of them in their own way."""
+"""Evaluates a jaxpr equation by equation, for writers that treat some equations in their own way."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def interpret(
     inputs: Sequence[Any],
     evaluate: Callable[[core.JaxprEqn, list[Any]], Sequence[Any]],
 ) -> list[Any]:
-    """The outputs of a jaxpr.
+    """Computes the outputs of a jaxpr.
 
-    What no output depends on is left out, such as the maps of a network whose logits are exported. Calls are entered.
-    `lax.platform_dependent` is its default, the plain operation that every other framework has, and not the CPU's
+    It skips what no output depends on, such as the maps of a network whose logits are exported. It enters calls. It
+    takes the default of `lax.platform_dependent`: the plain operation that every other framework has, not the CPU's
     substitute.
 
     Args:
-      jaxpr: as `jax.make_jaxpr` makes it.
-      consts, inputs: values of its variables; whatever stands for an array.
-      evaluate: from an equation and its inputs to its outputs. Constants come as np.ndarray.
+      jaxpr: a jaxpr made by `jax.make_jaxpr`.
+      consts, inputs: values of its variables; anything that stands for an array.
+      evaluate: function from an equation and its inputs to its outputs; constants arrive as np.ndarray.
     """
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     known = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
@@ -55,7 +55,7 @@ def interpret(
 
 
 def type_of(atom: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of an input or output of an equation."""
+    """Returns the shape and dtype of an input or output of an equation."""
     return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
 
 

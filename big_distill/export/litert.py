@@ -1,7 +1,7 @@
-"""LiteRT files, formerly TensorFlow Lite: in floats, or in 8-bit integers alone.
+"""Writes and reads LiteRT files, formerly TensorFlow Lite: in floats, or in 8-bit integers alone.
 
-From JAX through StableHLO to TensorFlow's converter. A file is for one image at a time: with a symbolic batch size the
-converter computes shapes at run time, and fuses nothing.
+JAX lowers a network to StableHLO, and TensorFlow's converter makes the file from it. A file takes one image at a time.
+With a symbolic batch size the converter would compute shapes at run time and fuse nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from big_distill.terminal import silent
 
 Function = Callable[[jax.Array], jax.Array]
 Substitutes = Mapping[str, Callable[..., jax.Array]]
-"""Primitives of JAX that LiteRT lacks, by others that it has: from their inputs and parameters to their output."""
+"""Maps a primitive of JAX that LiteRT lacks to others that it has: from its inputs and parameters to its output."""
 
 _P = (
     *(-2.72614226e-10, 2.77068142e-08, -2.10102402e-06, -5.69250640e-05),
@@ -38,7 +38,9 @@ _Q = (-1.45660718e-05, -2.13374056e-04, -1.68282697e-03, -7.37332917e-03, -1.426
 
 
 def write(path: pathlib.Path, network: weights.Network) -> None:
-    """Writes a network with its preprocessing, whole or not at all: uint8 pixels [1, S, S, C] to float32 logits [1, K].
+    """Writes a network with its preprocessing, whole or not at all.
+
+    The file maps uint8 pixels [1, S, S, C] to float32 logits [1, K].
 
     Raises:
       ConfigError: the extra is not installed.
@@ -52,25 +54,25 @@ def write(path: pathlib.Path, network: weights.Network) -> None:
 def write_int8(path: pathlib.Path, network: weights.Network, pixels: np.ndarray) -> None:
     """Writes a network in floats as one that computes in 8-bit integers, whole or not at all.
 
-    It goes from uint8 pixels [1, S, S, C] to int8 steps of logits [1, K].
+    The file maps uint8 pixels [1, S, S, C] to int8 steps of logits [1, K].
 
     Args:
-      pixels: uint8 [N, S, S, C]: a hundred images or so that the ranges of activations are taken from.
+      pixels: uint8 [N, S, S, C], about a hundred images to measure the ranges of activations on.
 
     Raises:
-      ConfigError, RunError: as `write`.
-      DataError: other pixels.
+      ConfigError, RunError: as in `write`.
+      DataError: pixels of another dtype or shape.
     """
     function, shape = _substituted(pixels_to_logits(network), _IN_INT8), pixels_shape(network.architecture)
     check_pixels(pixels, shape)
     images = pixels.astype(np.float32)
-    images[0].flat[:2] = 0, 255  # so that one step of the input is one of its bytes
+    images[0].flat[:2] = 0, 255  # the range [0, 255] makes one step of the input one byte value
     with silent():
         atomic.write(path, _quantized(_converted(function, shape, np.float32), images))
 
 
 def read(path: pathlib.Path) -> Classifier:
-    """Reads what `write` or `write_int8` wrote; it runs on the CPU, image by image.
+    """Reads what `write` or `write_int8` wrote. The file runs on the CPU, image by image.
 
     Raises:
       ConfigError: the extra is not installed.
@@ -83,10 +85,10 @@ def read(path: pathlib.Path) -> Classifier:
             interpreter = Interpreter(model_content=path.read_bytes(), num_threads=os.cpu_count())
             interpreter.allocate_tensors()
         (pixels,), (logits,) = interpreter.get_input_details(), interpreter.get_output_details()
-    except Exception as error:  # OSError, ValueError, RuntimeError and what its parser raises
+    except Exception as error:  # OSError, ValueError, RuntimeError, errors of its parser
         raise RunError(f"{path} is not a LiteRT file that runs here: {_first_line(error)}") from error
     shape = tuple(map(int, pixels["shape"][1:]))
-    scale, zero_point = logits["quantization"]  # the scale is 0 in floats
+    scale, zero_point = logits["quantization"]  # the scale is 0 in a file of floats
 
     def classify(images: np.ndarray) -> np.ndarray:
         check_pixels(images, shape)
@@ -102,25 +104,25 @@ def read(path: pathlib.Path) -> Classifier:
 
 
 def _converted(function: Function, shape: tuple[int, int, int], dtype: Any) -> bytes:
-    """The model of a function of pixels [1, *shape]."""
+    """Converts a function of pixels [1, *shape] to the bytes of a LiteRT model."""
     with extra("tf", "LiteRT"):
         import tensorflow as tf
     from jax.experimental import jax2tf
 
-    with contextlib.suppress(RuntimeError):  # it has begun already
-        tf.config.set_visible_devices([], "GPU")  # their memory is JAX's
+    with contextlib.suppress(RuntimeError):  # TensorFlow has started already
+        tf.config.set_visible_devices([], "GPU")  # JAX uses their memory
     module = tf.Module()
     pixels = tf.TensorSpec((1, *shape), dtype, name="pixels")
     module.logits = tf.function(jax2tf.convert(function, with_gradient=False), [pixels], autograph=False)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.logits.get_concrete_function()], module)
     try:
         return bytes(converter.convert())
-    except Exception as error:  # a ConverterError, mostly
+    except Exception as error:  # mostly a ConverterError
         raise RunError(f"this network cannot be written for LiteRT: {_first_line(error)}") from error
 
 
 def _substituted(function: Function, substitutes: Substitutes) -> Function:
-    """The function with some of its primitives computed in another way, for no platform in particular."""
+    """Returns the function with some of its primitives replaced, for no platform in particular."""
 
     def evaluate(eqn: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
         if eqn.primitive.name in substitutes:
@@ -136,21 +138,21 @@ def _substituted(function: Function, substitutes: Substitutes) -> Function:
 
 
 def _erf(x: jax.Array, **_: Any) -> jax.Array:
-    """Computes erf as Eigen's x P(x^2) / Q(x^2), to 4e-7; the converter does not know StableHLO's."""
+    """Computes erf as Eigen's x P(x^2) / Q(x^2), to 4e-7; the converter does not know StableHLO's erf."""
     x = jnp.clip(x, -4, 4)
     p, q = (functools.reduce(lambda total, factor: total * x**2 + factor, factors) for factors in (_P, _Q))
     return x * p / q
 
 
 def _erf_in_int8(x: jax.Array, **_: Any) -> jax.Array:
-    """Computes erf by tanh, to 5e-4, as GELU often is: the terms of the polynomials do not fit into int8."""
+    """Computes erf by tanh, to 5e-4, as many GELUs do; the terms of `_erf`'s polynomials do not fit into int8."""
     return jnp.tanh(2 / np.sqrt(np.pi, dtype=np.float32) * (x + 0.08943 * x**3))
 
 
 def _max_pool_in_int8(
     x: jax.Array, *, window_dimensions: Any, window_strides: Any, padding: Any, **_: Any
 ) -> jax.Array:
-    """Pads with the pixels at the edge, which changes no maximum: int8 has no -inf."""
+    """Computes a max-pool that pads with the pixels at the edge; they change no maximum, and int8 has no -inf."""
     x = jnp.pad(x, padding, mode="edge")
     return lax.reduce_window(x, -jnp.inf, lax.max, window_dimensions, window_strides, "VALID")
 
@@ -165,12 +167,12 @@ _IN_INT8: Substitutes = {
 
 
 def _quantized(model: bytes, images: np.ndarray) -> bytes:
-    """A model of one float32 image, as one of a uint8 image whose output is int8 (Jacob et al. 2018, arXiv 1712.05877).
+    """Converts a model of a float32 image to int8: uint8 image, int8 output (Jacob et al. 2018, arXiv 1712.05877).
 
-    Kernels have a scale for each filter, everything else one for each tensor, of its range on images, float32
-    [N, S, S, C]. The ranges are found here, for TensorFlow 2.21 takes wrong ones: it looks at the inputs of an
-    operation after that has run, and additions and products may by then have overwritten them. A squeeze-excite on a
-    map of one pixel was all zeros.
+    A kernel has one scale a filter. Any other tensor has one scale, from its range on `images`, float32 [N, S, S, C].
+    This function measures the ranges itself, because TensorFlow 2.21 measures wrong ones. TensorFlow reads the inputs
+    of an operation after the operation has run, when additions and products may have overwritten them. A squeeze-excite
+    on a map of one pixel was all zeros.
     """
     import tensorflow as tf
     from tensorflow.lite.python import convert, schema_py_generated, util
@@ -186,12 +188,12 @@ def _quantized(model: bytes, images: np.ndarray) -> bytes:
 
 
 def _ranges(model: bytes, images: np.ndarray) -> dict[int, tuple[float, float]]:
-    """The smallest and the largest value of every tensor that is computed, and of the input, by its index."""
+    """Measures the smallest and the largest value of the input and of every computed tensor, by its index."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     interpreter = Interpreter(
         model_content=model,
-        experimental_preserve_all_tensors=True,  # none overwrites another
+        experimental_preserve_all_tensors=True,  # no tensor overwrites another
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     interpreter.allocate_tensors()

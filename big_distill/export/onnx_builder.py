@@ -1,7 +1,7 @@
-"""An ONNX graph while it is written: nodes in order, constants by name, tensors with a layout.
+"""Builds an ONNX graph: nodes in order, constants by name, tensors with a layout.
 
-JAX's images are NHWC, ONNX's convolutions NCHW. A `Tensor` may be stored with its axes in another order than JAX has
-them; elementwise operations go on in the order they find, so that only few transposes are left in the graph.
+JAX's images are NHWC, ONNX's convolutions take NCHW. A `Tensor` may be stored with its axes in another order than JAX
+has them. Elementwise operations keep the order that they find, so the graph has only few transposes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import numpy as np
 from big_distill.export.function import extra
 
 BATCH = 1_000_003
-"""Stands for the batch size in shapes. It is a prime beyond any width: just the dimensions with the batch in them are
-multiples of it, and a network that asks for len(x) gets a number."""
+"""Stands for the batch size in shapes. It is a prime beyond any width, so only the dimensions with the batch in them
+are multiples of it. A network that asks for len(x) gets a number."""
 INPUT = "pixels"
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """The output of a node: its name in the graph, its shape in JAX, and which of those axes the i-th stored one is."""
+    """Describes the output of a node: its name in the graph and its shape in JAX.
+
+    axes: the axes of `shape`, in the order in which they are stored.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -31,11 +34,11 @@ class Tensor:
 
 
 Value = Tensor | np.ndarray
-"""An array is known when the graph is written."""
+"""An array is a value that is known when the graph is written."""
 
 
 class Builder:
-    """A graph that grows node by node: `nodes` in the order of their execution, `constants` by name, each once.
+    """Builds a graph node by node: `nodes` in the order of their execution, `constants` by name, each once.
 
     Raises:
       ConfigError: the extra is not installed.
@@ -50,7 +53,7 @@ class Builder:
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def constant(self, value: Any) -> str:
-        """The name of an array in the graph."""
+        """Returns the name of an array in the graph; adds the array if it is new."""
         array = np.ascontiguousarray(value)
         key = (array.dtype.str, np.shape(value), array.tobytes())
         if key not in self._names:
@@ -59,7 +62,7 @@ class Builder:
         return self._names[key]
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Appends a node with the attributes that `onnx.helper.make_node` takes; the name of its output."""
+        """Appends a node, with the attributes of `onnx.helper.make_node`; returns the name of its output."""
         output = f"{op.lower()}{len(self.nodes)}"
         self.nodes.append(self.onnx.helper.make_node(op, inputs, [output], **attributes))
         return output
@@ -69,7 +72,7 @@ class Builder:
         return Tensor(self.node(op, *inputs, **attributes), tuple(shape), tuple(range(len(shape))))
 
     def stored(self, value: Value, axes: Sequence[int]) -> str:
-        """The name of a value with its axes in this order, transposed if need be."""
+        """Returns the name of a value with its axes in this order; transposes the value if needed."""
         if isinstance(value, np.ndarray):
             return self.constant(value.transpose(axes))
         if value.axes == tuple(axes):
@@ -77,13 +80,13 @@ class Builder:
         return self.node("Transpose", value.name, perm=[value.axes.index(axis) for axis in axes])
 
     def plain(self, value: Value) -> str:
-        """The name of a value with its axes as JAX has them."""
+        """Returns the name of a value with its axes in JAX's order."""
         return self.stored(value, range(len(value.shape)))
 
     def elementwise(self, shape: Sequence[int], op: str, *values: Value, **attributes: Any) -> Tensor:
-        """Appends an elementwise node; it keeps the order of the axes of its largest input.
+        """Appends an elementwise node, which keeps the order of the axes of its largest input.
 
-        Inputs have as many axes as `shape`, or none.
+        Each input has as many axes as `shape`, or none.
         """
         tensors = [value for value in values if isinstance(value, Tensor)]
         axes = max(tensors, key=lambda tensor: math.prod(tensor.shape)).axes
@@ -91,7 +94,7 @@ class Builder:
         return Tensor(self.node(op, *names, **attributes), tuple(shape), axes)
 
     def reshape(self, value: Value, shape: Sequence[int]) -> Value:
-        """The value in another shape."""
+        """Gives a value another shape."""
         if isinstance(value, np.ndarray):
             return value.reshape(shape)
         if value.shape == tuple(shape):
@@ -100,7 +103,7 @@ class Builder:
         return self.tensor(shape, "Reshape", self.plain(value), self.constant(sizes))
 
     def sizes(self, shape: Sequence[int]) -> str:
-        """The name of a shape, int64 [len(shape)], with the batch size of the input in place of `BATCH`."""
+        """Returns the name of a shape, int64 [len(shape)], with the batch size of the input in place of `BATCH`."""
         if not has_batch(shape):
             return self.constant(np.array(shape, np.int64))
         batch = self.node("Shape", INPUT, start=0, end=1)
@@ -109,7 +112,7 @@ class Builder:
 
 
 def transposed(value: Value, permutation: Sequence[int]) -> Value:
-    """The value with its axes in another order; of a tensor it is only noted."""
+    """Permutes the axes of a value; of a tensor it only notes the new order."""
     if isinstance(value, np.ndarray):
         return value.transpose(permutation)
     shape = tuple(value.shape[axis] for axis in permutation)
@@ -117,5 +120,5 @@ def transposed(value: Value, permutation: Sequence[int]) -> Value:
 
 
 def has_batch(shape: Sequence[int]) -> bool:
-    """Whether the batch is in one of these dimensions."""
+    """Returns True if the batch is in one of these dimensions."""
     return any(size > 0 and size % BATCH == 0 for size in shape)

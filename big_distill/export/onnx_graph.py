@@ -1,4 +1,4 @@
-"""ONNX files, written from the jaxpr of a network: one writer for all of them, see `onnx_primitives`."""
+"""Writes ONNX files from the jaxpr of a network, and reads them: all networks share a writer, see `onnx_primitives`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from big_distill.export.onnx_builder import BATCH, INPUT, Builder, Tensor, Value
 from big_distill.files import atomic
 
 OPSET, IR_VERSION = 17, 8
-"""Those of 2022: ONNX Runtime 1.12, TensorRT 8.6 and OpenVINO 2022.2 read them already, and nothing newer is needed."""
+"""Versions of 2022: ONNX Runtime 1.12, TensorRT 8.6 and OpenVINO 2022.2 read them; no rule needs a newer one."""
 OUTPUT = "logits"
 
 
 def write(path: pathlib.Path, network: weights.Network) -> None:
     """Writes a network with its preprocessing, whole or not at all.
 
-    Its input is `pixels`, its output `logits`; the metadata `card` has `image_size` and `class_names` as JSON.
+    The input is `pixels`, the output `logits`. The metadata `card` has `image_size` and `class_names` as JSON.
 
     Raises:
       ConfigError: the extra is not installed.
@@ -40,7 +40,7 @@ def write(path: pathlib.Path, network: weights.Network) -> None:
 
 
 def read(path: pathlib.Path) -> Classifier:
-    """Reads what `write` wrote; ONNX Runtime runs it on the CPU.
+    """Reads what `write` wrote. ONNX Runtime runs the file on the CPU.
 
     Raises:
       ConfigError: the extra is not installed.
@@ -52,7 +52,7 @@ def read(path: pathlib.Path) -> Classifier:
         session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
         (pixels,) = session.get_inputs()
         shape = tuple(pixels.shape[1:])
-    except Exception as error:  # its errors have no class in common
+    except Exception as error:  # ONNX Runtime's errors have no class in common
         reason = str(error).partition("\n")[0]
         raise RunError(f"{path} is not an ONNX file that runs here: {reason}") from error
 
@@ -65,7 +65,7 @@ def read(path: pathlib.Path) -> Classifier:
 
 
 def model(function: Callable[[jax.Array], jax.Array], shape: Sequence[int], card: Any) -> Any:
-    """The ModelProto of a function of uint8 pixels [B, *shape], for any B; raises as `write`."""
+    """Builds the ModelProto of a function of uint8 pixels [B, *shape], for any B; raises what `write` raises."""
     builder, pixels = Builder(), Tensor(INPUT, (BATCH, *shape), tuple(range(len(shape) + 1)))
     onnx = builder.onnx
 

@@ -1,6 +1,6 @@
-"""How each primitive of JAX is written in ONNX: functions from the equation and its inputs to its output.
+"""Writes each primitive of JAX in ONNX: a rule maps an equation and its inputs to its output.
 
-To add one, add it to `ELEMENTWISE` or write a function under its name in `RULES`.
+To add a primitive, add it to `ELEMENTWISE` or write a function under its name in `RULES`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def write(builder: Builder, eqn: core.JaxprEqn, values: Sequence[Value]) -> Valu
     """Appends the nodes of an equation with one output.
 
     Raises:
-      RunError: a primitive, or a use of it, that is not written here.
+      RunError: a primitive, or a use of one, that has no rule here.
     """
     name = eqn.primitive.name
     if sum(has_batch([size]) for size in _shape(eqn)) != 1:
@@ -62,7 +62,7 @@ def _min(builder: Builder, eqn: core.JaxprEqn, a: Value, b: Value) -> Value:
     if isinstance(a, np.ndarray):
         a, b = b, a
     if isinstance(a, Tensor) and isinstance(b, np.ndarray) and b.ndim == 0:
-        name = builder.node("Clip", a.name, "", builder.constant(b))  # this, too
+        name = builder.node("Clip", a.name, "", builder.constant(b))  # runtimes fuse it too
         return Tensor(name, a.shape, a.axes)
     return builder.elementwise(_shape(eqn), "Min", a, b)
 
@@ -143,7 +143,7 @@ def _reduce(builder: Builder, eqn: core.JaxprEqn, x: Tensor) -> Value:
 
 
 def _dot_general(builder: Builder, eqn: core.JaxprEqn, a: Value, b: Value) -> Value:
-    """A MatMul of [*batch, free, contracted] and [*batch, contracted, free]."""
+    """Writes a MatMul of [*batch, free, contracted] and [*batch, contracted, free]."""
     (summed_a, summed_b), (batch_a, batch_b) = eqn.params["dimension_numbers"]
     free_a, free_b = (
         tuple(axis for axis in range(len(x.shape)) if axis not in (*summed, *batch))
@@ -179,7 +179,7 @@ def _conv(builder: Builder, eqn: core.JaxprEqn, image: Value, kernel: Value) -> 
 
 
 def _max_pool(builder: Builder, eqn: core.JaxprEqn, image: Value) -> Value:
-    """A MaxPool of an NHWC image; ONNX pads with -inf, too."""
+    """Writes a MaxPool of an NHWC image; ONNX also pads with -inf."""
     window, strides, padding, *dilations = (
         eqn.params[name]
         for name in ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
@@ -191,7 +191,7 @@ def _max_pool(builder: Builder, eqn: core.JaxprEqn, image: Value) -> Value:
 
 
 def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
-    """The padding as ONNX has it: all the starts, then all the ends."""
+    """Orders the padding as ONNX does: all the starts, then all the ends."""
     return [low for low, _ in padding] + [high for _, high in padding]
 
 

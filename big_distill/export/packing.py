@@ -1,4 +1,4 @@
-"""A student in files that are read back and evaluated before their sizes are believed."""
+"""Packs a student into files; reads them back and evaluates them before it reports their sizes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from big_distill.terminal import say
 from big_distill.training.evaluation import mesh_for, open_eval, open_split, student_of, with_data_dir
 
 TOLERANCE = 1e-3
-"""How far the logits of a file in floats may be from the network's at most, in their standard deviations."""
+"""Largest difference allowed between the logits of a file in floats and the network's, in their standard deviations."""
 ROUNDED_TOLERANCE = 0.25
-"""How far on average, where the network rounds: a step more or less here is a step more or less from there on."""
+"""Mean difference allowed where the network rounds: a difference of one step here changes the layers after it."""
 _TRIAL_DIR = ".packing"
 _NUM_TIMINGS = 50
 _NUM_VIEWS = 256
@@ -46,26 +46,26 @@ def pack(
     data_dir: str | None = None,
     precision: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Writes files into a run directory, and pack.json about them and those of before.
+    """Writes files into a run directory, and a pack.json about them and earlier files.
 
     Args:
       workdir: the run directory.
-      formats: of `FORMATS`.
-      step: of the student: 'final', 'latest', 'best' or the number of a checkpoint.
-      split: that the files are evaluated on.
-      data_dir: where TFDS sets are, if not where the run had them.
-      precision: of `rounding.PRECISIONS`, what the student is rounded to first; None: it stays as it is.
+      formats: names in `FORMATS`.
+      step: step of the student: 'final', 'latest', 'best' or the number of a checkpoint.
+      split: the split that the files are evaluated on.
+      data_dir: directory of the TFDS sets, if it is not the run's.
+      precision: the one of `rounding.PRECISIONS` that the student is rounded to first; None: it stays as it is.
 
     Returns:
-      For each file `format`, `precision`, `path`, `step`, `split`, `bytes`, `ratio` (to the weights, running statistics
-      included, of `config.student` in float32), `nonzero` (parameters), `bits_per_weight`, `difference` (of its logits
-      from the network's, in their standard deviations), `accuracy` and `agreement` (fractions, of the file as it was
-      read back; None without labels, or without a teacher), `latency_ms` (median, one image), `machine` (that it was
-      measured on) and `flops` (of one image).
+      For each file `format`, `precision`, `path`, `step`, `split`, `bytes`, `ratio` (the bytes of the weights and
+      running statistics of `config.student` in float32, divided by those of the file), `nonzero` (parameters),
+      `bits_per_weight`, `difference` (between its logits and the network's, in their standard deviations), `accuracy`
+      and `agreement` (fractions, of the file as it was read back; None without labels, or without a teacher),
+      `latency_ms` (median, one image), `machine` (the one that measured it) and `flops` (of one image).
 
     Raises:
       ConfigError: an unknown format or precision, or one whose extra is not installed.
-      RunError: no such run or step; or a file that is not what was written into it.
+      RunError: no such run or step, or a file that does not hold what was written into it.
     """
     formats = _checked(formats, precision)
     config = with_data_dir(read_config(workdir), data_dir)
@@ -77,7 +77,7 @@ def pack(
     pixels = next(iter(data))["pixels"]
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
     stem = "-".join(["student", *([step] if step != "final" else []), *([precision] if precision else [])])
-    trial = workdir / _TRIAL_DIR  # nothing takes the place of a good file before it was evaluated
+    trial = workdir / _TRIAL_DIR  # a file replaces a good one only after it was evaluated
     files = {name: trial / (stem + FORMATS[name].suffix) for name in formats}
     processes.on_first_process(lambda: _write(trial, files, student, views))
     networks = [predictor.load(file, student.architecture) for file in files.values()]
@@ -107,7 +107,7 @@ def pack(
 
 
 def _checked(formats: Sequence[str], precision: str | None) -> list[str]:
-    """The formats, each once, if all are known."""
+    """Returns the formats, each once; raises ConfigError if there is none, or if one or the precision is unknown."""
     for flag, known, given in (
         ("--formats", list(FORMATS), formats),
         ("--quantize", list(rounding.PRECISIONS), [precision] if precision else []),
@@ -121,8 +121,8 @@ def _checked(formats: Sequence[str], precision: str | None) -> list[str]:
 
 
 def _write(trial: pathlib.Path, files: Mapping[str, pathlib.Path], student: weights.Network, views: Views) -> None:
-    """Writes the files, by format, into a new directory."""
-    shutil.rmtree(trial, ignore_errors=True)  # of a pack that failed
+    """Writes the files, given by format, and their cards into a new directory."""
+    shutil.rmtree(trial, ignore_errors=True)  # a pack that failed may have left it
     trial.mkdir()
     for name, file in files.items():
         FORMATS[name].write(file, student, views)
@@ -131,11 +131,11 @@ def _write(trial: pathlib.Path, files: Mapping[str, pathlib.Path], student: weig
 
 
 def _put_in_place(workdir: pathlib.Path, trial: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Moves the files into the run directory, and writes their rows beside those of others."""
+    """Moves the files into the run directory and writes their rows beside those of others."""
     table, replaced = workdir / PACK_FILE, {row["path"] for row in rows}
     before = read_json(table, [{"path": str}]) if table.is_file() else []
     others = [row for row in before if row["path"] not in replaced]
-    write_json(table, others)  # no row may be about a file that is another one now
+    write_json(table, others)  # no row may describe a file that was replaced
     for file in sorted(trial.iterdir()):
         file.replace(workdir / file.name)
     trial.rmdir()
@@ -143,14 +143,14 @@ def _put_in_place(workdir: pathlib.Path, trial: pathlib.Path, rows: list[dict[st
 
 
 def _training_views(config: Config) -> np.ndarray:
-    """The first training views, uint8 [N, S, S, C], the same in every process."""
+    """Makes the first training views, uint8 [N, S, S, C], the same in every process."""
     data = TrainPipeline(config, open_split(config, config.source, config.source.train))
     batches = [data.batch(step)["pixels"] for step in range(-(-_NUM_VIEWS // config.batch_size))]
     return np.concatenate(batches)[:_NUM_VIEWS]
 
 
 def _check(path: pathlib.Path, student: weights.Network, logits: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference of a file's logits on a batch from the network's, in standard deviations."""
+    """Checks a file; returns the largest difference of its logits from the network's, in standard deviations."""
     if path.suffix not in EXECUTABLE_SUFFIXES:
         read = weights.load(path, student.architecture)
         if weights.sha256(read.variables) != weights.sha256(student.variables):
@@ -163,18 +163,21 @@ def _check(path: pathlib.Path, student: weights.Network, logits: np.ndarray, exp
             f"{path} does not compute what it should: its logits differ by {difference:.2g} of their standard "
             f"deviation from the network's, more than {allowed}"
         )
-    say(f"{path.name}: {path.stat().st_size:,} bytes, read back; logits within {difference:.1g} (allowed: {allowed})")
+    say(
+        f"{path.name} has {path.stat().st_size:,} bytes; it was read back, and its logits differ from the network's by "
+        f"{difference:.1g} of their standard deviation (allowed: {allowed})"
+    )
     return float(differences.max())
 
 
 def _latency(network: Predictor, image: np.ndarray) -> float:
-    """Median milliseconds for one image."""
+    """Measures the median time for one image, in milliseconds."""
     times = timeit.repeat(lambda: network.classify(image), number=1, repeat=_NUM_TIMINGS + 1)
     return 1e3 * statistics.median(times[1:])
 
 
 def _flops(network: weights.Network) -> float:
-    """The FLOPs of one image, as XLA counts them."""
+    """Counts the FLOPs of one image, as XLA does."""
     architecture = network.architecture
     model = architecture.build("float32")
 

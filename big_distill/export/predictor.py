@@ -1,4 +1,4 @@
-"""A network with its preprocessing, from any file that holds one, as something that classifies images."""
+"""Loads a network with its preprocessing from any file that holds one, and classifies images with it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Image = np.ndarray | bytes
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A network with its preprocessing.
+    """Classifies images with a network and its preprocessing.
 
-    classify: from uint8 pixels [B, S, S, C], any B above 0, to float32 logits [B, K], with S the size of the view.
+    classify: maps uint8 pixels [B, S, S, C], any B above 0, to float32 logits [B, K]; S is the side of the view.
     """
 
     architecture: weights.ConfigArchitecture
@@ -33,11 +33,11 @@ class Predictor:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names in the order of the probabilities; empty if the data set had none."""
+        """Returns the names in the order of the probabilities; empty if the data set had none."""
         return self.architecture.card.class_names
 
     def predict(self, images: np.ndarray | Iterable[Image]) -> np.ndarray:
-        """Classifies images as evaluation does: shorter side resized, central crop.
+        """Classifies images as evaluation does: it resizes the shorter side, then crops the centre.
 
         Args:
           images: uint8 arrays [H, W], [H, W, 1] or [H, W, 3] of any sizes, or the bytes of image files; or one array
@@ -47,12 +47,12 @@ class Predictor:
           Probabilities, float32 [B, K].
 
         Raises:
-          DataError: an image that cannot be read; says which.
+          DataError: an image that cannot be read, which the message names.
         """
         if isinstance(images, np.ndarray) and images.ndim != 4:
-            raise DataError(f"an array of shape {images.shape}: expected [B, H, W, C], or a list of images")
+            raise DataError(f"the images have shape {images.shape}: expected [B, H, W, C], or a list of images")
         if isinstance(images, bytes):
-            raise DataError("expected a list of images, got the bytes of one")
+            raise DataError("expected a list of images, got the bytes of one image")
         decoded = [self._decode(index, image) for index, image in enumerate(images)]
         if not decoded:
             return np.zeros((0, self.architecture.num_classes), np.float32)
@@ -71,16 +71,16 @@ class Predictor:
 
 
 def load(path: str | pathlib.Path, otherwise: weights.ConfigArchitecture | None = None) -> Predictor:
-    """A network from a finished run directory, or from any file that has one, exported files included.
+    """Loads a network from a finished run directory or from any file that holds one, exported files included.
 
     >>> import big_distill
     >>> network = big_distill.load("runs/digits_fm-0123456789ab")  # doctest: +SKIP
     >>> network.predict(images).argmax(-1)  # doctest: +SKIP
 
-    `otherwise` is as in `weights.load`: it lets a file ask for the user's own code.
+    `otherwise` is that of `weights.load`: it lets a file ask for the user's own code.
 
     Raises:
-      RunError: no such file, it is damaged, or its network has no classes.
+      RunError: no such file, a damaged one, or a network without classes.
     """
     file = pathlib.Path(path)
     read = next((format_.read for format_ in FORMATS.values() if format_.suffix == file.suffix), None)
@@ -88,7 +88,7 @@ def load(path: str | pathlib.Path, otherwise: weights.ConfigArchitecture | None 
 
 
 def of_network(network: weights.Network) -> Predictor:
-    """A network as JAX computes it here, in float32."""
+    """Makes a Predictor that computes a network with JAX, in float32."""
     architecture = network.architecture
     if not architecture.num_classes:
         raise RunError(f"{network.source} has no classes to predict")

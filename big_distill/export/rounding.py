@@ -1,4 +1,4 @@
-"""A trained student in fewer bits, without training it again."""
+"""Rounds a trained student to fewer bits, without training it again."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PRECISIONS = ("bfloat16", "int8", "int4")
 
 
 def quantize(network: weights.Network, precision: str, views: Views) -> weights.Network:
-    """The network with parameters of a precision and, under int8 and int4, rounded inputs of its layers.
+    """Rounds the parameters of a network to a precision and, under int8 and int4, the inputs of its layers.
 
-    Kernels become integers of 8 or 4 bits with a scale a filter, what they are applied to has 8 bits, between the least
-    and the greatest value on real images (see `models.variants`). What is already rounded so stays as it is.
+    Kernels become integers of 8 or 4 bits with a scale a filter. Their inputs get 8 bits, between the least and the
+    greatest value on real images (see `models.variants`). Kernels and inputs already rounded so stay as they are.
     """
     names = by_path(network.variables["params"])
     if precision == "bfloat16":
@@ -37,7 +37,7 @@ def quantize(network: weights.Network, precision: str, views: Views) -> weights.
 
 
 def _is_coarser(kernel: np.ndarray, top: int) -> bool:
-    """Whether a kernel is made of no larger integers already."""
+    """Returns True if a kernel already consists of integers up to `top`, times its scales."""
     grid = encodings.grid_of(kernel)
     return grid is not None and int(np.abs(grid[1]).max()) <= top
 

@@ -1,6 +1,6 @@
-"""StableHLO files, through `jax.export`: one file for CPU, GPU and TPU and for every batch size.
+"""Writes and reads StableHLO files through `jax.export`: one file for CPU, GPU and TPU and for every batch size.
 
-Other software reads it with `jax.export.deserialize`; JAX promises to do so for six months after it was written.
+Other software reads it with `jax.export.deserialize`. JAX promises to read it for six months after it was written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def write(path: pathlib.Path, network: weights.Network) -> None:
     def logits_of_one(image: jax.Array) -> jax.Array:
         return logits(image[None])[0]
 
-    # Networks may ask for len(x), which cannot be symbolic: they see one image, vmap makes a batch of it.
+    # Networks may ask for len(x), and it cannot be symbolic. They see one image, and vmap makes a batch of it.
     (batch,) = export.symbolic_shape("batch")
     pixels = jax.ShapeDtypeStruct((batch, *pixels_shape(network.architecture)), jnp.uint8)
     exported = export.export(jax.jit(jax.vmap(logits_of_one)), platforms=("cpu", "cuda", "tpu"))(pixels)
@@ -33,7 +33,7 @@ def write(path: pathlib.Path, network: weights.Network) -> None:
 
 
 def read(path: pathlib.Path) -> Classifier:
-    """Reads what `write` wrote; it runs on this machine's accelerator, compiled once for every batch size.
+    """Reads what `write` wrote. It runs on this machine's accelerator, and JAX compiles it once for each batch size.
 
     Raises:
       RunError: no such file, or not one of these.
@@ -44,7 +44,7 @@ def read(path: pathlib.Path) -> Classifier:
         shape = pixels.shape[1:]
         logits = jax.jit(exported.call)
         logits.lower(jax.ShapeDtypeStruct((1, *shape), pixels.dtype))  # parses the StableHLO itself
-    except Exception as error:  # what its parsers raise on other files is of many types
+    except Exception as error:  # its parsers raise errors of many types
         reason = str(error).partition("\n")[0]
         raise RunError(f"{path} is not a StableHLO file that this JAX reads: {reason}") from error
 

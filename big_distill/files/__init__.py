@@ -1,1 +1,1 @@
-"""Files that are whole or not there, and the checksums of a directory: the bottom of everything that touches a disk."""
+"""Writes files whole or not at all, and verifies the checksums of a directory; all that touches a disk uses it."""

@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all, and whether one can be."""
+"""Writes files whole or not at all, and checks that one can be written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A file to write into, which takes the place of `path` once everything is on disk."""
+    """Opens a file to write into, which replaces `path` once everything is on disk."""
     temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
@@ -24,17 +24,17 @@ def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # of a full disk it has none
+            error.filename = error.filename or str(path)  # the error of a full disk has none
         raise
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
-    """A name that is no other process's: of two that write the same file the last one's stays, whole."""
+    """Names a file of this process alone: if two processes write the same path, the last one's stays, whole."""
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
 def check_writable(path: pathlib.Path) -> None:
-    """Raises OSError if a file cannot be written: before the work whose result it is to hold, not after."""
+    """Raises OSError if a file cannot be written. Call it before the work whose result the file will hold."""
     new = not path.exists()
     path.open("ab").close()
     if new:
@@ -42,7 +42,7 @@ def check_writable(path: pathlib.Path) -> None:
 
 
 def check_replaceable(path: pathlib.Path) -> None:
-    """`check_writable` for `write`: also that nothing but a file gives way, and that there is room beside it."""
+    """Raises OSError if `write` would fail: something that is not a file is there, or there is no room beside it."""
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "it exists and is not a file", str(path))
     check_writable(path)
@@ -50,6 +50,6 @@ def check_replaceable(path: pathlib.Path) -> None:
 
 
 def write(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file."""
+    """Writes a file, whole or not at all."""
     with writing(path) as file:
         file.write(data)

@@ -1,6 +1,6 @@
-"""The SHA-256 of a file, and the files of a directory pinned by a list of their sums among them.
+"""Computes the SHA-256 of files, and pins the files of a directory by a list of their sums among them.
 
-The list has the format of `sha256sum`: `cd DIR && sha256sum --check checksums.sha256`.
+The list has the format of `sha256sum`; `cd DIR && sha256sum --check checksums.sha256` verifies it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def write(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> None:
 
 
 def damage(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> str | None:
-    """Says what is no longer as `write` found it, such as 'state/manifest.ocdbt is missing'; None if all is."""
+    """Says what has changed since `write`, such as 'state/manifest.ocdbt is missing'; None if nothing has."""
     try:
         lines = (directory / LIST_FILE).read_text().splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
@@ -36,7 +36,7 @@ def damage(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> str | None:
         return None if sums else f"{LIST_FILE} is empty"
     except FileNotFoundError:
         return f"{LIST_FILE} is missing"
-    except (OSError, ValueError) as error:  # the latter: a list that is no text
+    except (OSError, ValueError) as error:  # ValueError: the list is no text
         return f"it cannot be read ({error})"
 
 
@@ -45,6 +45,6 @@ def _names(directory: pathlib.Path) -> list[str]:
 
 
 def sha256(path: pathlib.Path) -> str:
-    """The SHA-256 of a file, in lower-case hexadecimal."""
+    """Computes the SHA-256 of a file, in lower-case hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Networks, each as a `Model` of two pure functions. No other folder imports `flax.linen`."""
+"""Builds networks, each as a `Model` of two pure functions. No other folder imports `flax.linen`."""
 
 from __future__ import annotations
 
@@ -50,21 +50,22 @@ __all__ = [
 
 FAMILIES = cnn.FAMILIES | bit.FAMILIES | efficientnet_lite.FAMILIES | mobilenet_v3.FAMILIES | vit.FAMILIES
 _OF_ALL_FAMILIES = ("name", "ranks", "activation_bits", "options")
-_MAX_UNITS, _MAX_FEATURES = 1000, 1 << 20  # what is still built in a moment
+_MAX_UNITS, _MAX_FEATURES = 1000, 1 << 20  # a network of this size is built quickly
 
 
 @functools.cache
 def build(model: ModelConfig, num_classes: int, dtype: str, folded: bool = False) -> Model:
     """Makes the network that a config describes.
 
-    The same arguments give the same object, so that a step which has the Model as a static argument is compiled once.
+    The same arguments give the same object. So a step that has the Model as a static argument is compiled once.
 
     Args:
-      model: as `resolve` checked it. A name with a colon is the user's own `module:function`, called as this is.
+      model: a config that `resolve` checked. A name with a colon is the user's own `module:function`, which is called
+        with `(model, num_classes, dtype)`.
       num_classes: K, the number of logits; 0: a network without a head.
-      dtype: of activations, 'float32' or 'bfloat16'; parameters and logits are float32.
-      folded: the network of `fold`'s variables, and of `quantize`'s, for inference only; the same one where there is
-        nothing to fold.
+      dtype: dtype of the activations, 'float32' or 'bfloat16'; parameters and logits are float32.
+      folded: True for the network of `fold`'s variables and of `quantize`'s, for inference only; it is the same one if
+        there is nothing to fold.
 
     Returns:
       The Model; its image is float32 [B, H, W, C], already normalised.
@@ -80,7 +81,7 @@ def build(model: ModelConfig, num_classes: int, dtype: str, folded: bool = False
 
 
 def family_of(model: ModelConfig) -> Family:
-    """The facts of a network's family; `_USERS_OWN` for a user's `module:function`."""
+    """Returns the family of a network; `_USERS_OWN` for a user's `module:function`."""
     return FAMILIES.get(str(model.name), _USERS_OWN)
 
 
@@ -96,32 +97,32 @@ _USERS_OWN = Family(
     min_image_size=lambda model: 1,
     build=_build_users_own,
     fold=lambda model, variables: dict(variables),
-    int8=True,  # as far as anybody knows
+    int8=True,  # assumed
 )
 
 
 def features_of(model: ModelConfig) -> tuple[int, ...]:
-    """The widths of all layers that no skip connection ties, in order: `model.features`, or as published."""
+    """Returns the widths of all layers that no skip connection ties, in order: `model.features`, or those published."""
     return model.features or family_of(model).widths(model)
 
 
 def fold(model: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables of the folded network, `build(..., folded=True)`, from those of the plain one.
+    """Computes the variables of the folded network, `build(..., folded=True)`, from those of the plain one.
 
-    They are float32, on the host. Kernels are standardised where the network would do so in every step, and every
-    BatchNorm goes into the convolution before it, in float64. GroupNorm and LayerNorm depend on the input and stay, and
-    so does all in the user's own networks.
+    They are float32, on the host. Kernels are standardised where the network would do so in every step. Every BatchNorm
+    goes into the convolution before it, in float64. GroupNorm and LayerNorm depend on the input and stay. The user's
+    own networks stay as they are.
     """
     return cast(family_of(model).fold(model, variables), "float32")
 
 
 def check_model(model: ModelConfig, image_size: int, path: str) -> None:
-    """Raises ConfigError unless `path`, as the config calls it, is a network for images of `image_size` px."""
+    """Raises ConfigError unless `model`, which the config calls `path`, is a network for images of `image_size` px."""
     if model.name is None:
         raise ConfigError(f"{path}.name=None is not known{nearest('None', list(FAMILIES))}")
     check_fields(model, path)
     layers = [rule.partition("=")[0] for rule in model.ranks]
-    require(len(set(layers)) == len(layers), f"{path}.ranks={model.ranks}: a layer is there twice")
+    require(len(set(layers)) == len(layers), f"{path}.ranks={model.ranks}: a layer is named twice")
     family = family_of(model)
     if family is _USERS_OWN:
         return
@@ -150,7 +151,7 @@ def check_model(model: ModelConfig, image_size: int, path: str) -> None:
 
 
 def from_linen(network: nn.Module) -> Model:
-    """Makes a Model of a Flax module.
+    """Makes a Model from a Flax module.
 
     Its `__call__(self, image [B, H, W, C], *, train)` returns `Outputs`, or logits [B, K] alone. The module may have
     BatchNorm (its collection `batch_stats`) and dropout (fed by `apply`'s `rng`).
@@ -175,7 +176,7 @@ def from_linen(network: nn.Module) -> Model:
 
 
 def _adapted(model: Model) -> Model:
-    """The same network, whose `apply` returns `Outputs` with float32 logits: it may have returned logits alone."""
+    """Makes `apply` return `Outputs` with float32 logits, also where it returned logits alone."""
 
     def apply(variables: Mapping[str, Any], image: jax.Array, **kwargs: Any) -> tuple[Outputs, Any]:
         outputs, batch_stats = model.apply(variables, image, **kwargs)

@@ -1,7 +1,8 @@
-"""BiT: ResNet-v2 with GroupNorm and weight standardisation (Kolesnikov et al. 2020, "Big Transfer", arXiv 1912.11370).
+"""Implements BiT (Kolesnikov et al. 2020, "Big Transfer", arXiv 1912.11370).
 
-Parameters are named as in the weight files of Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and
-consistent", arXiv 2106.05237: `block1/unit01/conv1/kernel`. Scales and biases have shape [C], not [1, 1, 1, C].
+BiT is ResNet-v2 with GroupNorm and weight standardisation. Parameters are named as in the weight files of Beyer et al.
+2022, "Knowledge distillation: A good teacher is patient and consistent", arXiv 2106.05237:
+`block1/unit01/conv1/kernel`. Scales and biases have shape [C], not [1, 1, 1, C].
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from big_distill.models.layers import GroupNorm, StdConv, head, max_pool
 from big_distill.state import Outputs
 
 BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-"""The units of each stage, by depth."""
+"""Number of units in each stage, by depth."""
 
 
 def root_features(width: float) -> int:
-    """Channels of the root, 64 of width 1, rounded down."""
+    """Computes the channels of the root, 64 at width 1, rounded down."""
     return max(1, int(64 * width))
 
 
 class Root(nn.Module):
-    """A 7 x 7 convolution and a 3 x 3 max-pool, each of stride 2.
+    """Computes a 7 x 7 convolution and a 3 x 3 max-pool, each of stride 2.
 
-    No activation precedes the pool, so its padding shows: 'zero' in the models of Big Transfer, '-inf' in those of the
-    distillation release.
+    No activation precedes the pool, so its padding matters: 'zero' in the models of Big Transfer, '-inf' in those of
+    the distillation release.
     """
 
     features: int
@@ -44,7 +45,7 @@ class Root(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, ceil(H / 4), ceil(W / 4), features]."""
+        """Maps [B, H, W, C] to [B, ceil(H / 4), ceil(W / 4), features]."""
         x = StdConv(self.features, self.dtype, 7, 2, self.folded, name="conv_root")(x)
         if self.pool == "zero":
             return max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
@@ -52,10 +53,10 @@ class Root(nn.Module):
 
 
 class Unit(nn.Module):
-    """A pre-activation bottleneck (He et al. 2016, "Identity mappings in deep residual networks", arXiv 1603.05027).
+    """Computes a pre-activation bottleneck.
 
-    The 3 x 3 convolution has the stride. Where the shape changes, a projection of the *activated* input replaces the
-    identity.
+    It is that of He et al. 2016, "Identity mappings in deep residual networks", arXiv 1603.05027. The 3 x 3 convolution
+    has the stride. If the shape changes, a projection of the *activated* input replaces the identity.
 
     hidden: channels of the first two convolutions.
     """
@@ -68,7 +69,7 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
         conv = functools.partial(StdConv, dtype=self.dtype, folded=self.folded)
         y = nn.relu(GroupNorm(self.dtype, name="gn1")(x))
         if self.stride != 1 or x.shape[-1] != self.features:
@@ -82,7 +83,7 @@ class Unit(nn.Module):
 
 
 class Stage(nn.Module):
-    """Units at one resolution; the first has the stride.
+    """Computes units at one resolution; the first has the stride.
 
     hidden: two widths a unit, see `Unit`.
     """
@@ -95,7 +96,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
         for i, hidden in enumerate(zip(self.hidden[::2], self.hidden[1::2], strict=True)):
             stride = self.stride if i == 0 else 1
             x = Unit(self.features, hidden, stride, self.dtype, self.folded, name=f"unit{i + 1:02d}")(x)
@@ -103,15 +104,15 @@ class Stage(nn.Module):
 
 
 class BiT(nn.Module):
-    """The whole network: R50x1 has blocks (3, 4, 6, 3) and width 1.
+    """Computes the whole network: R50x1 has blocks (3, 4, 6, 3) and width 1.
 
     blocks: units of each stage; the resolution halves and the channels double from stage to stage.
     features: channels of the first two convolutions of every unit.
     width: factor on the channels, rounded down to whole channels in the root: 0.3 makes 19 of 64.
     root_pool: 'zero' or '-inf', see `Root`.
-    folded: the kernels are already standardised.
+    folded: True if the kernels are already standardised.
 
-    From the last normalisation on everything is in float32, so that logits are not rounded to bfloat16.
+    The last normalisation and all after it are in float32, so that logits are not rounded to bfloat16.
     """
 
     blocks: tuple[int, ...]

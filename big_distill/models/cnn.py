@@ -1,7 +1,7 @@
-"""The small networks of the compression and distillation papers.
+"""Implements the small networks of the compression and distillation papers.
 
-None reads `train`: they have neither dropout nor BatchNorm. The last layer is in float32 whatever the dtype, so that
-logits are not rounded to bfloat16.
+They do not read `train`, because they have no dropout and no BatchNorm. The last layer is in float32 for any dtype, so
+that logits are not rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from big_distill.state import Outputs
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU; features (300, 100) make LeNet-300-100 (LeCun et al. 1998, "Gradient-based learning")."""
+    """Computes dense layers with ReLU.
+
+    Features (300, 100) make LeNet-300-100 (LeCun et al. 1998, "Gradient-based learning").
+    """
 
     features: tuple[int, ...]
     num_classes: int
@@ -36,9 +39,9 @@ class MLP(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """Caffe's LeNet-5, which Han et al. 2016, "Deep Compression", prune: 431,080 parameters on MNIST.
+    """Implements Caffe's LeNet-5, which Han et al. 2016, "Deep Compression", prune: 431,080 parameters on MNIST.
 
-    Unlike the network of 1998 it is 20-50-500-K wide, has max-pools, and no nonlinearity follows its convolutions.
+    Unlike the network of 1998 it is 20-50-500-K wide, has max-pools, and has no nonlinearity after its convolutions.
     """
 
     features: tuple[int, ...]
@@ -57,9 +60,9 @@ class LeNet5(nn.Module):
 
 
 class CNN(nn.Module):
-    """Teacher (256, 512) and student (16, 32) of the "Knowledge Distillation" example of Keras.
+    """Implements teacher (256, 512) and student (16, 32) of the "Knowledge Distillation" example of Keras.
 
-    As there, the second convolution has no activation.
+    The second convolution has no activation, as in that example.
     """
 
     features: tuple[int, ...]
@@ -78,7 +81,10 @@ class CNN(nn.Module):
 
 
 class SixLayerCNN(nn.Module):
-    """Four 3 x 3 convolutions, a max-pool after each pair, two dense layers; ReLU between; 32-32-64-64-256-K wide."""
+    """Computes four 3 x 3 convolutions, a max-pool after each pair, and two dense layers, with ReLU between.
+
+    It is 32-32-64-64-256-K wide.
+    """
 
     features: tuple[int, ...]
     num_classes: int

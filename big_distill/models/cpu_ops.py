@@ -1,10 +1,14 @@
-"""Convolutions and max-pool as the CPU computes them fastest, equal to XLA's own up to rounding.
+"""Computes convolutions and max-pool in the way that is fastest on the CPU, equal to XLA's own up to rounding.
 
-On the CPU, XLA convolves onto maps of one or two pixels, which every ResNet reaches on small images, up to 90 times
-slower than a matrix product would, and with a stride, from more than a cache holds, 1.2 to 1.5 times; its depthwise
-convolutions, and the gradient of its max-pool, are about 10 times slower than shifted slices, whose own gradient is up
-to 6 times slower for a batch than for its images in turn; inside a loop the gradients of a convolution are computed 40
-times slower, unless they are convolutions in the layout of the forward pass.
+XLA is slow on the CPU in these cases:
+
+* A convolution onto maps of one or two pixels is up to 90 times slower than a matrix product. Every ResNet reaches
+  such maps on small images.
+* A convolution with a stride, of an input that no cache holds, is 1.2 to 1.5 times slower than a matrix product.
+* Depthwise convolutions, and the gradient of max-pool, are about 10 times slower than shifted slices. The gradient of
+  shifted slices is up to 6 times slower for a batch than for its images in turn.
+* Inside a loop the gradients of a convolution are 40 times slower, unless they are convolutions in the layout of the
+  forward pass.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv_in_one_layout(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    """A convolution whose gradients, too, are convolutions of [B, H, W, C] with [k, k, C, F]."""
+    """Convolves `x` with `kernel`; its gradients, too, are convolutions of [B, H, W, C] with [k, k, C, F]."""
     return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=LAYOUT)
 
 
@@ -70,7 +74,7 @@ _conv_in_one_layout.defvjp(_conv_forward, _conv_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    """A depthwise convolution whose gradients are computed one image after another, so that each stays in the cache."""
+    """Convolves each channel with its filter. Computes gradients image by image, so that each stays in the cache."""
     shifts = _shifts(x.astype(jnp.float32), kernel.shape[0], stride, pads, fill=0)
     filters = kernel.astype(jnp.float32).reshape(len(shifts), -1)
     return functools.reduce(jnp.add, map(jnp.multiply, shifts, filters)).astype(x.dtype)
@@ -100,30 +104,33 @@ depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def max_pool(x: jax.Array, size: int, stride: int, pads: Pads) -> jax.Array:
-    """The maximum over windows of `x` [B, H, W, C], padded with -inf: [B, H', W', C]."""
+    """Computes the maximum over windows of `x` [B, H, W, C], padded with -inf: [B, H', W', C]."""
     return functools.reduce(_first_max, _shifts(x, size, stride, pads, fill=-jnp.inf))
 
 
 def _first_max(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The maximum; NaN if either is. In a tie `a` gets the gradient, as in XLA's max-pool (`jnp.maximum` halves it)."""
+    """Computes the maximum; NaN if either is NaN.
+
+    In a tie `a` gets the gradient, as in XLA's max-pool; `jnp.maximum` halves it.
+    """
     return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 def _unused(x: jax.Array, out: jax.Array, size: int, stride: int, pads: Pads) -> tuple[int, ...]:
-    """How many of the last rows and columns of the padded `x` no window of a convolution onto `out` reaches."""
+    """Counts the last rows and columns of the padded `x` that no window of a convolution onto `out` reaches."""
     sizes = zip(x.shape[1:3], out.shape[1:3], pads, strict=True)
     return tuple(n + sum(pad) - size - (m - 1) * stride for n, m, pad in sizes)
 
 
 def _transposed_pads(x: jax.Array, out: jax.Array, size: int, stride: int, pads: Pads) -> Pads:
-    """The pads of the convolution that takes the gradient of `out`, its pixels `stride` apart, to that of `x`."""
+    """Computes the pads of the convolution from the gradient of `out`, its pixels `stride` apart, to that of `x`."""
     unused = _unused(x, out, size, stride, pads)
     rows, columns = ((size - 1 - low, size - 1 - high + rest) for (low, high), rest in zip(pads, unused, strict=True))
     return rows, columns
 
 
 def _shifts(x: jax.Array, size: int, stride: int, pads: Pads, fill: float) -> list[jax.Array]:
-    """For each of the size * size positions in a window, row by row, what every window has there: [B, H', W', C]."""
+    """Slices `x` once for each of the size * size positions in a window, row by row. A slice is [B, H', W', C]."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
     height, width = ((n - size) // stride * stride + 1 for n in x.shape[1:3])
     return [x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)]

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite: EfficientNet (Tan & Le 2019, arXiv 1905.11946) with ReLU6 and without squeeze-excite.
+"""Implements EfficientNet-Lite: EfficientNet (Tan & Le 2019, arXiv 1905.11946) with ReLU6, without squeeze-excite.
 
-As in `models/official/efficientnet/lite` of github.com/tensorflow/tpu: compound scaling leaves the stem, the head and
-the number of blocks in the first and the last stage as they are. Training there also drops whole blocks at random
-(stochastic depth), here it does not.
+It follows `models/official/efficientnet/lite` of github.com/tensorflow/tpu: compound scaling leaves the stem, the head
+and the number of blocks in the first and the last stage as they are. Training there also drops whole blocks at random
+(stochastic depth). Training here does not.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ DROPOUT = {"efficientnet_lite0": 0.2, "efficientnet_lite1": 0.2, "efficientnet_l
 
 
 def units(name: str, blocks: tuple[int, ...], width: float) -> tuple[Unit, ...]:
-    """The blocks of `efficientnet_lite0`, `1` or `2`.
+    """Lists the blocks of `efficientnet_lite0`, `1` or `2`.
 
-    blocks: their number in each of the seven stages; () as published.
-    width: a factor on the published channels, in multiples of 8.
+    blocks: number of blocks in each of the seven stages; (): those published.
+    width: factor on the published channels, in multiples of 8.
     """
     width_scale, depth_scale = _SCALES[name]
     scaled: list[Unit] = []
@@ -59,7 +59,7 @@ def units(name: str, blocks: tuple[int, ...], width: float) -> tuple[Unit, ...]:
 
 
 class EfficientNetLite(nn.Module):
-    """The whole network: a stem, inverted residuals, a 1 x 1 convolution, the mean, dropout, a dense layer.
+    """Computes the whole network: a stem, inverted residuals, a 1 x 1 convolution, the mean, dropout, a dense layer.
 
     padding, folded: see `ConvNorm`.
     """

@@ -1,4 +1,4 @@
-"""The record of a family of models."""
+"""Defines the record of a family of models."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from big_distill.state import Model
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """The facts of a family of models; `models.FAMILIES` has one for every name.
+    """Describes a family of models; `models.FAMILIES` has one for every name.
 
     fields: the fields of `ModelConfig` that it reads, beside those of all families.
     min_image_size: `(model) -> side` of the smallest image, in pixels.
     build: `(model, num_classes, dtype, folded) -> network`, see `models.build`; `model.features` are its widths.
     widths: `(model) -> widths` of the layers that no skip connection ties, as published; () without any.
-    check: `(model, image_size, path) -> None`; raises ConfigError. `path` is what the config calls the model.
+    check: `(model, image_size, path) -> None`; raises ConfigError. `path` is the config's name for the model.
     fold: `(model, variables) -> variables` of the folded network, see `models.fold`.
     canonical: `(model) -> model`, the same one for all configs of one network.
     num_stages: the length of `blocks`; 0: any.
-    int8: whether it has convolutions that a teacher may compute in integers.
-    standardizes_kernels: whether its convolutions standardise their kernels where they use them.
+    int8: True if it has convolutions that a teacher may compute in integers.
+    standardizes_kernels: True if its convolutions standardise their kernels where they use them.
     options: names and defaults of the `student.options` that it reads.
     """
 

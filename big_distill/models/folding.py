@@ -1,4 +1,4 @@
-"""Computes once whatever in a frozen network does not depend on its input."""
+"""Computes once all that does not depend on the input of a frozen network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from big_distill.models.variants import FACTORS
 
 
 def standardize_kernels(model: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables of a network whose convolutions standardised their kernels where they used them."""
+    """Standardises the kernels of a network whose convolutions standardised them at every use."""
     params = jax.tree_util.tree_map_with_path(_standardized, variables["params"])
     return {**variables, "params": params}
 
 
 def fold_batch_norms(model: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables of a network with every BatchNorm in the convolution before it, computed in float64."""
+    """Merges every BatchNorm of a network into the convolution before it, in float64."""
     batch_stats = variables.get("batch_stats", {})
     params = _without_batch_norm(variables["params"], batch_stats, BATCH_NORM_EPSILON[model.padding])
     ranges = _without_moments(batch_stats)
@@ -31,7 +31,7 @@ def fold_batch_norms(model: ModelConfig, variables: Mapping[str, Any]) -> dict[s
 def cast(variables: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Casts kernels to 'float32' or 'bfloat16', on the host.
 
-    Vectors weigh little and become float32; integers stay what they are. A ShapeDtypeStruct becomes another.
+    Vectors take little memory and become float32. Integers keep their dtype. A ShapeDtypeStruct stays one.
     """
 
     def leaf(x: Any) -> Any:
@@ -44,7 +44,7 @@ def cast(variables: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def _standardized(path: jax.tree_util.KeyPath, x: Any) -> np.ndarray:
-    """A convolution's kernel [k, k, C, F] as `StdConv` uses it; anything else, a factor too, as it is."""
+    """Standardises a convolution's kernel [k, k, C, F] as `StdConv` does; anything else, a factor too, stays."""
     x = np.asarray(x)
     if x.ndim < 4 or path[-2].key in FACTORS:
         return x
@@ -53,7 +53,7 @@ def _standardized(path: jax.tree_util.KeyPath, x: Any) -> np.ndarray:
 
 
 def _without_batch_norm(params: Any, batch_stats: Any, epsilon: float) -> Any:
-    """Replaces every {kernel, norm} of a `ConvNorm` by {kernel, bias}; of a factored one, its last factor counts."""
+    """Replaces every {kernel, norm} of a `ConvNorm` by {kernel, bias}; a factored one has its last factor scaled."""
     if not isinstance(params, Mapping):
         return params
     if "var" not in batch_stats.get("norm", {}):
@@ -69,7 +69,7 @@ def _without_batch_norm(params: Any, batch_stats: Any, epsilon: float) -> Any:
 
 
 def _without_moments(batch_stats: Any) -> Any:
-    """The running statistics without those of BatchNorm: the ranges of inputs."""
+    """Drops BatchNorm's running statistics; the ranges of inputs stay."""
     if not isinstance(batch_stats, Mapping):
         return batch_stats
     left = {name: _without_moments(child) for name, child in batch_stats.items() if name != "norm"}

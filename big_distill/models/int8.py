@@ -1,9 +1,9 @@
-"""Convolutions of a folded network in 8 bits: the ranges of their inputs, and integers for their kernels.
+"""Rounds the convolutions of a folded network to 8 bits: measures their inputs, makes integers of their kernels.
 
-Symmetric and static, after Jacob et al. 2018, "Quantization and training of neural networks for efficient
-integer-arithmetic-only inference" (arXiv 1712.05877), and Krishnamoorthi 2018 (arXiv 1806.08342): one scale for the
-input of a convolution, taken from real images, and one for each of its filters. The first convolution, depthwise ones
-and dense layers keep their floats: they are small, and lose most.
+The rounding is symmetric and static, after Jacob et al. 2018, "Quantization and training of neural networks for
+efficient integer-arithmetic-only inference" (arXiv 1712.05877), and Krishnamoorthi 2018 (arXiv 1806.08342). The input
+of a convolution has one scale, taken from real images, and each of its filters has one. The first convolution,
+depthwise ones and dense layers keep their floats: they are small, and rounding costs them most.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from big_distill.models.variants import kernel_applications
 from big_distill.state import Model
 
 Ranges = dict[str, float]
-"""For each convolution, by its path such as block1/unit01/conv1: the size of input that the integer 127 stands for."""
+"""Maps a convolution, by its path such as block1/unit01/conv1, to the size of input that the integer 127 stands for."""
 
 
 def input_ranges(model: Model, variables: Any, image: jax.Array) -> dict[str, jax.Array]:
@@ -28,30 +28,30 @@ def input_ranges(model: Model, variables: Any, image: jax.Array) -> dict[str, ja
 
     Args:
       model: a folded network.
-      variables: `fold`'s.
+      variables: variables that `fold` returned.
       image: [B, H, W, C], normalised.
 
     Returns:
-      For each convolution that `quantize` is for, the largest |x| of its input, float32 [].
+      The largest |x| of the input of each convolution that `quantize` is for, float32 [].
     """
 
     def wanted(layer: Kernel, x: jax.Array) -> bool:
         dense = isinstance(layer, StdConv) or (isinstance(layer, ConvNorm) and not layer.depthwise)
-        return dense and x.shape != image.shape  # not the first
+        return dense and x.shape != image.shape  # not the first convolution
 
     applied = kernel_applications(model, variables, image, wanted)
     return {name: jnp.abs(x).max().astype(jnp.float32) for name, (x, _) in applied.items()}
 
 
 def quantize(variables: Mapping[str, Any], ranges: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables with the named convolutions in integers: kernel int8, kernel_scale float32 [F], input_scale [].
+    """Rounds the named convolutions to integers: kernel int8, kernel_scale float32 [F], input_scale [].
 
     Args:
-      variables: `fold`'s, or their ShapeDtypeStructs.
-      ranges: of some of its convolutions, see `Ranges`; of abstract variables the names alone are read.
+      variables: variables that `fold` returned, or their ShapeDtypeStructs.
+      ranges: ranges of some of its convolutions, see `Ranges`; with abstract variables the names alone are read.
 
     Raises:
-      ValueError: a range of what is no convolution.
+      ValueError: a range of a layer that is no convolution.
     """
     unknown = set(ranges)
 
@@ -65,12 +65,12 @@ def quantize(variables: Mapping[str, Any], ranges: Mapping[str, Any]) -> dict[st
 
     params = walk(variables["params"], "")
     if unknown:
-        raise ValueError(f"no convolutions: {', '.join(sorted(unknown))}")
+        raise ValueError(f"these layers are no convolutions: {', '.join(sorted(unknown))}")
     return {**variables, "params": params}
 
 
 def _integers(kernel: Any, top: float) -> dict[str, Any]:
-    """The parameters of a convolution whose input reaches `top`."""
+    """Computes the parameters of a convolution whose input reaches `top`."""
     if isinstance(kernel, jax.ShapeDtypeStruct):
         return {
             "kernel": jax.ShapeDtypeStruct(kernel.shape, jnp.int8),

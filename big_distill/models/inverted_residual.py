@@ -1,4 +1,4 @@
-"""The block of MobileNetV2, MobileNetV3 and EfficientNet."""
+"""Implements the block of MobileNetV2, MobileNetV3 and EfficientNet."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ ACTIVATIONS = {"relu": nn.relu, "relu6": nn.relu6, "hard_swish": nn.hard_swish}
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """The facts of one block: `size` and `stride` are the depthwise convolution's, `squeezed` 0 without squeeze-excite.
+    """Describes one block.
 
+    size, stride: those of the depthwise convolution.
+    squeezed: channels of the squeeze-excite; 0: none.
     hidden: channels that are left of the `expanded`; 0: all.
     """
 
@@ -32,33 +34,34 @@ class Unit:
 
 
 def widths(units: Sequence[Unit]) -> tuple[int, ...]:
-    """Channels after the expansion of every block that has one, which no skip connection ties."""
+    """Returns the channels after the expansion of every block that has one; no skip connection ties them."""
     return tuple(unit.hidden or unit.expanded for unit, has in zip(units, _expanding(units), strict=True) if has)
 
 
 def with_widths(units: Sequence[Unit], widths: Sequence[int]) -> tuple[Unit, ...]:
-    """The blocks with other numbers of channels where `widths` counts them."""
+    """Returns the blocks with other numbers of channels after their expansions, in the order of `widths`."""
     left = iter(widths)
     expanding = zip(units, _expanding(units), strict=True)
     return tuple(dataclasses.replace(unit, hidden=next(left)) if has else unit for unit, has in expanding)
 
 
 def _expanding(units: Sequence[Unit]) -> list[bool]:
-    """Whether a block is wider than its input; the first is as wide as the stem."""
+    """Returns True for each block that is not as wide as its input; the first is as wide as the stem."""
     return [False, *(unit.expanded != before.features for before, unit in itertools.pairwise(units))]
 
 
 def multiple_of_8(channels: float) -> int:
-    """The nearest multiple of 8, or the next if that is below 90 %."""
+    """Rounds to the nearest multiple of 8, or to the next if that is below 90 % of `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1 x 1, depthwise, squeeze-excite, project 1 x 1 without activation; a skip where the shape stays.
+    """Expands 1 x 1, convolves depthwise, squeezes and excites, projects 1 x 1 without activation.
 
-    Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 1801.04381. A block as wide as
-    its input has no expansion. `layer` is a `ConvNorm` without its features, size, stride and depthwise.
+    It is the block of Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 1801.04381.
+    A block whose shape stays has a skip connection. A block as wide as its input has no expansion. `layer` is a
+    `ConvNorm` without its features, size, stride and depthwise.
     """
 
     unit: Unit
@@ -67,7 +70,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
         unit, activation = self.unit, ACTIVATIONS[self.unit.activation]
         hidden = unit.hidden or unit.expanded
         y = x
@@ -82,7 +85,7 @@ class InvertedResidual(nn.Module):
 
 
 def maps_of(units: Sequence[Unit], layer: Callable[..., Any], dtype: str, x: jax.Array, train: bool) -> list[jax.Array]:
-    """The last map of each resolution that the blocks take `x` [B, H, W, C] through."""
+    """Applies the blocks to `x` [B, H, W, C]; returns the last map of each resolution."""
     maps = []
     for i, unit in enumerate(units, 1):
         if unit.stride > 1:
@@ -94,8 +97,8 @@ def maps_of(units: Sequence[Unit], layer: Callable[..., Any], dtype: str, x: jax
 class SqueezeExcite(nn.Module):
     """Scales each channel by a hard sigmoid of two dense layers on the channels' means.
 
-    Hu et al. 2018, "Squeeze-and-Excitation Networks", arXiv 1709.01507, as in MobileNetV3 (Howard et al. 2019, section
-    5.3).
+    It is that of Hu et al. 2018, "Squeeze-and-Excitation Networks", arXiv 1709.01507, as in MobileNetV3 (Howard et al.
+    2019, section 5.3).
     """
 
     squeezed: int
@@ -103,7 +106,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C]."""
+        """Maps [B, H, W, C] to the same shape."""
         y = nn.relu(Dense(self.squeezed, self.dtype, name="reduce")(x.mean((1, 2))))
         y = nn.hard_sigmoid(Dense(x.shape[-1], self.dtype, name="expand")(y))
         return x * y[:, None, None]

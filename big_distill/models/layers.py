@@ -1,7 +1,7 @@
-"""Convolution, pooling and normalisation: what the networks are made of.
+"""Defines the layers of the networks: convolution, pooling and normalisation.
 
-`lax.platform_dependent` chooses between a plain operation and that of `cpu_ops` when a program is lowered: one for TPU
-or GPU holds the plain operation alone, even when it is compiled on a CPU.
+`lax.platform_dependent` chooses between a plain operation and that of `cpu_ops` when a program is lowered. A program
+for TPU or GPU holds the plain operation alone, even when it is compiled on a CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Padding = str | int
 """'SAME', 'VALID' or a number of pixels on every side."""
 STD_CONV_EPSILON = 1e-10
 BATCH_NORM_EPSILON = {"same": 1e-3, "symmetric": 1e-5}
-"""The epsilon of TensorFlow and that of PyTorch, by their padding; see `ConvNorm`."""
+"""Epsilon of TensorFlow and that of PyTorch, by their padding; see `ConvNorm`."""
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
@@ -52,14 +52,14 @@ def int8_conv(
 ) -> jax.Array:
     """Computes `conv` in integers: round(x / input_scale), clipped to [-127, 127], with an int8 kernel.
 
-    Products are added up in int32, and on the CPU, where XLA is slow at that, in float32: the same integers up to 2^24,
-    rounded above.
+    Products are added up in int32. On the CPU, where XLA is slow at that, they are added up in float32: the sums are
+    the same integers up to 2^24, and rounded above.
 
     Args:
       x: [B, H, W, C].
       kernel: int8 [k, k, C, F].
-      input_scale: float32 [], what one step of the input is worth.
-      kernel_scale: float32 [F], what one step of each filter is worth.
+      input_scale: float32 [], size of one step of the input.
+      kernel_scale: float32 [F], size of one step of each filter.
       stride, padding: as in `conv`.
 
     Returns:
@@ -80,7 +80,7 @@ def int8_conv(
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: Padding = "VALID") -> jax.Array:
-    """The maximum over windows of `x` [B, H, W, C], padded with -inf: [B, H', W', C]."""
+    """Computes the maximum over windows of `x` [B, H, W, C], padded with -inf: [B, H', W', C]."""
     pads = _pads(x, size, stride, padding)
     plain = functools.partial(nn.max_pool, window_shape=(size, size), strides=(stride, stride), padding=pads)
     on_cpu = functools.partial(cpu_ops.max_pool, size=size, stride=stride, pads=pads)
@@ -102,40 +102,40 @@ def _pads(x: jax.Array, size: int, stride: int, padding: Padding) -> Pads:
 
 
 class Kernel(nn.Module):
-    """A layer with a kernel; `variants.with_variants` may replace its `apply_kernel`."""
+    """Defines a layer with a kernel; `variants.with_variants` may replace its `apply_kernel`."""
 
     features: int
     dtype: str
 
     def apply_kernel(self, x: jax.Array) -> jax.Array:
-        """The layer without its bias and normalisation."""
+        """Applies the layer without its bias and normalisation."""
         raise NotImplementedError
 
     def add_bias(self, x: jax.Array) -> jax.Array:
-        """[..., features] -> the same."""
+        """Adds the bias to [..., features]."""
         return x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
 
 
 class Dense(Kernel):
-    """A matrix product, with a bias by default."""
+    """Computes a matrix product, with a bias by default."""
 
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> [..., features]."""
+        """Maps [..., C] to [..., features]."""
         x = self.apply_kernel(x)
         return self.add_bias(x) if self.bias else x
 
     def apply_kernel(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> [..., features]."""
+        """Maps [..., C] to [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         return x.astype(self.dtype) @ kernel.astype(self.dtype)
 
 
 class Conv(Kernel):
-    """A square convolution, with a bias by default."""
+    """Computes a square convolution, with a bias by default."""
 
     size: int
     stride: int = 1
@@ -144,27 +144,27 @@ class Conv(Kernel):
 
     @property
     def pads(self) -> Padding:
-        """The padding of the convolution."""
+        """Returns the padding of the convolution."""
         return self.padding
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', features]."""
+        """Maps [B, H, W, C] to [B, H', W', features]."""
         x = self.apply_kernel(x)
         return self.add_bias(x) if self.bias else x
 
     def apply_kernel(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', features]."""
+        """Maps [B, H, W, C] to [B, H', W', features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.pads)
 
 
 class StdConv(Kernel):
-    """A square convolution with a standardised kernel, size // 2 pixels of zeros on every side and no bias.
+    """Computes a square convolution with a standardised kernel, size // 2 zero pixels on every side and no bias.
 
     Each filter is brought to mean 0 and variance 1 over (h, w, in), in float32 (Qiao et al. 2019, "Weight
-    Standardization", arXiv 1903.10520). Folded, the kernel is already standardised.
+    Standardization", arXiv 1903.10520). If `folded`, the kernel is already standardised.
     """
 
     size: int
@@ -173,16 +173,16 @@ class StdConv(Kernel):
 
     @property
     def pads(self) -> Padding:
-        """The padding of the convolution."""
+        """Returns the padding of the convolution."""
         return self.size // 2
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
         return self.apply_kernel(x)
 
     def apply_kernel(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', features]."""
+        """Maps [B, H, W, C] to [B, H', W', features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         if not self.folded:
@@ -192,7 +192,7 @@ class StdConv(Kernel):
 
 
 def _conv_of(layer: StdConv | ConvNorm, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The dense convolution of a layer, in its dtype; in integers if `quantize` made its kernel int8."""
+    """Computes the dense convolution of a layer, in its dtype; in integers if `quantize` made its kernel int8."""
     if kernel.dtype != jnp.int8:
         return conv(x.astype(layer.dtype), kernel.astype(layer.dtype), layer.stride, layer.pads)
     input_scale = layer.param("input_scale", nn.initializers.ones, ())
@@ -201,16 +201,16 @@ def _conv_of(layer: StdConv | ConvNorm, x: jax.Array, kernel: jax.Array) -> jax.
 
 
 def head(x: jax.Array, num_classes: int, kernel_init: Any = Dense.kernel_init) -> jax.Array | None:
-    """The logits [B, K] of an embedding [B, D], in float32 whatever the dtype; None of a network without classes."""
+    """Maps an embedding [B, D] to logits [B, K], in float32 for any dtype; returns None if there are no classes."""
     return Dense(num_classes, "float32", kernel_init, name="head")(x) if num_classes else None
 
 
 class GroupNorm(nn.Module):
     """Normalises each group of channels over the image, then scales and shifts (Wu & He 2018, arXiv 1803.08494).
 
-    There are gcd(num_groups, C) groups: the usual 32, and fewer where 32 does not divide a narrow network's channels.
-    Mean and mean square are taken in float32 and in one pass, over the image first and then over the group; flax's
-    GroupNorm, which views the whole map as [B, H, W, groups, C / groups], takes up to ten times as long on the CPU.
+    There are gcd(num_groups, C) groups: the usual 32, or fewer where 32 does not divide a narrow network's channels.
+    Mean and mean square are taken in float32 and in one pass, over the image first and then over the group. Flax's
+    GroupNorm views the whole map as [B, H, W, groups, C / groups] and takes up to ten times as long on the CPU.
     """
 
     dtype: str
@@ -218,7 +218,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C]."""
+        """Maps [B, H, W, C] to the same shape."""
         channels = x.shape[-1]
         groups = math.gcd(self.num_groups, channels)
         scale = self.param("scale", nn.initializers.ones, (channels,))
@@ -236,13 +236,13 @@ class GroupNorm(nn.Module):
 
 
 class ConvNorm(Kernel):
-    """A square convolution without bias, dense or depthwise, then a normalisation.
+    """Computes a square convolution without bias, dense or depthwise, then a normalisation.
 
     padding: 'same', as in TensorFlow, with BatchNorm's epsilon 1e-3, or 'symmetric' (size // 2 pixels on every side),
       as in PyTorch, with 1e-5. They pad alike unless the stride is 2 and the map's side even.
     norm: 'batch' (Ioffe & Szegedy 2015, arXiv 1502.03167; moments in float32, over the global batch; the
       running statistics move by a tenth a step, as in PyTorch: fine-tuning has few steps) or 'group', with 8 groups.
-    folded: BatchNorm's factor is in the kernel, and a bias is left of it.
+    folded: True if BatchNorm's factor is in the kernel, and only a bias is left of it.
     """
 
     size: int
@@ -254,12 +254,12 @@ class ConvNorm(Kernel):
 
     @property
     def pads(self) -> Padding:
-        """The padding of the convolution."""
+        """Returns the padding of the convolution."""
         return "SAME" if self.padding == "same" else self.size // 2
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
         x = self.apply_kernel(x)
         if self.norm == "group":
             return GroupNorm(self.dtype, num_groups=8, name="norm")(x)
@@ -269,7 +269,7 @@ class ConvNorm(Kernel):
         return nn.BatchNorm(not train, momentum=0.9, epsilon=epsilon, dtype=self.dtype, name="norm")(x)
 
     def apply_kernel(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', features]."""
+        """Maps [B, H, W, C] to [B, H', W', features]."""
         shape = (self.size, self.size, 1 if self.depthwise else x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         if self.depthwise:

@@ -1,4 +1,4 @@
-"""MobileNetV3-Large (Howard et al. 2019, "Searching for MobileNetV3", arXiv 1905.02244)."""
+"""Implements MobileNetV3-Large (Howard et al. 2019, "Searching for MobileNetV3", arXiv 1905.02244)."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ DROPOUT = 0.2
 
 
 def units(blocks: tuple[int, ...], width: float) -> tuple[Unit, ...]:
-    """The blocks of MobileNetV3-Large.
+    """Lists the blocks of MobileNetV3-Large.
 
-    blocks: their number in each of the six stages, of which the last is repeated; () as published.
+    blocks: number of blocks in each of the six stages, whose last block is repeated; (): those published.
     width: the paper's multiplier of channels, in multiples of 8.
     """
     numbers = blocks or tuple(map(len, _STAGES))
@@ -58,10 +58,11 @@ def units(blocks: tuple[int, ...], width: float) -> tuple[Unit, ...]:
 
 
 class MobileNetV3(nn.Module):
-    """The whole network: a stem, inverted residuals, a 1 x 1 convolution, the mean, a dense layer, dropout, the head.
+    """Computes a stem, inverted residuals, a 1 x 1 convolution, the mean, a dense layer, dropout and the head.
 
-    units: the first is as wide as the stem.
-    norm: 'batch', or 'group' as in Beyer et al. 2022 (arXiv 2106.05237), see `ConvNorm`; there also padding and folded.
+    units: the blocks; the first is as wide as the stem.
+    norm: 'batch', or 'group' as in Beyer et al. 2022 (arXiv 2106.05237).
+    norm, padding, folded: see `ConvNorm`.
     """
 
     units: tuple[Unit, ...]

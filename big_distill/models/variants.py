@@ -1,6 +1,6 @@
-"""Variants of the layers of any family: factored kernels, and inputs in few bits.
+"""Makes variants of the layers of any family: factored kernels, and inputs in few bits.
 
-Fields of a `ModelConfig` choose them. They replace the `apply_kernel` of layers (`layers.Kernel`), by path.
+Fields of a `ModelConfig` choose the variants. They replace the `apply_kernel` of layers (`layers.Kernel`), by path.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from big_distill.models.layers import Conv, ConvNorm, Dense, Kernel, StdConv
 from big_distill.state import Model, Outputs, straight_through
 
 Ranks = Mapping[str, tuple[int, ...]]
-"""Maps the path of a layer to one rank for a dense layer or 1 x 1 convolution, else to two: inputs, outputs; 0: all."""
+"""Maps a layer's path to its ranks: one for a dense layer or 1 x 1 convolution, else two: inputs, outputs; 0: all."""
 INPUT_RANGE = "input_range"
 FACTORS = ("first", "core", "last")
-"""The layers that a factored one is made of, in their order."""
+"""Names of the layers that a factored one consists of, in their order."""
 _MOMENTUM = 0.9
 
 
 def parse_ranks(rules: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """('fc1=32', 'conv2=8x16') -> {'fc1': (32,), 'conv2': (8, 16)}; the inverse of `format_ranks`."""
+    """Parses ('fc1=32', 'conv2=8x16') into {'fc1': (32,), 'conv2': (8, 16)}; inverts `format_ranks`."""
     split = [rule.rpartition("=")[::2] for rule in rules]
     return {layer: tuple(map(int, ranks.split("x"))) for layer, ranks in split}
 
 
 def format_ranks(ranks: Ranks) -> tuple[str, ...]:
-    """{'fc1': (32,), 'conv2': (8, 16)} -> ('fc1=32', 'conv2=8x16')."""
+    """Formats {'fc1': (32,), 'conv2': (8, 16)} as ('fc1=32', 'conv2=8x16')."""
     return tuple(f"{layer}={'x'.join(map(str, both))}" for layer, both in ranks.items())
 
 
 def with_variants(model: Model, config: ModelConfig) -> Model:
-    """The model with the variants of its layers that `config.ranks` and `config.activation_bits` choose.
+    """Returns the model with the variants of its layers that `config.ranks` and `config.activation_bits` choose.
 
-    A layer of rank r holds `first/kernel` [C, r] and `last/kernel` [r, F] instead of its kernel; a convolution of ranks
-    (r, s) also `core/kernel` [k, k, r, s] between two that are 1 x 1 (Kim et al. 2016, arXiv 1511.06530), of which one
-    is left out where its rank is 0.
+    A layer of rank r holds `first/kernel` [C, r] and `last/kernel` [r, F] instead of its kernel. A convolution of ranks
+    (r, s) also holds `core/kernel` [k, k, r, s] between two that are 1 x 1 (Kim et al. 2016, arXiv 1511.06530). If a
+    rank is 0, its 1 x 1 convolution is left out.
 
-    The inputs of all kernels are rounded to 2^bits - 1 steps between two bounds, zero being one of them (Jacob et al.
-    2018, arXiv 1712.05877, section 2.1); the bounds are running means, in `batch_stats` as `input_range` [2]. Gradients
-    pass where nothing was clipped.
+    The inputs of all kernels are rounded to 2^bits - 1 steps between two bounds, and zero is one of the steps (Jacob et
+    al. 2018, arXiv 1712.05877, section 2.1). The bounds are running means, in `batch_stats` as `input_range` [2].
+    Gradients pass where nothing was clipped.
     """
     ranks, bits = parse_ranks(config.ranks), config.activation_bits
     if not ranks and not bits:
@@ -67,7 +67,7 @@ def with_variants(model: Model, config: ModelConfig) -> Model:
         with nn.intercept_methods(variant):
             variables = model.init(rng, image)
         if not names:
-            raise ConfigError(f"{config.name!r} has no layer of `models.layers`: ranks, activation_bits do nothing")
+            raise ConfigError(f"{config.name!r} has no layer of `models.layers`: ranks and activation_bits do nothing")
         for missing in ranks.keys() - names:
             raise ConfigError(f"ranks: {missing!r} is no layer of this network{nearest(missing, sorted(names))}")
         return variables
@@ -82,13 +82,13 @@ def with_variants(model: Model, config: ModelConfig) -> Model:
 def kernel_applications(
     model: Model, variables: Any, image: jax.Array, wanted: Callable[[Kernel, jax.Array], bool] = lambda *_: True
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """The input and the output of every kernel's application, by the path of its layer.
+    """Records the input and the output of every kernel's application, by the path of its layer.
 
     Args:
-      model: any.
-      variables: its own.
+      model: any network.
+      variables: the model's variables.
       image: [B, H, W, C], normalised.
-      wanted: `(layer, input) -> bool`: which layers.
+      wanted: `(layer, input) -> bool`, True for a layer to record.
     """
     seen: dict[str, tuple[jax.Array, jax.Array]] = {}
 
@@ -105,7 +105,7 @@ def kernel_applications(
 
 
 def round_to_steps(x: jax.Array, low: jax.Array, high: jax.Array, bits: int) -> jax.Array:
-    """The nearest of 2^bits - 1 steps from `low` to `high`, moved so that zero is one; low <= 0 <= high."""
+    """Rounds to 2^bits - 1 steps from `low` to `high`, moved so that zero is one; low <= 0 <= high."""
     steps = 2**bits - 1
     scale = jnp.maximum(high - low, 1e-30) / steps
     zero = jnp.round(-low / scale)
@@ -115,7 +115,7 @@ def round_to_steps(x: jax.Array, low: jax.Array, high: jax.Array, bits: int) -> 
 
 
 def range_of(x: jax.Array) -> jax.Array:
-    """The least and the greatest value, and zero: float32 [2]."""
+    """Finds the least and the greatest of the values and zero: float32 [2]."""
     return jnp.stack([jnp.minimum(x.min(), 0), jnp.maximum(x.max(), 0)]).astype(jnp.float32)
 
 

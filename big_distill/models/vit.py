@@ -1,4 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al. 2021, "An image is worth 16x16 words", arXiv 2010.11929)."""
+"""Implements the Vision Transformer (Dosovitskiy et al. 2021, "An image is worth 16x16 words", arXiv 2010.11929)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from big_distill.models.layers import Dense, head
 from big_distill.state import Outputs
 
 SIZES = {"vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
-"""Width, depth and number of heads; small is that of Touvron et al. 2021 (DeiT), arXiv 2012.12877."""
+"""Width, depth and number of heads; vit_small is that of Touvron et al. 2021 (DeiT), arXiv 2012.12877."""
 
 
 class Block(nn.Module):
-    """Attention, then an MLP with one hidden layer, each normalised before and added after."""
+    """Computes attention, then an MLP with one hidden layer; normalises before each and adds the input after it."""
 
     hidden: int
     num_heads: int
@@ -25,7 +25,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, N, D] -> [B, N, D]."""
+        """Maps [B, N, D] to the same shape."""
         width = x.shape[-1]
         y = nn.LayerNorm(1e-6, dtype=self.dtype, name="norm1")(x)
         attention = nn.MultiHeadDotProductAttention(
@@ -43,9 +43,9 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """The whole network: patches, a class token, learned position embeddings for one grid, pre-norm blocks, the head.
+    """Computes the whole network: patches, a class token, learned position embeddings, pre-norm blocks, the head.
 
-    An image of another size has another grid, and so other parameters.
+    The embeddings are for one grid. An image of another size has another grid, and so other parameters.
 
     features: units of each block's hidden layer, usually four times the width.
     """
@@ -68,7 +68,7 @@ class ViT(nn.Module):
         for i, hidden in enumerate(self.features, 1):
             x = Block(hidden, self.num_heads, self.dtype, name=f"block{i:02d}")(x)
         norm = nn.LayerNorm(1e-6, dtype="float32", name="norm")
-        embedding, tokens = norm(x[:, 0]), norm(x[:, 1:])  # in two calls: the second costs nothing if nobody reads it
+        embedding, tokens = norm(x[:, 0]), norm(x[:, 1:])  # two calls: the second costs nothing if nobody reads it
         grid = tokens.reshape(len(x), image.shape[1] // self.patch_size, -1, self.width)
         return Outputs(head(embedding, self.num_classes, nn.initializers.zeros), embedding, (grid,))
 
@@ -78,7 +78,7 @@ def _dense(features: int, dtype: str, name: str) -> Dense:
 
 
 def _patches(image: jax.Array, size: int) -> jax.Array:
-    """[B, H, W, C] -> [B, N, size * size * C], row by row."""
+    """Cuts [B, H, W, C] into patches [B, N, size * size * C], row by row."""
     batch, height, width, channels = image.shape
     x = image.reshape(batch, height // size, size, width // size, size, channels)
     return x.swapaxes(2, 3).reshape(batch, -1, size * size * channels)

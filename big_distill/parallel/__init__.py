@@ -1,1 +1,1 @@
-"""Several devices and several processes: the mesh, where arrays live on it, and values that processes share."""
+"""Runs on several devices and processes: makes the mesh, places arrays on it, and shares values among processes."""

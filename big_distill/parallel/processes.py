@@ -1,4 +1,4 @@
-"""The processes of one run: values that they share, and how one knows that another is gone."""
+"""Shares values among the processes of one run, and recognises the error of a process whose peer is gone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from big_distill.errors import ConfigError, RunError
 
 
 def from_first_process(value: Any) -> Any:
-    """The JSON-ready value that process 0 has, in every process: what one disk says must not divide them."""
+    """Returns process 0's JSON-ready value in every process: they must not act on what different disks say."""
     if jax.process_count() == 1:
         return value
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -26,10 +26,10 @@ def from_first_process(value: Any) -> Any:
 
 
 def on_first_process(function: Callable[[], Any]) -> Any:
-    """Calls a function in process 0, and returns its value, JSON-ready, in every process.
+    """Calls a function in process 0, and returns its JSON-ready value in every process.
 
     Raises:
-      RunError: in every process, if it was raised there, or if a file could not be read or written.
+      RunError: process 0 raised it, or could not read or write a file; every process raises it.
     """
     value, refusal = None, None
     if jax.process_index() == 0:
@@ -46,7 +46,7 @@ def on_first_process(function: Callable[[], Any]) -> Any:
 
 
 def check_same(config: Config) -> None:
-    """Raises ConfigError in every process unless all have one config, but for where data are and how they are read.
+    """Raises ConfigError in every process unless all have one config. Only where and how data are read may differ.
 
     Processes that run different programs wait for each other for ever.
     """
@@ -64,7 +64,7 @@ def check_same(config: Config) -> None:
 
 
 def is_peer_lost(error: BaseException) -> bool:
-    """Whether an error, or what it was raised from, is that of a process that waits for another in vain."""
+    """Returns True if an error, or what it was raised from, is that of a process that waits for another in vain."""
     if jax.process_count() == 1:
         return False
     signs = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "heartbeat", "Barrier failed")

@@ -1,4 +1,4 @@
-"""The mesh, and where arrays live on it: batches are split over all of it, states and teachers over 'fsdp'."""
+"""Makes the mesh and places arrays on it: batches are split over all of it, states and teachers over 'fsdp'."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from big_distill.state import Model, Outputs
 
 MIN_SIZE = 1 << 16
-"""Elements from which on an array is split: those that are smaller are 1.3 % of an R50x1, and 111 of its 153 arrays."""
+"""Number of elements from which on an array is split. Smaller ones are 1.3 % of an R50x1, and 111 of its 153 arrays."""
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """All devices of all processes, or those given: 'fsdp' neighbours, among which states are split, and 'data' groups.
+    """Arranges all devices of all processes, or those given, in 'data' groups of 'fsdp' neighbours that split states.
 
-    In order of the processes, not of the torus as `jax.make_mesh` has them: a process makes one contiguous part of the
-    global batch, and mixup's partners must not depend on how a slice is wired.
+    The order is that of the processes, not that of the torus as in `jax.make_mesh`. A process makes one contiguous part
+    of the global batch, and mixup's partners must not depend on how a slice is wired.
     """
     in_order = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(in_order).reshape(-1, fsdp), ("data", "fsdp"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Returns the sharding that keeps a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def to_devices(mesh: Mesh, batch: Mapping[str, np.ndarray], axis: int = 0) -> dict[str, Any]:
-    """Global arrays from this process's rows: split over all devices along the axis of the examples.
+    """Makes global arrays from this process's rows, split over all devices along the axis of the examples.
 
     Arrays without such an axis are replicated. A chunk, [K, B, ...], has it at 1.
     """
@@ -49,7 +49,7 @@ def _of_batch(mesh: Mesh, ndim: int, axis: int) -> NamedSharding:
 
 
 def on_own_examples(mesh: Mesh, make_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`make_fn(whole, batch)`, computed by every device for its own examples; `whole` is replicated."""
+    """Makes every device compute `make_fn(whole, batch)` for its own examples. `whole` is replicated."""
 
     def apply(whole: Any, batch: Any) -> Any:
         def specs(tree: Any) -> Any:
@@ -64,7 +64,7 @@ def on_own_examples(mesh: Mesh, make_fn: Callable[[Any, Any], Any]) -> Callable[
 
 
 def rule(mesh: Mesh, tree: Any) -> Any:
-    """The shardings of a tree of arrays, or of shapes: each is split over 'fsdp', along its largest axis that can be.
+    """Chooses the shardings of a tree of arrays or shapes: each is split over 'fsdp', along its largest axis that fits.
 
     An array of fewer than `MIN_SIZE` elements, or without such an axis, is whole on every device.
     """
@@ -80,9 +80,9 @@ def _split(shape: tuple[int, ...], num_parts: int) -> PartitionSpec:
 
 
 def gathered(mesh: Mesh, variables: Any) -> Any:
-    """Variables that are split by `rule`, whole on every device; their gradients are split again.
+    """Gathers variables that are split by `rule`, whole on every device, and splits their gradients again.
 
-    By itself XLA also splits activations by their channels, and sends them around.
+    Without this XLA also splits activations by their channels, and sends them around.
     """
     if mesh.shape["fsdp"] == 1:
         return variables
@@ -92,7 +92,7 @@ def gathered(mesh: Mesh, variables: Any) -> Any:
         return jax.lax.with_sharding_constraint(variables, replicated(mesh))
 
     def split(_: None, grads: Any) -> tuple[Any]:
-        grads = jax.lax.with_sharding_constraint(grads, replicated(mesh))  # reduced, before the products see the split
+        grads = jax.lax.with_sharding_constraint(grads, replicated(mesh))  # reduced before the products see the split
         return (jax.lax.with_sharding_constraint(grads, rule(mesh, grads)),)
 
     whole.defvjp(lambda variables: (whole(variables), None), split)
@@ -101,7 +101,7 @@ def gathered(mesh: Mesh, variables: Any) -> Any:
 
 @functools.cache
 def gathering(mesh: Mesh, model: Model) -> Model:
-    """The same network of variables that are split by `rule`; the same object where nothing is split."""
+    """Adapts a network to variables that are split by `rule`. Returns the same object if nothing is split."""
     if mesh.shape["fsdp"] == 1:
         return model
 
@@ -112,13 +112,13 @@ def gathering(mesh: Mesh, model: Model) -> Model:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """A tree of host arrays, the same in every process, on the devices; what is there already stays where it is.
+    """Puts a tree of host arrays, the same in every process, on the devices. What is there already stays where it is.
 
-    Unlike `jax.device_put` it does not send every array around to see that all processes have the same one.
+    Unlike `jax.device_put` it does not send every array around to check that all processes have the same one.
 
     Args:
       tree: the arrays.
-      shardings: `rule`'s of it, or one for all.
+      shardings: those of `rule`, or one for all.
     """
 
     def leaf(x: Any, sharding: NamedSharding) -> jax.Array:
@@ -131,14 +131,14 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(x: Any) -> np.ndarray:
-    """The whole of an array, of which this process may hold a part: then every process has to ask."""
+    """Copies a whole array to the host. If this process holds only a part of it, every process has to call this."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
         x = multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
 
 
 def place(abstract: Any, shardings: Any) -> Any:
-    """A tree of ShapeDtypeStruct, each with its sharding: what a checkpoint is restored onto."""
+    """Gives every ShapeDtypeStruct of a tree its sharding. A checkpoint is restored onto the result."""
 
     def leaf(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -149,7 +149,7 @@ def place(abstract: Any, shardings: Any) -> Any:
 def place_batch(
     mesh: Mesh, abstract: Mapping[str, jax.ShapeDtypeStruct], axis: int = 0
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch, or a chunk, of ShapeDtypeStruct with the shardings of `to_devices`."""
+    """Gives every ShapeDtypeStruct of a batch or a chunk the sharding that `to_devices` uses."""
     return {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_of_batch(mesh, len(x.shape), axis))
         for name, x in abstract.items()

@@ -1,1 +1,1 @@
-"""Planning: what a run takes on a machine that is not there."""
+"""Plans a run: says what it takes on a machine that is not there."""

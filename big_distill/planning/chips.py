@@ -1,14 +1,14 @@
-"""The peaks of accelerators, and slices of them that need not be there.
+"""Lists the peaks of accelerators, and opens slices of them that need not be there.
 
-Figures of a TPU are Google's, docs.cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}; v2's, and the
+Figures of a TPU are Google's, from docs.cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}. Those of v2, and the
 int8 of v5p, are from the table of the same chips in `jax.experimental.pallas.tpu`. `ici` is half of the "bidirectional
-interconnect bandwidth" or, where there is none, the pod's all-reduce bandwidth divided by its chips, which for v5e and
-v6e is the same number; v2 has neither. `memory` is less than the chip has: what libtpu 0.0.42 says is available when it
-refuses a step ("exceeds available HBM (15.75G)"), of both cores where it lists two.
+interconnect bandwidth". If there is none, it is the pod's all-reduce bandwidth divided by its chips, which is the same
+number for v5e and v6e; v2 has neither. `memory` is less than the chip has: libtpu 0.0.42 says how much is
+available when it refuses a step ("exceeds available HBM (15.75G)"), for both cores together if it lists two.
 
-Figures of a GPU are NVIDIA's, of the data sheets of A100 and H100, SXM, without sparsity; `ici` is NVLink's, one way.
+Figures of a GPU are NVIDIA's, from the data sheets of A100 and H100, SXM, without sparsity; `ici` is NVLink's, one way.
 `memory` is the three quarters of it that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION). Nothing of this project has run on
-one: the compiler is told what it is for (`gpu_targets`), and the figures are what it answers.
+a GPU: the compiler is told which one it compiles for (`gpu_targets`), and the plan's figures are its answers.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from big_distill.planning.gpu_targets import GPU_TARGETS
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip; 0 where a figure is not known.
+    """Describes one chip; a figure that is not known is 0.
 
-    flops: of bfloat16, a second.
-    int8_ops: a second; where they are no faster than bfloat16, as many.
+    flops: bfloat16 operations a second.
+    int8_ops: int8 operations a second; the same as `flops` if they are no faster.
     memory: bytes of HBM that a step can have.
-    bandwidth: of HBM, bytes a second.
+    bandwidth: bytes a second of HBM.
     ici: bytes a second that it sends to other chips, and receives.
-    shapes: of slices that are compiled for, for messages.
+    shapes: usual shapes of slices, for messages.
     """
 
     flops: float = 0
@@ -70,22 +70,22 @@ GPUS = {
     "h100": Chip(989e12, 1979e12, 0.75 * 80 * _GIB, 3350e9, 450e9, _MACHINE),
 }
 _ENVIRONMENT = {
-    # Without these libtpu asks the network what machine it is on, and complains about the answer.
+    # Without these libtpu asks the network which machine it is on, and complains about the answer.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock is on a device; here none is opened
 }
-_CLOUD_CORES = {"v2": 2, "v3": 2, "v4": 2, "v5litepod": 1, "v5p": 2, "v6e": 1}  # of a chip, by the cloud's names
-_GPU_OPTIONS = {"xla_gpu_autotune_level": 0}  # it would time kernels on the GPU that is not there
+_CLOUD_CORES = {"v2": 2, "v3": 2, "v4": 2, "v5litepod": 1, "v5p": 2, "v6e": 1}  # cores of a chip, by the cloud's names
+_GPU_OPTIONS = {"xla_gpu_autotune_level": 0}  # autotuning would time kernels on the GPU that is not there
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Devices to compile for, of the platform 'tpu', 'gpu' or 'cpu', in libtpu's order.
+    """Holds devices to compile for, of the platform 'tpu', 'gpu' or 'cpu', in libtpu's order.
 
-    num_chips: v2, v3 and tpu7x have two devices a chip here: libtpu lists the cores.
-    chip: what each is worth; of a CPU nothing is known.
+    num_chips: number of chips; v2, v3 and tpu7x have two devices a chip, because libtpu lists their cores.
+    chip: peaks of each chip; those of a CPU are not known.
     """
 
     name: str
@@ -97,15 +97,15 @@ class Slice:
 
     @property
     def devices_per_chip(self) -> int:
-        """One, or the two cores of a chip."""
+        """Returns 1, or 2 if the cores of a chip are devices."""
         return len(self.devices) // self.num_chips
 
 
 def slice_name(text: str, flag: str = "--topology") -> str:
-    """The name of a slice (v5e:2x4, h100:8, cpu, cpu:8) as it was given with a flag, in lower case; opens nothing.
+    """Checks a flag's name of a slice (v5e:2x4, h100:8, cpu, cpu:8) and returns it in lower case; opens nothing.
 
     Raises:
-      ConfigError: there is no such slice, whatever is installed.
+      ConfigError: a slice that does not exist, whatever is installed.
     """
     name = text.strip().lower()
     kind, colon, shape = name.partition(":")
@@ -131,16 +131,16 @@ def _is_count(text: str) -> bool:
 
 
 def num_cpus(name: str) -> int:
-    """How many CPU devices a slice's name asks for."""
+    """Returns how many CPU devices a slice's name asks for."""
     kind, _, count = name.partition(":")
     return int(count or 1) if kind == "cpu" else 0
 
 
 def open_slice(text: str, flag: str = "--topology") -> Slice:
-    """A slice of TPUs or GPUs, which need not be there, or so many devices of this machine's CPU; see `slice_name`.
+    """Opens a slice of TPUs or GPUs, which need not be there, or of this machine's CPU devices; see `slice_name`.
 
     Raises:
-      ConfigError: no such slice, or the compiler for it is not installed.
+      ConfigError: a slice that does not exist, or whose compiler is not installed.
     """
     name = slice_name(text, flag)
     kind, _, shape = name.partition(":")
@@ -154,7 +154,7 @@ def _tpus(name: str, kind: str, shape: str, flag: str) -> Slice:
         os.environ.setdefault(variable, value)
     options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) <= {"1", "x"} else {}
     if kind == "v4":
-        options["chip_config_name"] = "megacore"  # its two cores as one device, as JAX has them there
+        options["chip_config_name"] = "megacore"  # JAX has its two cores as one device
     with _compiler(name, flag, "libtpu", "libtpu", "tpu"):
         devices: list[Any] = topologies.get_topology_desc(name, "tpu", **options).devices
     num_chips = len({tuple(device.coords) for device in devices})
@@ -199,7 +199,7 @@ def _nearest(name: str) -> str:
 
 
 def _of_cloud(name: str) -> list[str]:
-    """The slices that Google Cloud calls by this name, which has the number of their cores: v5litepod-8."""
+    """Finds the slices that Google Cloud gives this name, which has the number of their cores: v5litepod-8."""
     kind, _, cores = name.partition("-")
     if kind not in _CLOUD_CORES or not _is_count(cores):
         return []

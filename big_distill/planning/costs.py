@@ -1,4 +1,4 @@
-"""The cost of one compiled step on a chip: memory, arithmetic, traffic, and the time below which it cannot come."""
+"""Measures one compiled step on a chip: its memory, arithmetic and traffic, and the shortest time it can take."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from big_distill.planning import chips, hlo
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """One compiled step.
+    """Describes what one compiled step takes of a chip.
 
-    fits: whether the compiler finds room for it, and it needs no more than a step can have.
-    argument_bytes, temp_bytes, output_bytes, code_bytes: in the chip's memory; of the outputs those that do not take an
-      argument's place.
-    flops: as the compiler counts them, times the trips of loops, or of products alone where it does not count (for
-      GPUs); int8_flops are those in integers, of the same sum.
-    hbm_bytes: to and from the chip's memory, see `hlo`.
-    collective_bytes: what a chip's devices have in collectives, by kind.
-    sent_bytes: what a chip sends to others in them, in rings that pass all its cores: between those it costs nothing.
-    seconds: at the chip's peaks: arithmetic, memory and interconnect; empty for a CPU.
+    fits: True if the compiler finds room for the step, and the step needs no more memory than it can have.
+    argument_bytes, temp_bytes, output_bytes, code_bytes: sizes in the chip's memory; outputs that take an argument's
+      place do not count.
+    flops: the compiler's count, times the trips of loops; products alone where it does not count (for GPUs).
+    int8_flops: the part of `flops` that is in integers.
+    hbm_bytes: bytes to and from the chip's memory, see `hlo`.
+    collective_bytes: bytes that a chip's devices have in collectives, by kind.
+    sent_bytes: bytes that a chip sends to others in collectives; rings pass all its cores, and between those it costs
+      nothing.
+    seconds: time at the chip's peaks, by arithmetic, memory and interconnect; empty for a CPU.
     unknown_loops: loops that were counted once.
-    refused: the compiler's words, if it found no room; then the figures mean nothing.
+    refused: the compiler's words if it found no room; the figures then mean nothing.
     """
 
     fits: bool
@@ -47,21 +48,21 @@ class Cost:
 
     @property
     def total_bytes(self) -> int:
-        """Memory that the step takes of the chip while it runs."""
+        """Adds up the memory of the chip that the step takes while it runs."""
         return self.argument_bytes + self.temp_bytes + self.output_bytes + self.code_bytes
 
     @property
     def bound_by(self) -> str | None:
-        """The one of arithmetic, memory and interconnect that takes longest."""
+        """Names the one of arithmetic, memory and interconnect that takes longest."""
         return max(self.seconds, key=lambda kind: self.seconds[kind]) if self.seconds else None
 
     @property
     def roofline_seconds(self) -> float | None:
-        """The time below which the step cannot come."""
+        """Returns the shortest time that the step can take; None for a CPU."""
         return max(self.seconds.values()) if self.seconds else None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-ready; None for the figures of a step that was refused."""
+        """Returns everything, JSON-ready; the figures of a step that was refused are None."""
         derived = ("total_bytes", "roofline_seconds", "bound_by")
         figures = dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
         known = ("fits", "compile_seconds", "refused")
@@ -69,7 +70,7 @@ class Cost:
 
 
 def compile_step(step: Any, args: Any, where: chips.Slice, held_bytes: int = 0) -> tuple[Cost, str]:
-    """The cost of a jitted step with abstract arguments, and its text; `held_bytes` of the chip are taken."""
+    """Compiles a jitted step with abstract arguments; returns its cost and text. `held_bytes` of the chip are taken."""
     start = time.monotonic()
     try:
         compiled = step.lower(*args).compile(compiler_options=dict(where.compiler_options) or None)
@@ -104,7 +105,7 @@ def compile_step(step: Any, args: Any, where: chips.Slice, held_bytes: int = 0) 
 
 
 def roofline(cost: Cost, where: chips.Slice) -> dict[str, float]:
-    """Seconds of arithmetic, memory and interconnect at a chip's peaks; nothing for a CPU."""
+    """Computes the seconds of arithmetic, memory and interconnect at a chip's peaks; {} for a CPU."""
     chip, num_chips = where.chip, where.num_chips
     if not chip.flops:
         return {}
@@ -120,11 +121,12 @@ def roofline(cost: Cost, where: chips.Slice) -> dict[str, float]:
 def largest_batch(
     costs: Mapping[int, Cost], constant_bytes: int, where: chips.Slice, multiple: int = 1, held_bytes: int = 0
 ) -> int | None:
-    """The largest number of images a chip, of which a train step fits; None for a CPU, or if nothing was compiled.
+    """Estimates the most images a chip for which a train step fits; None for a CPU, or if nothing was compiled.
 
-    It is an estimate. The line through the two largest of the compiled steps, given by images a chip, is followed, but
-    not as far as one that was refused; of a single one, or where the larger needs no more, all but `constant_bytes`
-    (state, teacher) is taken to grow with the batch. The batch is a `multiple`; `held_bytes` of the chip are taken.
+    `costs` are given by images a chip. The estimate follows the line through the two largest compiled steps, and stays
+    below every step that was refused. If there is only one, or the larger needs no more, it assumes that all but
+    `constant_bytes` (state, teacher) grows with the batch. It is divisible by `multiple`; `held_bytes` of the chip are
+    already taken.
     """
     points = sorted((batch, cost.total_bytes) for batch, cost in costs.items() if not cost.refused)
     if not where.chip.memory or not points:

@@ -1,4 +1,4 @@
-"""Makes a plan before there is a machine for the run: its own steps, compiled for devices that are not there."""
+"""Plans a run before there is a machine for it: compiles the run's own steps for devices that are not there."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from big_distill.training.computation import build
 from big_distill.training.evaluation import eval_batch_size
 from big_distill.training.setup import before_reshaping
 
-_PATIENT_STEPS = 5_000  # fewer are few for a distillation; the shortest run of the paper's Table 4 has 6,468
+_PATIENT_STEPS = 5_000  # fewer are few for a distillation: the shortest run of the paper's Table 4 has 6,468
 _SAVE_SECONDS = 30.0
-_MAX_IMAGES = 1 << 20  # a chip: more than any holds, and few enough for 32-bit indices on all of them
-_LAUNCH_SECONDS = 2e-4  # of the order of what a dispatch takes the host; not measured beside a TPU
+_MAX_IMAGES = 1 << 20  # images a chip: more than any chip holds, and few enough for 32-bit indices on all of them
+_LAUNCH_SECONDS = 2e-4  # the order of magnitude of a dispatch by the host; not measured beside a TPU
 
 
 def plan(name: str, config: Config, where: chips.Slice, with_evaluation: bool = True) -> Plan:
-    """Compiles the steps of a config, resolved for these devices, and of all that is trained for it.
+    """Compiles the steps of a config, resolved for these devices, and of every network that is trained for it.
 
     Raises:
       ConfigError: a teacher of which nothing is known.
@@ -51,7 +51,7 @@ def check_batches(config: Config, where: chips.Slice, batches: Sequence[int]) ->
 
 
 def check_slices(where: chips.Slice, others: Sequence[chips.Slice]) -> None:
-    """Raises ConfigError if a slice is not of the same chips."""
+    """Raises ConfigError if one of the others is not a slice of the same chips."""
     kind = where.name.partition(":")[0]
     for other in others:
         if other.name.partition(":")[0] != kind:
@@ -59,7 +59,7 @@ def check_slices(where: chips.Slice, others: Sequence[chips.Slice]) -> None:
 
 
 def with_batches(one: Plan, config: Config, batches: Sequence[int]) -> Plan:
-    """The plan of a config, and the student's train step with other numbers of images a chip."""
+    """Adds to a plan the student's train step with other numbers of images a chip."""
     student, costs = one.student, {}
     for batch in batches:
         other = dataclasses.replace(config, batch_size=batch * one.slice.num_chips)
@@ -71,7 +71,7 @@ def with_batches(one: Plan, config: Config, batches: Sequence[int]) -> Plan:
 
 
 def with_slices(one: Plan, config: Config, slices: Sequence[chips.Slice]) -> Plan:
-    """The plan of a config, and the student's train step on other slices with as many images a chip: weak scaling."""
+    """Adds to a plan the student's train step on other slices, with as many images a chip: weak scaling."""
     costs = []
     for where in slices:
         other = dataclasses.replace(config, batch_size=one.student.batch_per_chip * where.num_chips)
@@ -80,14 +80,14 @@ def with_slices(one: Plan, config: Config, slices: Sequence[chips.Slice]) -> Pla
 
 
 def _parts(config: Config, where: chips.Slice) -> int:
-    """The number that a chip's batch has to be a multiple of."""
+    """Returns the number that has to divide a chip's batch."""
     return where.devices_per_chip * config.accumulate_steps
 
 
 def stages(config: Config, prefix: str = "", shares_teacher: bool = False) -> list[tuple[str, Config]]:
-    """A config and those in it, in the order in which they are trained, by the sub-directory where that is.
+    """Lists a config and the configs in it, in the order of training, each with the sub-directory of its run.
 
-    A first stage that has the run's own teacher `shares_teacher`: its config is in it, but no stage of its own.
+    A first stage that has the run's own teacher `shares_teacher`: the teacher's config is in it, but is no stage.
     """
     nested, first = config.teacher.config, config.init_config
     before = stages(nested, f"{prefix}teacher/") if nested is not None and not shares_teacher else []
@@ -100,7 +100,7 @@ def stages(config: Config, prefix: str = "", shares_teacher: bool = False) -> li
 
 
 class Blueprint:
-    """A run's steps and their arguments on a slice, as shapes and dtypes."""
+    """Holds a run's steps and their arguments on a slice, as shapes and dtypes."""
 
     def __init__(self, config: Config, where: chips.Slice):
         self._where = where
@@ -111,7 +111,7 @@ class Blueprint:
         student = weights.architecture_of(self.config, (), None)
         self.computation = build(self.config, student, self._mesh, self.teacher)
         self.state = self.computation.abstract_state
-        # Unlabelled folders, and your own sources without labels, are taken to have some: four bytes an image.
+        # Unlabelled folders and your own sources without labels are assumed to have labels: four bytes an image.
         labelled = not config.eval_source.name or "labels" in objectives.build(config.objective).reads
         self.chunk = sharding.place_batch(self._mesh, abstract_chunk(config.view, config.batch_size, labelled), axis=1)
         drawn = sharding.place_batch(self._mesh, abstract_draws(config.view, config.batch_size), axis=1)
@@ -122,24 +122,24 @@ class Blueprint:
 
     @property
     def variables(self) -> Any:
-        """The student's variables, as the evaluation step takes them."""
+        """Returns the student's variables, as the evaluation step takes them."""
         variables = jax.eval_shape(lambda state: state.variables, self.state)
         return sharding.place(variables, sharding.rule(self._mesh, variables))
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes on a chip of a training split that lives on every device: images as large as the view, and labels."""
+        """Counts the bytes on a chip of a split that lives on every device: images as large as the view, and labels."""
         source, view = self.config.source, self.config.view
         images = source.num_train_examples if source.resident else 0
         return images * (view.image_size**2 * view.channels + 4) * self._where.devices_per_chip
 
     def train(self) -> tuple[Cost, str]:
-        """The train step's cost and text; its images come from the host."""
+        """Compiles the train step, whose images come from the host; returns its cost and text."""
         args = ((self.state,), self.teacher, None, self.chunk)
         return compile_step(self.computation.train_chunk, args, self._where, self.resident_bytes)
 
     def evaluation(self, held_bytes: int) -> Cost:
-        """The evaluation step's cost."""
+        """Compiles the evaluation step and returns its cost."""
         args = (self.variables, self.teacher, self.eval_batch)
         return compile_step(self.computation.eval_step, args, self._where, held_bytes + self.resident_bytes)[0]
 
@@ -187,7 +187,7 @@ def warnings_of(config: Config, where: chips.Slice, train: Cost) -> Iterator[str
     if where.platform == "tpu" and per_device % 8:
         yield f"{per_device} images a device and part: a TPU pads that to {-(-per_device // 8) * 8}"
     if config.eval_every_steps > steps:
-        yield f"eval_every_steps={config.eval_every_steps:,}: evaluated only at the end, after {steps:,} steps"
+        yield f"eval_every_steps={config.eval_every_steps:,} evaluates only at the end, after {steps:,} steps"
     seconds = train.roofline_seconds or math.inf
     interval = config.checkpoint_every_steps * seconds
     if config.steps_per_dispatch * seconds < _LAUNCH_SECONDS:
@@ -196,11 +196,11 @@ def warnings_of(config: Config, where: chips.Slice, train: Cost) -> Iterator[str
             f"steps_per_dispatch (now {config.steps_per_dispatch})"
         )
     elif interval < _SAVE_SECONDS and steps > config.checkpoint_every_steps:
-        yield f"checkpoint_every_steps={config.checkpoint_every_steps:,}: saves every {interval:.2g} s at the roofline"
+        yield f"checkpoint_every_steps={config.checkpoint_every_steps:,} saves every {interval:.2g} s at the roofline"
     if 0 < config.grace_seconds < config.steps_per_dispatch * (train.roofline_seconds or 0):
         yield (
             f"steps_per_dispatch={config.steps_per_dispatch} takes longer than grace_seconds={config.grace_seconds:g}: "
-            "a signal finds no time to save"
+            "a signal leaves no time to save"
         )
     if rest := steps % config.steps_per_dispatch:
         yield (
@@ -211,23 +211,23 @@ def warnings_of(config: Config, where: chips.Slice, train: Cost) -> Iterator[str
 
 
 def _notes(config: Config, blueprint: Blueprint, where: chips.Slice) -> Iterator[str]:
-    """Says what was assumed about what is not here."""
+    """Says what the plan assumes about what is not here."""
     if config.teacher.config is None:
         for path, network in zip(config.teacher.paths, blueprint.networks, strict=False):
             if pathlib.Path(path).expanduser().exists():
                 continue
             model, size = network.identity, network.card.image_size
             what = f"bit {model['depth']}x{model['width']:g}" if model["name"] == "bit" else model["name"]
-            yield f"teacher {path} is not here: taken for {what} of {config.num_classes} classes at {size} px"
+            yield f"teacher {path} is not here: the plan assumes {what} of {config.num_classes} classes at {size} px"
     if config.source.resident:
         yield (
             f"source.resident: images are taken to be {config.view.image_size} px a side, as the view; FLOPs, traffic "
             "and temporaries are those of a step whose images the host sends"
         )
     if where.platform == "gpu":
-        yield "not run on a GPU: what the L2 cache saves of the HBM traffic is not known, nor are cuDNN's workspaces"
+        yield "nothing ran on a GPU: the HBM traffic that the L2 cache saves and cuDNN's workspaces are not known"
     if config != blueprint.config:
-        yield "config.compress cuts or factors kernels by their values: planned as large as before"
+        yield "config.compress cuts or factors kernels by their values: the plan has them as large as before"
 
 
 def _bytes_a_chip(tree: Any, where: chips.Slice) -> int:

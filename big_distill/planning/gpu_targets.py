@@ -1,7 +1,7 @@
-"""The facts that XLA needs to compile for a GPU that is not there: a `stream_executor.GpuTargetConfigProto`.
+"""Gives XLA the facts to compile for a GPU that is not there, as a `stream_executor.GpuTargetConfigProto`.
 
-Cores, memories and clocks are NVIDIA's, of the architecture white papers of A100 and H100 (SXM); the limits of threads
-and registers are those of compute capability 8.0 and 9.0, CUDA C++ Programming Guide.
+Cores, memories and clocks are NVIDIA's, from the architecture white papers of A100 and H100 (SXM). The limits of
+threads and registers are those of compute capability 8.0 and 9.0, from the CUDA C++ Programming Guide.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ gpu_device_info {{
 platform_name: "CUDA" device_description_str: "{name}"
 dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 13 }}
 """
-# Of the shared memory of a core (164 and 228 KiB) the system keeps one KiB for itself.
+# The system keeps one KiB of the shared memory of a core (164 and 228 KiB) for itself.
 _A100 = f"""
   core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41 l2_cache_size: {40 << 20}
   shared_memory_per_core: {164 << 10} shared_memory_per_block_optin: {163 << 10} cuda_compute_capability {{ major: 8 }}
@@ -33,4 +33,4 @@ GPU_TARGETS = {
         ("h100", "NVIDIA H100 80GB HBM3", _H100, 80, 3_350_000_000_000),
     )
 }
-"""For `jax.experimental.topologies.get_topology_desc(platform='cuda', target_config=...)`."""
+"""Texts for `jax.experimental.topologies.get_topology_desc(platform='cuda', target_config=...)`."""

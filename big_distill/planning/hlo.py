@@ -1,20 +1,21 @@
 """Reads from the text of a compiled step (`compiled.as_text()`) what it moves, multiplies and sends.
 
-`compiled.cost_analysis()['bytes accessed']` is not used: it counts every operand and every result, those too that the
-compiler keeps in on-chip memory (on a TPU: layouts that end in `S(1)`), so that it is several times the traffic to HBM;
-and it counts the body of a loop once. Here the scheduled instructions are added up, a loop's as often as it runs:
+`compiled.cost_analysis()['bytes accessed']` is not used. It counts every operand and every result, even those that the
+compiler keeps in on-chip memory (on a TPU: layouts that end in `S(1)`), so that it is several times the traffic to HBM.
+It also counts the body of a loop once. This module adds up the scheduled instructions, a loop's as often as it runs:
 
-* `hbm_bytes`: operands and results that live in memory space 0. What only slices an operand or gathers rows of it, or
-  updates a slice in place, moves the slice, in a fusion or alone. Aliases (tuples, bitcasts) and the `-done` halves of
-  asynchronous operations move nothing; the `-start` halves have their operands in their results, which count once. A
-  conditional counts its dearest branch; a Pallas kernel, and a call of cuDNN or cuBLAS, its operands and results, other
-  custom calls nothing. (Of a GPU all is in its memory: what the L2 cache saves is not known.)
-* `multiplications`: of convolutions and matrix products, by the dtype of their operands.
-* `collective_bytes`: the operands of collectives, of an all-gather the result, by kind; `sent_bytes` what of them a
-  device sends in a ring.
+* `hbm_bytes`: operands and results that live in memory space 0. An instruction that only slices an operand, gathers
+  rows of it or updates a slice in place moves the slice, in a fusion or alone. Aliases (tuples, bitcasts) and the
+  `-done` halves of asynchronous operations move nothing. The results of `-start` halves have the operands in them,
+  which count once. A conditional counts its dearest branch. A Pallas kernel, and a call of cuDNN or cuBLAS, counts its
+  operands and results; other custom calls count nothing. (A GPU has everything in its memory: it is not known what the
+  L2 cache saves.)
+* `multiplications`: those of convolutions and matrix products, by the dtype of their operands.
+* `collective_bytes`: the operands of collectives (the result of an all-gather), by kind.
+* `sent_bytes`: the part of the collectives' bytes that a device sends in a ring.
 
-The text of a TPU's step does not say how often a loop runs: that is read from its counter, which has to begin, step and
-end by constants, as `lax.scan` makes it. A loop that cannot be read counts once and is in `unknown_loops`.
+The text of a TPU's step does not say how often a loop runs. This is read from the loop's counter, which has to begin,
+step and end by constants, as `lax.scan` makes it. A loop that cannot be read counts once and is in `unknown_loops`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _LIBRARY = re.compile(r'custom_call_target="__(cudnn\$conv|cublas\$)(BackwardInp
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """The bytes that an instruction moves between the chip and its memory, in all its runs together."""
+    """Holds the bytes that an instruction moves between the chip and its memory, in all its runs together."""
 
     bytes_: int
     times: int
@@ -50,10 +51,10 @@ class Move:
 
 
 class Module:
-    """An HLO module: a compiled step, as its text says."""
+    """Describes an HLO module, which is a compiled step, by its text."""
 
     def __init__(self, text: str):
-        """Reads the text; ValueError if it has no entry computation."""
+        """Reads the text; raises ValueError if it has no entry computation."""
         self._computations, self._entry = parse(text)
         header = text.partition("\n")[0]
         sizes = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
@@ -64,24 +65,24 @@ class Module:
 
     @functools.cached_property
     def moves(self) -> tuple[Move, ...]:
-        """Every scheduled instruction that moves something, dearest first."""
+        """Lists every scheduled instruction that moves something, dearest first."""
         moves = [move for move in self._moves(self._entry) if move.bytes_]
         return tuple(sorted(moves, key=lambda move: -move.bytes_))
 
     @property
     def hbm_bytes(self) -> int:
-        """Bytes between the chip and its memory."""
+        """Counts the bytes that move between the chip and its memory."""
         return sum(move.bytes_ for move in self.moves)
 
     @property
     def unknown_loops(self) -> tuple[str, ...]:
-        """Loops that were counted once, because how often they run is not known."""
+        """Names the loops that were counted once, because it is not known how often they run."""
         loops = ((i, name) for name, body in self._computations.items() for i in body.values() if i.kind == "while")
         return tuple(loop.name for loop, name in loops if self._loops.trips(loop, name) is None)
 
     @functools.cached_property
     def collective_bytes(self) -> dict[str, int]:
-        """Bytes that one device has in collectives, by kind such as all-reduce."""
+        """Counts the bytes that one device has in collectives, by kind such as all-reduce."""
         sizes: collections.Counter[str] = collections.Counter()
         for kind, size, _ in self._collectives():
             sizes[kind] += size
@@ -89,12 +90,13 @@ class Module:
 
     @functools.cached_property
     def sent_bytes(self) -> float:
-        """Bytes that one device sends to its neighbour, where collectives go round in rings of their groups."""
+        """Counts the bytes that one device sends to its neighbour, if collectives go round in rings of their groups."""
         return sum((_sent(kind, group) * size for kind, size, group in self._collectives()), 0.0)
 
     def _collectives(self) -> Iterator[tuple[str, int, int]]:
-        """(kind, bytes in all its runs, devices in a group)."""
-        channels: set[str] = set()  # of those that a TPU runs beside others: the text of each of these has them again
+        """Yields (kind, bytes in all its runs, devices in a group) of every collective."""
+        # A TPU runs some collectives beside other instructions: the text of each of those has the collective again.
+        channels: set[str] = set()
         for times, instruction, where in self._executed(self._entry):
             body, kind = self._computations[where], instruction.kind.removesuffix("-start")
             if kind not in COLLECTIVES:
@@ -105,16 +107,16 @@ class Module:
             channels |= {channel[1]} if channel else set()
             operands = sum(body[name].bytes_ for name in instruction.operands)
             users = {user.kind for user in body.values() if instruction.name in user.operands}
-            if kind == "all-gather":  # the result of the `-start` half has the operands, too
+            if kind == "all-gather":  # the result of the `-start` half also has the operands
                 operands = instruction.bytes_ - (operands if instruction.kind.endswith("-start") else 0)
-            elif kind == "all-reduce" and where in self._fused and users == {"dynamic-slice"}:  # as libtpu writes it
+            elif kind == "all-reduce" and where in self._fused and users == {"dynamic-slice"}:  # libtpu writes it so
                 kind = "reduce-scatter"
             yield kind, times * operands, _group_size(instruction.attributes) or self._num_devices
 
     def multiplications(self, *, once: bool = False) -> dict[str, int]:
-        """Multiplications of convolutions and matrix products, by the dtype of the left operand.
+        """Counts the multiplications of convolutions and matrix products, by the dtype of the left operand.
 
-        Products with padding count, those with the zeros between the pixels of a dilated input do not. The bodies of
+        Products with padding count; those with the zeros between the pixels of a dilated input do not. The bodies of
         loops count `once`, as in `cost_analysis()['flops']`, or as often as they run.
         """
         counts: collections.Counter[str] = collections.Counter()
@@ -128,7 +130,7 @@ class Module:
     def _executed(
         self, name: str, times: int = 1, *, once: bool = False, calls: Sequence[str] = _CALLS
     ) -> Iterator[tuple[int, Instruction, str]]:
-        """(how often, instruction, its computation's name) of all there is to execute, within `calls` too."""
+        """Yields (how often, instruction, its computation's name) of all that is executed, within `calls` too."""
         for instruction in self._computations[name].values():
             yield times, instruction, name
             if instruction.kind == "while":
@@ -152,7 +154,7 @@ class Module:
         return max(branches, key=lambda branch: sum(move.bytes_ for move in self._moves(branch)))
 
     def _moved(self, instruction: Instruction, body: Mapping[str, Instruction]) -> int:
-        """Bytes that one run of an instruction moves."""
+        """Counts the bytes that one run of an instruction moves."""
         kind, result = instruction.kind, instruction.result
         if (
             kind in (*_NO_MEMORY, *_ALIASES)
@@ -186,7 +188,7 @@ class Module:
         return moved
 
     def _sliced(self, name: str) -> tuple[dict[int, int | None], list[int | None]]:
-        """Bytes read of each parameter of a fused computation, and written of each result; None for all of them."""
+        """Counts the bytes read of each parameter of a fused computation and written of each result; None is all."""
         body = self._computations[name]
         users: dict[str, list[tuple[Instruction, int]]] = collections.defaultdict(list)
         for instruction in body.values():
@@ -226,7 +228,7 @@ class Module:
 
 
 def _without_operands(start: Instruction, operands: Sequence[Instruction | None]) -> tuple[Array, ...]:
-    """The arrays that a `-start` half makes: its result has the operands (but an all-reduce's), too, and contexts."""
+    """Lists the arrays that a `-start` half makes; its result also has operands (not an all-reduce's) and contexts."""
     if start.kind == "all-reduce-start":
         return start.result
     if start.kind == "copy-start":  # (destination, source, context)
@@ -236,9 +238,9 @@ def _without_operands(start: Instruction, operands: Sequence[Instruction | None]
 
 
 def _group_size(attributes: str) -> int | None:
-    """How many devices a collective is among; None if it is among all of them.
+    """Reads how many devices a collective is among; None if it is among all of them.
 
-    Three forms: lists, {{0,1},{2,3}}; their shape, [2,2]<=[4]; axes of a mesh, mesh['x'=2,'y'=2] {'y'}.
+    There are three forms: lists, {{0,1},{2,3}}; their shape, [2,2]<=[4]; axes of a mesh, mesh['x'=2,'y'=2] {'y'}.
     """
     if lists := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return lists[1].count(",") + 1
@@ -251,7 +253,7 @@ def _group_size(attributes: str) -> int | None:
 
 
 def _sent(kind: str, group: int) -> float:
-    """The share of a collective's bytes that a device sends, in a ring of so many."""
+    """Returns the share of a collective's bytes that a device sends, in a ring of `group` devices."""
     if kind.startswith("collective-"):  # point to point
         return 1.0
     return (2 if kind == "all-reduce" else 1) * (group - 1) / group
@@ -274,6 +276,6 @@ def _multiplications(instruction: Instruction, operands: Sequence[Array]) -> int
         output, kernel = kernel, output
     labels = re.search(r"dim_labels=\w+?_(\w+?)->", instruction.attributes)
     dilation = re.search(r"lhs_dilate=([\dx]+)", instruction.attributes)
-    assert labels, f"{instruction.name}: a convolution without dim_labels"
+    assert labels, f"{instruction.name} is a convolution without dim_labels"
     each = math.prod(size for label, size in zip(labels[1], kernel.shape, strict=True) if label != "o")
     return math.prod(output.shape) * each // math.prod(map(int, dilation[1].split("x") if dilation else ()))

@@ -1,4 +1,4 @@
-"""How often the loops of a compiled step run, where its text lets one know."""
+"""Finds how often the loops of a compiled step run, if its text says it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SAME_VALUE = ("copy", "copy-start", "copy-done", "bitcast")
 
 
 class Loops:
-    """The loops of a module, given its computations by name."""
+    """Reads the loops of a module, given its computations by name."""
 
     def __init__(self, computations: Mapping[str, Mapping[str, Instruction]]):
         self._computations = computations
@@ -24,7 +24,7 @@ class Loops:
         }
 
     def trips(self, loop: Instruction, where: str) -> int | None:
-        """How often a loop, in the computation `where`, runs, if it can be known."""
+        """Returns how often a loop in the computation `where` runs; None if the text does not say it."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(known[1])
         (condition,), (body,) = loop.called("condition"), loop.called("body")
@@ -44,7 +44,7 @@ class Loops:
         return max(0, -((start - limit) // step)) if step and step > 0 else None
 
     def _constant(self, name: str, where: str) -> int | None:
-        """The value of an integer, if it is a constant, or one that was copied or that loops leave as it is."""
+        """Returns an integer if it is a constant, also through copies and loops that leave it as it is; else None."""
         value = self._origin(name, where)
         if value.kind == "constant" and re.fullmatch(r"-?\d+", value.arguments):
             return int(value.arguments)
@@ -53,7 +53,7 @@ class Loops:
         return self._constant_element(value.operands[0], _index(value), where)
 
     def _constant_element(self, name: str, index: int, where: str) -> int | None:
-        """The same of an element of a tuple."""
+        """Returns the same for an element of a tuple."""
         source = self._computations[where][name]
         if source.kind == "tuple":
             return self._constant(source.operands[index], where)
@@ -66,14 +66,14 @@ class Loops:
         return self._constant_element(loop.operands[0], index, outside) if unchanged else None
 
     def _element(self, name: str, where: str) -> int | None:
-        """Which element of the computation's parameter, a tuple, a value is."""
+        """Finds which element of the computation's parameter, a tuple, a value is; None if it is not one of them."""
         value = self._origin(name, where)
         if value.kind == "get-tuple-element" and self._computations[where][value.operands[0]].kind == "parameter":
             return _index(value)
         return None
 
     def _origin(self, name: str, where: str) -> Instruction:
-        """The value that another was copied from."""
+        """Finds the value that another was copied from."""
         value = self._computations[where][name]
         return self._origin(value.operands[0], where) if value.kind in _SAME_VALUE else value
 
@@ -84,5 +84,5 @@ def _root(body: Mapping[str, Instruction]) -> Instruction:
 
 def _index(element: Instruction) -> int:
     index = re.search(r"\bindex=(\d+)", element.attributes)
-    assert index, f"{element.name}: a get-tuple-element without index"
+    assert index, f"{element.name} is a get-tuple-element without index"
     return int(index[1])

@@ -1,4 +1,4 @@
-"""The text of a compiled step, `compiled.as_text()`, as computations of instructions."""
+"""Reads the text of a compiled step, `compiled.as_text()`, as computations of instructions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CALLED = r"%([\w.\-]+)"
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array of an instruction's type; its size without padding, and whether it is in HBM or stays on the chip."""
+    """Describes an array of an instruction's type: its size without padding, and if it is in HBM or on the chip."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -27,7 +27,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation: `ROOT %name = result kind(operands), attributes`."""
+    """Holds one line of a computation: `ROOT %name = result kind(operands), attributes`."""
 
     name: str
     result: tuple[Array, ...]
@@ -39,16 +39,16 @@ class Instruction:
 
     @property
     def bytes_(self) -> int:
-        """The size of the result, wherever it is."""
+        """Adds up the size of the result, in HBM and on the chip."""
         return sum(array.bytes_ for array in self.result)
 
     @property
     def hbm_bytes(self) -> int:
-        """The size of that part of the result which is in HBM."""
+        """Adds up the size of the part of the result that is in HBM."""
         return sum(array.bytes_ for array in self.result if array.in_hbm)
 
     def called(self, *attributes: str) -> tuple[str, ...]:
-        """The computations that these attributes name."""
+        """Lists the computations that these attributes name."""
         names: list[str] = []
         for attribute in attributes:
             if match := re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes):
@@ -57,7 +57,7 @@ class Instruction:
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """(computations by name, the name of the entry); ValueError if there is none."""
+    """Parses a text into (computations by name, the name of the entry); raises ValueError if there is no entry."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -94,7 +94,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _bracketed(text: str) -> tuple[str, str]:
-    """A text that begins with a parenthesis, split behind the one that closes it."""
+    """Splits a text that begins with a parenthesis behind the one that closes it."""
     depth = 0
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
@@ -105,7 +105,7 @@ def _bracketed(text: str) -> tuple[str, str]:
 
 @functools.lru_cache(maxsize=4096)
 def _arrays(text: str) -> tuple[Array, ...]:
-    """The arrays of a type, which may be a tuple of them: bf16[8,32]{1,0:T(8,128)S(1)}."""
+    """Reads the arrays of a type, which may be a tuple of them: bf16[8,32]{1,0:T(8,128)S(1)}."""
     arrays = []
     for dtype, dims, layout in _ARRAY.findall(text):
         if dtype in _SIZES:

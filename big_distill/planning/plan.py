@@ -1,4 +1,4 @@
-"""A plan: what a config takes on a slice, stage by stage.
+"""Holds a plan: what a config takes on a slice, stage by stage.
 
 Sizes and times are those of one chip and one optimiser step, unless a name says otherwise.
 """
@@ -15,18 +15,18 @@ from big_distill.planning.costs import Cost
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One run of a plan: the student's own, or one that is trained for it before.
+    """Describes one run of a plan: the student's own, or one that is trained for it before.
 
     name: 'student', or the sub-directory where it is trained: teacher, init, teacher/teacher.
-    batch_size: of all chips together.
-    train, evaluation: their steps; evaluation is None if it was not asked for.
-    host_bytes_per_step: sent to a chip.
-    constant_bytes: of state and teacher on a chip, whatever the batch.
-    checkpoint_bytes: of one checkpoint.
-    kept_checkpoints: at most so many at the end.
-    resident_bytes: of a data set that lives on every device, on a chip.
-    held_bytes: of the state that stays on the chip during an evaluation without being its argument.
-    largest_batch: of a chip, that fits; an estimate.
+    batch_size: images of all chips together.
+    train, evaluation: costs of its steps; evaluation is None if it was not asked for.
+    host_bytes_per_step: bytes that the host sends to a chip.
+    constant_bytes: bytes of state and teacher on a chip, the same for every batch.
+    checkpoint_bytes: size of one checkpoint.
+    kept_checkpoints: largest number of checkpoints at the end.
+    resident_bytes: bytes on a chip of a data set that lives on every device.
+    held_bytes: bytes of the state that stay on the chip during an evaluation and are not its arguments.
+    largest_batch: estimate of the most images a chip that fit.
     notes: assumptions.
     warnings: settings that make no sense, though they would run.
     """
@@ -50,35 +50,35 @@ class Stage:
 
     @property
     def batch_per_chip(self) -> int:
-        """Images a chip and step."""
+        """Returns the number of images a chip and step."""
         return self.batch_size // self.num_chips
 
     @property
     def evaluation_bytes(self) -> int | None:
-        """Memory that an evaluation takes of a chip; None if it was not asked for, or refused."""
+        """Adds up the memory of a chip that an evaluation takes; None if it was not asked for, or refused."""
         if self.evaluation is None or self.evaluation.refused:
             return None
         return self.evaluation.total_bytes + self.held_bytes + self.resident_bytes
 
     @property
     def fits(self) -> bool:
-        """Whether both steps fit."""
+        """Returns True if both steps fit."""
         return self.train.fits and (self.evaluation is None or self.evaluation.fits)
 
     @property
     def images_per_second(self) -> float | None:
-        """The throughput of all chips together, at most."""
+        """Returns the highest possible throughput of all chips together; None if it is not known."""
         seconds = self.train.roofline_seconds
         return self.batch_size / seconds if seconds else None
 
     @property
     def total_hours(self) -> float | None:
-        """The time of all training steps, at least; evaluations are not in it."""
+        """Returns the shortest possible time of all training steps, without evaluations; None if it is not known."""
         seconds = self.train.roofline_seconds
         return self.total_steps * seconds / 3600 if seconds else None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-ready; the train step's figures at the top."""
+        """Returns everything, JSON-ready, with the train step's figures at the top."""
         fields = {name: value for name, value in vars(self).items() if name not in ("train", "evaluation")}
         derived = {name: getattr(self, name) for name in ("batch_per_chip", "images_per_second", "total_hours", "fits")}
         evaluation = self.evaluation.to_json() if self.evaluation else None
@@ -87,11 +87,12 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A config on a slice.
+    """Describes a config on a slice.
 
-    stages: in the order in which they are trained, the student's last.
-    hlo: the text of the student's train step.
-    batches, slices: that step with other batches, by images a chip, and on other slices, with as many images a chip.
+    stages: runs in the order of training, the student's last.
+    hlo: text of the student's train step.
+    batches: costs of that step with other batches, by images a chip.
+    slices: costs of that step on other slices, with as many images a chip.
     """
 
     config: str
@@ -103,21 +104,21 @@ class Plan:
 
     @property
     def student(self) -> Stage:
-        """The stage that trains the config's own student."""
+        """Returns the stage that trains the config's own student."""
         return self.stages[-1]
 
     @property
     def total_hours(self) -> float | None:
-        """The time of all stages' steps."""
+        """Adds up the time of all stages' steps; None if that of one is not known."""
         hours = [stage.total_hours for stage in self.stages]
         return sum(filter(None, hours)) if None not in hours else None
 
     def cost(self, price: float) -> float | None:
-        """The price of all stages, at so much for a chip and hour."""
+        """Computes the price of all stages, if a chip costs `price` an hour; None if the time is not known."""
         return None if self.total_hours is None else self.total_hours * self.slice.num_chips * price
 
     def to_json(self, price: float | None) -> dict[str, Any]:
-        """The student's figures at the top, and everything else; sizes in bytes."""
+        """Returns the student's figures at the top, and everything else; sizes are in bytes."""
         return {
             **self.student.to_json(),
             "config": self.config,
@@ -134,7 +135,7 @@ class Plan:
 
 
 def growth(before: Cost, after: Cost) -> dict[str, float] | None:
-    """By how many percent a chip's part of a step grew; None if one of them was refused."""
+    """Computes by how many percent a chip's part of a step grew; None if one of the two was refused."""
     if before.refused or after.refused:
         return None
     figures = {name: (getattr(before, name), getattr(after, name)) for name in ("flops", "hbm_bytes", "temp_bytes")}

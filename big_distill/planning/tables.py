@@ -1,4 +1,4 @@
-"""Plans as text: tables and remarks."""
+"""Writes plans as text: tables and remarks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from big_distill.terminal import aligned
 
 
 def report(plans: list[Plan], price: float | None) -> str:
-    """Plans side by side, the batches and slices that the first was tried with, and remarks."""
+    """Writes plans side by side, the batches and slices that the first was tried with, and remarks."""
     parts = ["\n".join(f"{name}{_heading(one)}" for name, one in _named(plans)), table(plans, price)]
     parts += [batches_table(plans[0]) if plans[0].batches else "", slices_table(plans[0]) if plans[0].slices else ""]
     return "\n\n".join(filter(None, [*parts, "\n".join(_remarks(plans))]))
 
 
 def _named(plans: list[Plan]) -> list[tuple[str, Plan]]:
-    """The plans, with names if there are several: 'A: '."""
+    """Returns the plans, with names such as 'A: ' if there are several."""
     names = [*string.ascii_uppercase, *map(str, range(27, len(plans) + 1))] if len(plans) > 1 else [""]
     return [(name and f"{name}: ", one) for name, one in zip(names, plans, strict=False)]
 
@@ -40,7 +40,7 @@ def _remarks(plans: list[Plan]) -> Iterator[str]:
 def _heading(one: Plan) -> str:
     chip, where = one.slice.chip, one.slice
     if not chip.flops:
-        return f"{one.config} on {where.name}: this machine, of whose speed nothing is known"
+        return f"{one.config} on {where.name}: this machine, whose speed is not known"
     cores = " in two cores" if where.devices_per_chip > 1 else ""
     untried = ", not run here" if where.platform == "gpu" else ""
     return (
@@ -50,7 +50,7 @@ def _heading(one: Plan) -> str:
 
 
 def table(plans: list[Plan], price: float | None) -> str:
-    """A column for every network that is trained, in each plan."""
+    """Writes a table with a column for every network that is trained, in each plan."""
     columns = [(one, stage) for one in plans for stage in one.stages]
     titles = [f"{name}{stage.name}" for name, one in _named(plans) for stage in one.stages]
     rows = [["a chip and step", *titles]]
@@ -105,7 +105,7 @@ def table(plans: list[Plan], price: float | None) -> str:
 
 
 def batches_table(one: Plan) -> str:
-    """How the student's step changes with its batch."""
+    """Writes how the student's step changes with its batch."""
     student = one.student
     costs = sorted({**one.batches, student.batch_per_chip: student.train}.items())
     rows = [["images a chip", "fits", "needs", "temporaries", "FLOPs/image", "HBM/image", "roofline/image", "bound by"]]
@@ -124,7 +124,7 @@ def batches_table(one: Plan) -> str:
 
 
 def slices_table(one: Plan) -> str:
-    """How a chip's part of the student's step grows with the slice, its batch staying the same."""
+    """Writes how a chip's part of the student's step grows with the slice, at the same batch a chip."""
     train, images = one.student.train, one.student.batch_per_chip
     columns = [(one.slice, train), *one.slices]
 
@@ -171,14 +171,14 @@ def _time(seconds: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """The time of a whole run: hours, or for a short one minutes or less."""
+    """Writes the time of a whole run in hours, or of a short one in minutes or less."""
     if seconds >= 3600:
         return f"{seconds / 3600:,.2f} hours"
     return f"{seconds / 60:.1f} minutes" if seconds >= 60 else _time(seconds)
 
 
 def _money(dollars: float) -> str:
-    """A price with cents; below ten cents it has two significant digits."""
+    """Writes a price with cents, or below ten cents with two significant digits."""
     exponent = int(f"{dollars:.1e}".partition("e")[2])
     return f"{dollars:,.{max(2, 1 - exponent)}f}"
 
@@ -192,7 +192,7 @@ def _bytes(count: float) -> str:
 
 
 def _prefixed(count: float, units: tuple[str, ...]) -> str:
-    """Three or four digits and a unit, each a thousand times the one before."""
+    """Writes three or four digits and a unit; each unit is a thousand times the one before."""
     power = 0
     while count >= 999.5 and power < len(units) - 1:
         count, power = count / 1000, power + 1

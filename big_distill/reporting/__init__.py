@@ -1,1 +1,1 @@
-"""The page about runs: what is read, compared, drawn and written."""
+"""Reads, examines, compares and draws runs, and writes the page about them."""

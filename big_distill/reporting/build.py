@@ -20,9 +20,9 @@ from big_distill.run_dir import layout
 from big_distill.terminal import percent, say
 
 _NOT_PACKED = "no pack.json: big_distill.pack makes files, and measures their size and latency"
-_MOST_APART = 0.01  # accuracies that two machines compute of the same weights and images
+_MOST_APART = 0.01  # largest difference of accuracies that two machines compute of the same weights and images
 _MOST_DRAWN = 16
-"""Up to so many runs are run beside their teachers and have figures of their own, a quarter of a second each."""
+"""Up to this many runs are compared with their teachers and have their own figures. A figure takes 0.25 seconds."""
 
 
 def report(
@@ -34,16 +34,16 @@ def report(
     num_examples: int = 12,
     figures_dir: pathlib.Path | None = None,
 ) -> dict[str, Any]:
-    """Writes the page, *.html, and .json and .md beside it; returns what it says (see `document`).
+    """Writes the page, *.html, and .json and .md beside it. Returns its values (see `document`).
 
     Args:
       directories: run directories, in any state.
       out: the page.
       split: the split on which students and teachers are compared, in TFDS syntax; None: each run's test split.
-      data_dir: where TFDS sets are, if not where the runs had them.
-      compare: whether finished runs' students are run beside their teachers, which needs the data.
-      num_examples: images of each kind and run, at most.
-      figures_dir: where each figure is written as a file, too.
+      data_dir: the directory of TFDS sets, if it is not the runs'.
+      compare: True to compare the students of finished runs with their teachers, which needs the data.
+      num_examples: the largest number of images of each kind and run.
+      figures_dir: a directory in which each figure is also written as a file.
 
     Raises:
       RunError: none of the directories holds a run, or a file cannot be written.
@@ -63,8 +63,8 @@ def report(
     html = page.render(values, runs, drawings)
     if not few:
         say(
-            f"{len(runs)} runs: each is drawn, and compared with its teacher, if there are up to {_MOST_DRAWN}; report "
-            f"on fewer for that, or see {files[1]} for their curves"
+            f"{len(runs)} runs: each is drawn and compared with its teacher only if there are at most {_MOST_DRAWN}; "
+            f"report on fewer runs, or see {files[1]} for their curves"
         )
     for line in _lines(values["runs"]):
         say(line)
@@ -78,7 +78,7 @@ def report(
 
 
 def _check_ours(files: Sequence[pathlib.Path]) -> None:
-    """Raises ConfigError if the files beside the page would take the place of others than an earlier report's."""
+    """Raises ConfigError if the files beside the page would replace any but those of an earlier report."""
     html, values, table = files
     in_run = (html.parent / layout.CONFIG_FILE).exists() and values.name in layout.JSON_FILES
     for path, is_ours in ((values, document.is_document), (table, markdown.is_table)):
@@ -87,7 +87,7 @@ def _check_ours(files: Sequence[pathlib.Path]) -> None:
 
 
 def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | None) -> None:
-    """Raises RunError if a file cannot be written: before the work, not after it."""
+    """Raises RunError if a file cannot be written, before the work is done."""
     try:
         for path in files:
             atomic.check_replaceable(path)
@@ -102,7 +102,7 @@ def _check_writable(files: Sequence[pathlib.Path], figures_dir: pathlib.Path | N
 def _all_compared(
     runs: Sequence[ReportedRun], split: str | None, data_dir: str | None, num_examples: int
 ) -> list[ReportedRun]:
-    """Each run beside its teacher, if that can be; ConfigError if a flag names a split or data that no run has."""
+    """Compares each run with its teacher, if possible. Raises ConfigError if no run has the split or data of a flag."""
     compared: list[ReportedRun] = []
     refused: list[BigDistillError] = []
     for run in runs:
@@ -114,12 +114,12 @@ def _all_compared(
             compared.append(dataclasses.replace(run, warnings=[line]))
     if refused and (split or data_dir) and not any(run.comparison for run in compared):
         flags = " ".join(f"--{name}={value}" for name, value in (("split", split), ("data_dir", data_dir)) if value)
-        raise ConfigError(f"{flags}: of no run can it be read: {refused[0]}")
+        raise ConfigError(f"{flags}: no run can be compared with it: {refused[0]}")
     return compared
 
 
 def _compared(run: ReportedRun, split: str | None, data_dir: str | None, num_examples: int) -> ReportedRun:
-    """A run beside its teacher, if it is finished; raises as `comparison.compare` does."""
+    """Compares a run with its teacher, if it is finished. Raises as `comparison.compare` does."""
     record, config = run.record, run.record.config
     if config is None or record.summary is None:
         return dataclasses.replace(run, notes=["not compared with a teacher: it is not finished"] if config else [])
@@ -136,7 +136,7 @@ def _compared(run: ReportedRun, split: str | None, data_dir: str | None, num_exa
 
 
 def _lines(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines for the terminal about what is wrong or missing."""
+    """Lists lines for the terminal about what is wrong or missing."""
     others = (
         (run["name"], [*run["warnings"], *run["notes"], *([_NOT_PACKED] if run["packed"] is False else [])])
         for run in runs

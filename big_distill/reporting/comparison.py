@@ -1,4 +1,4 @@
-"""A student beside its teacher on a split: class by class, how sure they are, and examples on which they differ."""
+"""Compares a student with its teacher on a split: class by class, by confidence, and on examples where they differ."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from big_distill.step.views import for_network, to_unit
 from big_distill.training.evaluation import jit_eval, mesh_for, open_eval, with_data_dir
 
 TOP = 3
-_FALSE_DISCOVERIES = 0.05  # of the classes that are called significant
+_FALSE_DISCOVERIES = 0.05  # largest expected share of the classes called significant
 _LARGEST_PICTURE = 128  # px
-_Answered = dict[str, tuple[jax.Array, jax.Array, jax.Array | None]]  # by network: a batch's part of its `Answers`
+_Answered = dict[str, tuple[jax.Array, jax.Array, jax.Array | None]]  # network -> a batch's part of its `Answers`
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """The answers of one network to N examples.
+    """Holds the answers of one network to N examples.
 
     classes: int [N, TOP], the likeliest first (fewer columns if there are fewer classes).
-    probabilities: float32 [N, TOP], theirs.
+    probabilities: float32 [N, TOP], those of `classes`.
     bins: float64 [3, NUM_BINS], `scoring.calibration_bins` of all examples; None without labels.
     """
 
@@ -52,30 +52,31 @@ class Answers:
 
     @property
     def confidence(self) -> float:
-        """Mean probability of the likeliest class."""
+        """Computes the mean probability of the likeliest class."""
         return float(self.probabilities[:, 0].mean())
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the examples of which the likeliest class is right; None without labels."""
+        """Computes the share of the examples whose likeliest class is right; None without labels."""
         return None if self.bins is None else float(self.bins[1].sum() / self.bins[2].sum())
 
     @property
     def ece(self) -> float | None:
-        """Expected calibration error, as `scoring` has it."""
+        """Computes the expected calibration error as `scoring` does; None without labels."""
         return None if self.bins is None else scoring.expected_calibration_error(self.bins)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassScore:
-    """One class of a split.
+    """Describes one class of a split.
 
-    num_examples: examples that have this class.
-    student, teacher: how many of them each calls so.
-    lost: how many the teacher calls so and the student does not; `won`: the other way round.
-    p_value: how likely two equally good networks differ as much or more (McNemar 1947: the exact sign test, two-sided).
-    significant: whether it is less than chance would have among so many classes: at most one in 20 of those that are
-      called so is expected to be chance (Benjamini & Hochberg 1995).
+    num_examples: number of examples that have this class.
+    student, teacher: number of them that each network gets right.
+    lost: number that only the teacher gets right; `won`: that only the student gets right.
+    p_value: probability that two equally good networks differ as much or more (McNemar 1947: the exact sign test,
+      two-sided).
+    significant: True if the difference is more than chance among so many classes. At most one in 20 of the classes
+      called significant is expected to be chance (Benjamini & Hochberg 1995).
     """
 
     name: str
@@ -89,15 +90,15 @@ class ClassScore:
 
     @property
     def difference(self) -> float:
-        """The student's accuracy minus its teacher's."""
+        """Returns the student's accuracy minus its teacher's."""
         return (self.student - self.teacher) / self.num_examples
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An image on which the networks differ: one is right and the other wrong, or without labels any two answers.
+    """Holds an image that one network gets right and the other wrong, or without labels one on which they disagree.
 
-    truth: None without labels.
+    truth: its class; None without labels.
     png: the image as the student sees it, reduced to at most 128 px.
     student, teacher: their likeliest three classes, each with its probability.
     """
@@ -109,18 +110,18 @@ class Example:
 
     @property
     def side(self) -> int:
-        """The width of the image in pixels."""
+        """Returns the width of the image in pixels."""
         return int.from_bytes(self.png[16:20], "big")
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A student on a split, beside its teacher if it has one.
+    """Holds the answers of a student on a split, and those of its teacher if it has one.
 
-    num_examples: how many could be read.
-    by_class: in the data's order; () without labels or without a teacher.
-    examples: 'lost' and 'won', which only the teacher, and only the student, gets right, from the classes with most of
-      them; 'differ', on which they disagree, without labels.
+    num_examples: number of examples that could be read.
+    by_class: scores in the data's order; () without labels or without a teacher.
+    examples: 'lost', right by the teacher alone, and 'won', right by the student alone, from the classes with most of
+      them; without labels 'differ', on which they disagree.
     problems: a line about each thing that could not be compared.
     """
 
@@ -134,7 +135,7 @@ class Comparison:
 
     @property
     def agreement(self) -> float | None:
-        """Share of the examples of which both say the same; None without a teacher."""
+        """Computes the share of the examples of which both say the same; None without a teacher."""
         if self.teacher is None:
             return None
         return float((self.student.classes[:, 0] == self.teacher.classes[:, 0]).mean())
@@ -145,7 +146,7 @@ def compare(
 ) -> Comparison:
     """Runs a finished run's student and its teacher over a split of the run's data.
 
-    The split is by default the run's test split, else its validation split. `name` is for the progress bar. Raises
+    The default split is the run's test split, else its validation split. `name` is for the progress bar. Raises
     BigDistillError if there are no data, or no student.
     """
     config = with_data_dir(config, data_dir)
@@ -175,7 +176,7 @@ def compare(
             problems.append(line)
             del answers[who]
     if label is None:
-        problems.append("its data have no labels: what is right is not known")
+        problems.append("its data have no labels, so its accuracy is not known")
     names = list(data.source.class_names or card.class_names or map(str, range(config.num_classes)))
     by_class: tuple[ClassScore, ...] = ()
     chosen: dict[str, list[int]] = {"lost": [], "won": [], "differ": []}
@@ -210,7 +211,7 @@ def _ask(
     mesh: Mesh,
     name: str,
 ) -> tuple[dict[str, Answers], np.ndarray | None]:
-    """Answers to all examples that can be read, by network ('student', 'teacher'), and their labels if there are."""
+    """Collects the answers to all readable examples, by network ('student', 'teacher'), and their labels if any."""
     parts, labels = [], []
     for batch in tqdm.tqdm(data, name, data.num_batches, unit="batch", disable=not sys.stderr.isatty(), leave=False):
         mask = batch["mask"]
@@ -229,7 +230,7 @@ def _ask(
 def class_scores(
     names: Sequence[str], label: np.ndarray, student_right: np.ndarray, teacher_right: np.ndarray
 ) -> tuple[ClassScore, ...]:
-    """Counts, for each class that has examples, and finds which differences are more than chance; arrays are [N]."""
+    """Scores each class that has examples, and finds which differences are more than chance. Arrays are [N]."""
     lost, won = teacher_right & ~student_right, student_right & ~teacher_right
     sets = (slice(None), student_right, teacher_right, lost, won)
     counts = [np.bincount(label[chosen], minlength=len(names)).tolist() for chosen in sets]
@@ -243,9 +244,9 @@ def class_scores(
 
 
 def choose(where: np.ndarray, label: np.ndarray, confidence: np.ndarray, most: int) -> list[int]:
-    """Chooses at most `most` of the rows of a mask; arrays are [N].
+    """Chooses at most `most` of the rows of a mask. Arrays are [N].
 
-    The classes with most of them take turns; in each the rows of greatest confidence come first.
+    Classes take turns, those with most rows first. In each class the rows of greatest confidence come first.
     """
     rows = np.flatnonzero(where)
     by_class = {c: rows[label[rows] == c] for c in np.unique(label[rows])}
@@ -256,7 +257,7 @@ def choose(where: np.ndarray, label: np.ndarray, confidence: np.ndarray, most: i
 
 
 def _make_answer(model: Model, card: Card) -> Callable[[weights.Variables, Teacher | None, Batch], _Answered]:
-    """The function from variables, teacher and batch to both networks' answers; there are no bins without labels."""
+    """Makes the function from variables, teacher and batch to both networks' answers. Without labels it has no bins."""
     eval_logits = steps.make_eval_logits(model, card)
 
     def answer(variables: weights.Variables, teacher: Teacher | None, batch: Batch) -> _Answered:
@@ -273,7 +274,7 @@ def _make_answer(model: Model, card: Card) -> Callable[[weights.Variables, Teach
 
 
 def _pictures(data: EvalPipeline, card: Card, rows: Sequence[int]) -> dict[int, bytes]:
-    """The images as the student sees them, by row among the readable examples, as PNG."""
+    """Renders images as the student sees them, as PNG, by row among the readable examples."""
     pictures: dict[int, bytes] = {}
     start, as_seen = 0, dataclasses.replace(card, mean=(0.0,), std=(1.0,))
     for batch in data if rows else ():

@@ -26,16 +26,16 @@ _FORMS = {
     layout.SENSITIVITY_FILE: dict,
     layout.PACK_FILE: [{"path": str}],
 }
-_NEEDED = (layout.ARCHITECTURE_FILE, METRICS_FILE, *list(_FORMS)[:4])  # by a resume
+_NEEDED = (layout.ARCHITECTURE_FILE, METRICS_FILE, *list(_FORMS)[:4])  # a resume reads these
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A file or a checkpoint.
+    """Describes a file or a checkpoint.
 
-    name: within the run directory.
-    detail: says what it is, or what is wrong with it.
-    verified: whether it can be read and is what its checksum, if there is one, says.
+    name: its path within the run directory.
+    detail: a line on what it is, or on what is wrong with it.
+    verified: True if it can be read and matches its checksum, if it has one.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """A run directory.
+    """Describes a run directory.
 
-    status: that of `layout.status`.
+    status: that of `lock.status`.
     step: the step that a resume would go on from, 0 for the beginning.
     total_steps: the length of the run, None if its config is not there.
     findings: all that it holds.
-    outlook: what the same command would do, as the end of a sentence.
+    outlook: the end of the sentence 'The same command ...'.
     inner: the diagnoses of its teacher and its first stage.
     """
 
@@ -65,12 +65,12 @@ class Diagnosis:
 
     @property
     def verified(self) -> bool:
-        """Whether all that it and the runs inside it hold verifies."""
+        """Returns True if all findings are verified, its own and those of the runs inside it."""
         return all(finding.verified for finding in self.findings) and all(run.verified for run in self.inner)
 
 
 def examine(workdir: pathlib.Path) -> Diagnosis:
-    """Examines a run directory; changes nothing in it and opens no data. Raises RunError if it is none."""
+    """Examines a run directory. Changes nothing in it and opens no data. Raises RunError unless it is one."""
     known = (layout.CONFIG_FILE, layout.CHECKPOINTS_DIR, layout.TEACHER_DIR, layout.INIT_DIR)
     if not workdir.is_dir() or not any((workdir / name).exists() for name in known):
         raise RunError(f"{workdir} is not a run directory: it has none of {', '.join(known)}")
@@ -89,7 +89,7 @@ def examine(workdir: pathlib.Path) -> Diagnosis:
     holder = lock.holder(workdir)
     saved = checkpoints.verify(workdir)
     if holder and any(saved.values()):
-        time.sleep(1)  # what looked damaged was perhaps being removed: a live run keeps its newest checkpoints alone
+        time.sleep(1)  # a live run keeps only its newest checkpoints: perhaps it was removing the damaged ones
         saved = checkpoints.verify(workdir)
     findings += _checkpoint_findings(workdir, saved, holder)
     findings += _other_findings(workdir, values.get(layout.SUMMARY_FILE))
@@ -123,7 +123,7 @@ def examine(workdir: pathlib.Path) -> Diagnosis:
 
 
 def _refusal(workdir: pathlib.Path, saved: dict[int, str | None], damaged: dict[str, str]) -> str | None:
-    """The reason why a resume would not begin, None if it would; in the order in which it looks at things."""
+    """Says why a resume would not begin, None if it would. Looks at things in the order in which a resume does."""
     begun = bool(saved) or (workdir / layout.SUMMARY_FILE).exists()
     if begun and not (workdir / layout.CONFIG_FILE).exists():
         return f"it has no {layout.CONFIG_FILE}"
@@ -179,6 +179,6 @@ def _metrics_in_words(lines: list[dict[str, float]]) -> str:
 
 def _summary_in_words(summary: dict[str, Any] | None) -> str:
     if summary is None:
-        return f"of a finished run that lost its {layout.WEIGHTS_FILE}: it is made again from the last checkpoint"
+        return f"the finished run lost its {layout.WEIGHTS_FILE}: it is made again from the last checkpoint"
     accuracy = summary["student"]["accuracy"]
     return f"{summary['steps']:,} steps" + (f", accuracy {100 * accuracy:.2f} %" if accuracy is not None else "")

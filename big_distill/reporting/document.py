@@ -1,27 +1,27 @@
-"""The values that a page says, as JSON has them: report.json.
+"""Gathers the values of a page in the form of JSON: report.json.
 
-Rates are fractions, times are seconds unless a key says `_ms`, what is not known is null. The keys:
+Rates are fractions. Times are seconds unless a key says `_ms`. Unknown values are null. These are the keys:
 
-* `big_distill_report`: 1, the version of these keys; `big_distill`: the version that wrote it.
-* `runs`: for each `name`, `workdir`, `status`, `step`, `total_steps`, `problems` (lines), `notes` and `warnings`
-  (lines on what there was not to compare, and on what could not be), `packed` (whether it has pack.json; null if it is
-  not finished), `student` and `teacher` (`model`, `accuracy` on the test split, `num_params`; null without a teacher;
-  of a student that is not finished also `last`: its `accuracy` when it was last measured, and the `step` and `split`),
+* `big_distill_report`: 1, the version of these keys; `big_distill`: the version that wrote the file.
+* `runs`: for each run `name`, `workdir`, `status`, `step`, `total_steps`, `problems` (lines), `notes` (lines on what
+  did not exist to compare), `warnings` (lines on what could not be compared), `packed` (true if it has pack.json; null
+  if it is not finished), `student` and `teacher` (`model`, `accuracy` on the test split, `num_params`; null without a
+  teacher; a student that is not finished also has `last`: its last measured `accuracy`, with `step` and `split`),
   `agreement`, `kl` (nats), `epochs`, `images_per_second`, `wall_seconds`, `fingerprint`, `changed` (the fields of the
-  config that have not the schema's defaults), `config`, `sessions` (of environment.json), `curves` (by network and
-  metric `steps` and `values`, at most about 200), `throughput` (by network `median_images_per_second` of what was
-  logged, and of the whole run `images_per_second` and `wall_seconds`), `comparison`.
+  config that differ from the schema's defaults), `config`, `sessions` (of environment.json), `curves` (by network and
+  metric `steps` and `values`, at most about 200), `throughput` (by network `median_images_per_second` of the logged
+  values, and `images_per_second` and `wall_seconds` of the whole run), `comparison`.
 * `comparison` of a run: `split`, `num_examples`, `student` and `teacher` (`accuracy`, `confidence`, `ece`, `bins`: by
   bin of confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`,
-  `student` and `teacher`: how many are right; `lost`: how many only the teacher has right, `won`: only the student;
+  `student` and `teacher`: numbers of right answers; `lost`: right by the teacher alone, `won`: by the student alone;
   `difference` of the accuracies; `p_value` and `significant`, see `comparison.ClassScore`), `agreement`, `examples`
-  (`lost`, `won`, and without labels `differ`, where they disagree: `truth`, null without labels, and each network's
+  (`lost`, `won`, and without labels `differ`, on which they disagree: `truth`, null without labels, and each network's
   likeliest three as [class, probability]).
-* `sweep`: `field` (null where no number joins points: means over seeds), `along` (numbers that go with it in these
-  runs), `implied` (fields that differ from line to line, too, and that those in the labels tell), `repeated`
-  (directories left out, whose fields and seeds another run has), and `lines`: `label`, and `points`: `x`,
-  `num_runs`: how many seeds, `accuracy` and `agreement` (`mean`, `least` and `most` of the `num_runs` in which it
-  was measured; null if it was in none).
+* `sweep`: `field` (null if no number joins points: means over seeds), `along` (numbers that go with it in these
+  runs), `implied` (fields that also differ from line to line, but follow from those in the labels), `repeated`
+  (directories left out, because another run has the same fields and seeds), and `lines`: `label`, and `points`: `x`,
+  `num_runs` (seeds), `accuracy` and `agreement` (`mean`, `least` and `most` over the `num_runs` in which it was
+  measured; null if there are none).
 * `packed`: for each data set and split `dataset`, `split`, `files` (the rows of pack.json with `number`, `run`,
   `file`: the name in `path`, `on_bytes_front`, `on_latency_front`: among the files measured on the same `machine`)
   and `teachers` (`name`, `accuracy`, `bytes`: in float32, 4 a parameter).
@@ -51,9 +51,9 @@ _MARK = "big_distill_report"
 
 @dataclasses.dataclass(frozen=True)
 class ReportedRun:
-    """A run directory with its name on the page, and its student beside its teacher.
+    """Holds a run directory with its name on the page, and the comparison of its student with its teacher.
 
-    notes: a line about each thing that there was not to compare.
+    notes: a line about each thing that did not exist to compare.
     warnings: a line about each thing that could not be compared, or is not what the run says.
     """
 
@@ -65,7 +65,7 @@ class ReportedRun:
 
 
 def document(runs: Sequence[ReportedRun], sweep: Sweep | None) -> dict[str, Any]:
-    """All that a page says."""
+    """Returns all values of a page, by the keys above."""
     return known(
         {
             _MARK: 1,
@@ -117,7 +117,7 @@ def _run(run: ReportedRun) -> dict[str, Any]:
 
 
 def _changed(config: Config) -> dict[str, Any]:
-    """The fields that have not the schema's defaults, by dotted name."""
+    """Returns the fields that differ from the schema's defaults, by dotted name."""
     fields = {
         name: value
         for kind in ("maths", "numerics", "cosmetic")
@@ -172,7 +172,7 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
 
 
 def _packed(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
-    """Groups of files that may be compared: those of one data set and split."""
+    """Groups packed files that may be compared: those of one data set and split."""
     groups: dict[tuple[str, str], list[tuple[ReportedRun, dict[str, Any]]]] = {}
     for run in runs:
         for who, record in runs_of(run.record):
@@ -203,7 +203,7 @@ def _files(rows: Sequence[tuple[ReportedRun, dict[str, Any]]]) -> list[dict[str,
     files = [
         {
             **row,
-            "machine": row.get("machine"),  # which files of before lack
+            "machine": row.get("machine"),  # older files lack it
             "number": number,
             "run": owner.name,
             "file": pathlib.PurePath(row["path"]).name,
@@ -219,7 +219,7 @@ def _files(rows: Sequence[tuple[ReportedRun, dict[str, Any]]]) -> list[dict[str,
 
 
 def by_machine(files: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Packed files whose latencies may be compared; those of an unknown machine are left out."""
+    """Groups packed files whose latencies may be compared. Leaves out those of an unknown machine."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for file in files:
         if file["machine"]:
@@ -228,7 +228,7 @@ def by_machine(files: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]
 
 
 def front(files: Sequence[dict[str, Any]], cost: str) -> set[int]:
-    """The numbers of the files of which no other costs no more and is no worse, one of them strictly."""
+    """Returns the numbers of files on the Pareto front: no other is as good in cost and accuracy and better in one."""
     measured = [(file["number"], file[cost], file["accuracy"]) for file in files if file["accuracy"] is not None]
 
     def is_beaten(cost: float, accuracy: float) -> bool:
@@ -238,7 +238,7 @@ def front(files: Sequence[dict[str, Any]], cost: str) -> set[int]:
 
 
 def _teachers(runs: Iterable[ReportedRun], split: str) -> list[dict[str, Any]]:
-    """The teachers whose accuracy on this split is known: it is their students' test split."""
+    """Lists the teachers whose accuracy on this split is known, because it is their students' test split."""
     names: dict[tuple[float, int], list[str]] = {}
     for run in runs:
         config, teacher = run.record.config, run.record.teacher_scores
@@ -255,7 +255,7 @@ def _teachers(runs: Iterable[ReportedRun], split: str) -> list[dict[str, Any]]:
 
 
 def is_document(data: bytes) -> bool:
-    """Whether a file is report.json."""
+    """Returns True if a file is report.json."""
     try:
         return _MARK in json.loads(data)
     except (ValueError, TypeError, RecursionError):

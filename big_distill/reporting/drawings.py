@@ -1,4 +1,4 @@
-"""The figures that a page has: of runs together, of each run, of a sweep and of packed files."""
+"""Draws the figures of a page: of runs together, of each run, of a sweep and of packed files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STROKES: dict[str, dict[str, Any]] = {  # tell curves of one colour apart
 
 @dataclasses.dataclass(frozen=True)
 class RunDrawings:
-    """The figures of one run; those of reliability by network, 'student' and 'teacher'."""
+    """Holds the figures of one run. `reliability` has one for each network, 'student' and 'teacher'."""
 
     curves: list[Drawing]
     throughput: list[Drawing]
@@ -42,13 +42,13 @@ class RunDrawings:
 
 @dataclasses.dataclass(frozen=True)
 class Drawings:
-    """The figures of a page.
+    """Holds the figures of a page.
 
     sweep: accuracy and agreement against a field.
     together: the students of several runs.
     runs: the figures of each run.
     packed: the figures of each group of files.
-    singly: whether each run's own curves were drawn, even if it has none.
+    singly: True if each run's own curves were drawn, even if it has none.
     """
 
     sweep: list[Drawing]
@@ -87,7 +87,7 @@ def draw(runs: Sequence[ReportedRun], sweep: Sweep | None, packed: Sequence[dict
 
 
 def _together(runs: Sequence[ReportedRun]) -> list[Drawing]:
-    """The students of several runs on one split, the test split if they have it, where a figure can tell them apart."""
+    """Draws the students of several runs on one split, if a figure can tell them apart. Prefers the test split."""
     drawings = []
     for metric in ("accuracy", "kl"):
         label = _LABELS[metric]
@@ -103,7 +103,7 @@ def _together(runs: Sequence[ReportedRun]) -> list[Drawing]:
 
 
 def _curves(index: int, run: ReportedRun) -> list[Drawing]:
-    """Accuracy, KL, agreement and loss against steps, of a run and those inside it."""
+    """Draws accuracy, KL, agreement and loss against steps, of a run and those inside it."""
     logged = [
         (name, _curve(colour, who, record, name))
         for colour, (who, record) in enumerate(runs_of(run.record))
@@ -126,7 +126,7 @@ def _curves(index: int, run: ReportedRun) -> list[Drawing]:
 
 
 def _curve(colour: int, who: str, record: Record, name: str) -> Line:
-    """A metric of a run; named by its split, a loss by its objective."""
+    """Makes the line of a run's metric, named by its split. A loss is named by its objective."""
     if name == LOSS:
         what = record.config.objective.name if record.config else "unknown objective"
     else:

@@ -1,4 +1,4 @@
-"""The fields of configs that set runs apart, and how they are said."""
+"""Finds the fields of configs that set runs apart, and says them in words."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ DURATION = "total_epochs"
 
 
 def result_fields(config: Config) -> dict[str, Any]:
-    """All that may set the results of two runs apart, by dotted name: maths and numerics, the duration in epochs.
+    """Returns the fields that may set two runs' results apart, by dotted name: maths, numerics, duration in epochs.
 
-    What another field implies is left out: mixup, which the regime sets if nothing else does, and the teacher's dtype.
+    Fields that another field implies are left out: mixup if the regime sets it, and the teacher's dtype if it is the
+    student's.
     """
     fields = {name: value for kind in ("maths", "numerics") for name, value, _ in leaves(config, kind)}
     if epochs := epochs_of(config):
@@ -29,7 +30,7 @@ def result_fields(config: Config) -> dict[str, Any]:
 
 
 def epochs_of(config: Config) -> float | None:
-    """The number of times a run sees its training split: as its config says, or to three digits as its steps say."""
+    """Counts how often a run sees its training split: as its config says, or to three digits as its steps say."""
     examples = config.source.num_train_examples
     if not examples:
         return None
@@ -40,13 +41,13 @@ def epochs_of(config: Config) -> float | None:
 
 
 def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fields, of `result_fields`, in which runs differ, in the schema's order, seeds last."""
+    """Lists the fields of `result_fields` in which runs differ, in the schema's order, seeds last."""
     names = dict.fromkeys(itertools.chain.from_iterable(runs))
     return sorted((name for name in names if len({fields.get(name) for fields in runs}) > 1), key=is_seed)
 
 
 def is_seed(field: str) -> bool:
-    """Whether a field changes a run by chance alone."""
+    """Returns True if a field changes a run by chance alone."""
     return field.rpartition(".")[2] == "seed"
 
 
@@ -65,9 +66,9 @@ def _shown(value: Any) -> str:
 
 
 def telling_apart(names: Sequence[str], runs: Sequence[Mapping[str, Any]], longest: int) -> list[str]:
-    """The names, until labels are short without those that tell no more runs apart, paths and numbers first.
+    """Drops names that do not help to tell runs apart, until labels are short: paths and numbers first.
 
-    What tells runs apart stays, however long the labels are.
+    Names that tell runs apart stay, even if labels are too long.
     """
 
     def labels(names: Sequence[str]) -> set[str]:
@@ -86,10 +87,10 @@ def telling_apart(names: Sequence[str], runs: Sequence[Mapping[str, Any]], longe
 
 
 def rank(value: Any) -> tuple[bool, float, str]:
-    """The key to sort a field's values by: numbers first, as such."""
+    """Returns the key to sort a field's values by: numbers first, by size."""
     return (False, float(value), "") if is_number(value) else (True, 0.0, _shown(value))
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that has a place on an axis."""
+    """Returns True if a value is a number that has a place on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

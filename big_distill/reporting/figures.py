@@ -1,4 +1,4 @@
-"""The figures of a page. They are drawn for a width of 360 px: a telephone's."""
+"""Draws the figures of a page, for a width of 360 px: that of a telephone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LEGEND_LINE = 13
 _MOST_MARKED = 15
 _MARKERS = "osD^vP*"
 _TEACHERS = "*Xphd"
-_CLOSE = 1.5  # costs are, within this factor
+_CLOSE = 1.5  # costs within this factor are close
 _DASHES = ("-", "--", "-.", ":")
 _WIDEST_LABEL, _NARROW_LABEL = 60, 25
 _MOST_TICKS = 6
@@ -32,7 +32,7 @@ _MOST_TICKS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure: its file's `name`, its `title` for who cannot see it, and the `text` that `svg.drawn` made."""
+    """Holds a figure: its file's `name`, its `title` for people who cannot see it, and the `text` from `svg.drawn`."""
 
     name: str
     title: str
@@ -41,7 +41,7 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve: its label in the legend, its x and y values, which colour it has, and how Matplotlib draws it."""
+    """Describes a curve: its label in the legend, its x and y values, its colour, and Matplotlib's options for it."""
 
     label: str
     x: np.ndarray
@@ -60,10 +60,11 @@ def curves(
     reference: float | None = None,
     steps: np.ndarray | None = None,
 ) -> Drawing:
-    """Values against steps on a logarithmic axis.
+    """Draws values against steps on a logarithmic axis.
 
-    `percent` says that the values are fractions; else their axis is logarithmic, too. `reference` is a teacher's
-    accuracy, a horizontal line. The axis has room for `steps`, or else for those of the lines.
+    `percent` says that the values are fractions. Other values have a logarithmic axis, too, if all are positive.
+    `reference` is a teacher's accuracy, drawn as a horizontal line. The axis has room for `steps`, or for those of the
+    lines if that is None.
     """
 
     def draw(axes: Axes) -> None:
@@ -90,7 +91,7 @@ def curves(
 
 
 def swept(sweep: Sweep, score: str) -> Drawing | None:
-    """Test accuracy or agreement against the field of a sweep.
+    """Draws test accuracy or agreement against the field of a sweep; returns None if there is no field or no score.
 
     Bars and bands go from the worst to the best seed. A point of one seed has neither, and is hollow beside others.
     """
@@ -134,16 +135,16 @@ def swept(sweep: Sweep, score: str) -> Drawing | None:
 def tradeoff(
     name: str, title: str, x_label: str, cost: str, files: Sequence[dict[str, Any]], teachers: Sequence[dict[str, Any]]
 ) -> Drawing:
-    """Accuracy against a cost on a logarithmic axis, the Pareto front as steps.
+    """Draws accuracy against a cost on a logarithmic axis, with the Pareto front as steps.
 
-    Files and teachers are those of a group of `document.document`, each file with a `label` for the legend. `cost` is
-    a key of the files; a teacher that lacks it is a line.
+    Files and teachers are those of a group of `document.document`. Each file has a `label` for the legend. `cost` is a
+    key of the files. A teacher that lacks it is a line.
     """
     on_front = front(files, cost)
 
     def draw(axes: Axes) -> None:
         best = sorted((file[cost], 100 * file["accuracy"]) for file in files if file["number"] in on_front)
-        best.append((max(file[cost] for file in files), best[-1][1]))  # to the right nothing is better
+        best.append((max(file[cost] for file in files), best[-1][1]))  # no file to the right is better
         axes.step(*zip(*best, strict=True), where="post", color=svg.INK, linewidth=0.9, alpha=0.7, label="Pareto front")
         for index, label in enumerate(dict.fromkeys(file["label"] for file in files)):
             look = {**_look(index, marked=True), "linestyle": "none", "label": _label(label)}
@@ -168,7 +169,7 @@ def tradeoff(
         costs = np.array([file[cost] for file in files] + [one[cost] for one in teachers if one.get(cost)])
         _log(axes, "x", costs)
         axes.margins(x=0.08, y=0.12)
-        if costs.max() < _CLOSE * costs.min():  # Matplotlib would make it a decade
+        if costs.max() < _CLOSE * costs.min():  # Matplotlib would show a whole decade
             axes.set_xlim(costs.min() / _CLOSE, _CLOSE * costs.max())
         axes.set_ylim(top=min(axes.get_ylim()[1], 101))
         axes.set_xlabel(_label(x_label))
@@ -178,7 +179,7 @@ def tradeoff(
 
 
 def reliability(name: str, title: str, bins: np.ndarray) -> Drawing:
-    """Accuracy against confidence by bin, as `comparison.Answers` has them; dots grow with a bin's share."""
+    """Draws accuracy against confidence by bin, as `comparison.Answers` has them. Dots grow with a bin's share."""
     confidence, correct, count = bins
     there = count > 0
 
@@ -201,7 +202,7 @@ def reliability(name: str, title: str, bins: np.ndarray) -> Drawing:
 def _drawing(
     name: str, title: str, draw: Callable[[Axes], None], width: float = _WIDTH, height: float = _HEIGHT
 ) -> Drawing:
-    """Draws, and adds a legend below if there is more than one line to tell apart."""
+    """Draws a figure, and adds a legend below if there is more than one line to tell apart."""
     with svg.style():
         figure = Figure(layout="constrained")
         axes = figure.add_subplot()
@@ -217,21 +218,21 @@ def _drawing(
 
 
 def _look(index: int, marked: bool) -> dict[str, Any]:
-    """How the i-th line looks: no two of the first 28 look alike."""
+    """Chooses the look of the i-th line. No two of the first 28 look alike."""
     colours = len(svg.SERIES)
     look = {"color": svg.SERIES[index % colours], "linestyle": _DASHES[index // colours % len(_DASHES)]}
     return {**look, "marker": _MARKERS[(index + index // colours) % len(_MARKERS)]} if marked else look
 
 
 def _label(text: str) -> str:
-    """A text for a legend: in lines, and not with the underscore first that would hide it."""
+    """Wraps a text for a legend. A first underscore would hide it, so a space of no width comes before."""
     lines = textwrap.wrap(text, _WIDEST_LABEL) or [text]
     shown = "\n".join(lines[:2]) + ("…" if len(lines) > 2 else "")
     return f"\u200b{shown}" if shown.startswith("_") else shown
 
 
 def _log(axes: Axes, which: str, values: np.ndarray) -> None:
-    """Makes an axis logarithmic: its ticks are powers of ten, and round numbers between them where there are few."""
+    """Makes an axis logarithmic. Its ticks are powers of ten, with round numbers between them if there are few."""
     axes.set(**{f"{which}scale": "log"})
     axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
     decades = np.log10(values.max() / values.min())

@@ -1,4 +1,4 @@
-"""report.md: a table of the runs."""
+"""Writes report.md: a table of the runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HEADS = ("run", "teacher", "student", "agreement", "KL, nats", "epochs", "image
 
 
 def table(values: dict[str, Any]) -> str:
-    """A table with a row for each run."""
+    """Writes a table with a row for each run."""
     lines = [list(_HEADS), ["---"] * len(_HEADS)]
     for run in values["runs"]:
         lines.append(
@@ -30,12 +30,12 @@ def table(values: dict[str, Any]) -> str:
 
 
 def is_table(data: bytes) -> bool:
-    """Whether a file is report.md."""
+    """Returns True if a file is report.md."""
     return data.startswith(f"| {' | '.join(_HEADS)} |".encode())
 
 
 def _cell(text: str) -> str:
-    """A text for a Markdown table on a page: it makes no column, tag or link of its own."""
+    """Escapes a text for a Markdown table on a page, so that it makes no column, tag or link of its own."""
     for character, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
         text = text.replace(character, instead)
     return text

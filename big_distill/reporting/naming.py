@@ -18,11 +18,11 @@ _MOST_FIELDS = 4
 
 
 def named(records: Sequence[Record], sweep: Sweep | None) -> list[tuple[str, Record]]:
-    """Runs with their names, as a sweep has them: line by line, then along its axis, seeds last.
+    """Names runs and orders them as a sweep has them: line by line, then along its axis, seeds last.
 
-    A name is the fields that set a run apart, if that is short and tells all apart, else its place. Of many fields
-    those are left out that the others imply, if there are more runs than fields. Where nothing tells runs apart they
-    stay as given.
+    A name is the fields that set a run apart, if they are short and tell all runs apart; else it is the run's place.
+    A long name leaves out fields that the others imply. Fields make no name if there are more of them than runs, and
+    more than four. Runs that no field ranks stay as given.
     """
     configured = [record.fields for record in records if record.config]
     label_fields = _label_fields(configured) if len(configured) == len(records) else []
@@ -38,7 +38,7 @@ def named(records: Sequence[Record], sweep: Sweep | None) -> list[tuple[str, Rec
 
 
 def _label_fields(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fields that names are made of, seeds last; [] if they would be long, or not tell all apart."""
+    """Chooses the fields that names are made of, seeds last; [] if names would be long, or not tell all apart."""
     names = differing(runs)
     if not names or len(names) > max(_MOST_FIELDS, len(runs)):
         return []
@@ -49,7 +49,7 @@ def _label_fields(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _places(paths: Sequence[pathlib.Path]) -> list[str]:
-    """The shortest ends of different paths that tell them apart; a run inside another has that one's name, too."""
+    """Finds the shortest ends of different paths that tell them apart. A run inside another has its name, too."""
     all_parts = [pathlib.Path(os.path.realpath(path)).parts for path in paths]
     ends: list[str] = []
     for depth in range(1, max(map(len, all_parts)) + 1):

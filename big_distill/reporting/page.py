@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else."""
+"""Renders the page: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from big_distill.reporting.drawings import Drawings
 
 _WORDINGS = ("accuracy", "count", "duration", "nats", "number", "percent", "state")
 _SHOWN_CLASSES = 6
-_OPEN_RUNS = 3  # as many stand open on a page, else all are folded
+_OPEN_RUNS = 3  # up to this many runs are open on a page; of more, all are folded
 
 
 def render(values: dict[str, Any], runs: Sequence[ReportedRun], drawings: Drawings) -> str:
-    """The page: what `document.document` says, with the example images of the runs."""
+    """Renders the values of `document.document` as the page, with the example images of the runs."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("big_distill.reporting"),
         autoescape=True,
@@ -49,7 +49,7 @@ def render(values: dict[str, Any], runs: Sequence[ReportedRun], drawings: Drawin
 
 
 def _extremes(classes: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The classes in which the student lost against its teacher, and won: the least likely by chance first."""
+    """Chooses the classes in which the student lost against its teacher, and won: the least likely by chance first."""
     ranked = sorted(classes, key=lambda score: (score["p_value"], -abs(score["difference"])))
     return {
         "lost": [score for score in ranked if score["won"] < score["lost"]][:_SHOWN_CLASSES],

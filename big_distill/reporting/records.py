@@ -1,4 +1,4 @@
-"""Run directories as a page needs them: whatever can be read of them, and a line about each thing that cannot."""
+"""Reads run directories for a page: all that can be read of them, and a line about each thing that cannot."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ _MOST_POINTS = 200
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A run directory.
+    """Holds what was read of a run directory. Numbers of its files that are not finite are None.
 
-    status: that of `layout.status`, or 'damaged' (one of its files), 'empty' (no run at all) or 'unreadable' (the
+    status: that of `lock.status`, or 'damaged' (one of its files), 'empty' (no run at all) or 'unreadable' (the
       directory itself).
-    step: of its last checkpoint, or of the last line of its metrics if that is later.
-    summary: what summary.json says, here as in the files below with None for numbers that are not finite.
+    step: that of its last checkpoint, or that of the last line of its metrics if it is later.
+    summary: the values of summary.json.
     metrics: the lines of metrics.jsonl.
-    packed: the rows of pack.json, none of a damaged one; None without one.
+    packed: the rows of pack.json, () if it is damaged; None without one.
     sessions: the items of environment.json; () if it was not recorded.
     teacher, init: the runs inside it.
     problems: a line about each thing that is damaged or missing.
@@ -76,30 +76,30 @@ class Record:
 
     @property
     def readable(self) -> bool:
-        """Whether there is anything to show."""
+        """Returns True if there is anything to show."""
         inner = any(run.readable for run in (self.teacher, self.init) if run)
         return bool(self.config or self.summary or self.metrics or inner)
 
     @functools.cached_property
     def fields(self) -> dict[str, Any]:
-        """The fields that may set its results apart from others', see `result_fields`; {} without a config."""
+        """Returns the fields that may set its results apart from others' (see `result_fields`); {} without a config."""
         return result_fields(self.config) if self.config else {}
 
     def score(self, name: str) -> float | None:
-        """A score of the finished student on the test split; None if it was not measured."""
+        """Returns a score of the finished student on the test split; None if it was not measured."""
         summary = self.summary or {}
         return summary.get("student", {}).get(name) if name == "accuracy" else summary.get(name)
 
     @property
     def teacher_scores(self) -> dict[str, Any] | None:
-        """`accuracy` and `num_params` of the teacher: as the summary has them, or that of the teacher inside it."""
+        """Returns the teacher's `accuracy` and `num_params`, from the summary or from that of the teacher inside."""
         if self.summary and self.summary["teacher"]:
             return self.summary["teacher"]
         return self.teacher.summary["student"] if self.teacher and self.teacher.summary else None
 
     @functools.cached_property
     def teacher_model(self) -> str | None:
-        """The teacher in words: its architecture if it is in a run directory, else the name of its file."""
+        """Names the teacher: its architecture if it is in a run directory, else the name of its file."""
         if self.config is None:
             return "unknown" if self.summary and self.summary["teacher"] else None
         if self.config.teacher.config:
@@ -114,7 +114,7 @@ class Record:
 
     @property
     def last_accuracy(self) -> dict[str, Any] | None:
-        """The student's `accuracy` when it was last measured, `step` and `split`: the test split if it can be."""
+        """Returns the student's `accuracy` when last measured, with `step` and `split`: the test split if possible."""
         for split in ("test", "validation"):
             steps, values = self.series(f"eval/{split}/accuracy")
             if len(steps):
@@ -122,14 +122,14 @@ class Record:
         return None
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of a metric, where it was logged and is a number."""
+        """Returns steps and values of a metric, where it was logged and is a number."""
         points = [(line["step"], line[name]) for line in self.metrics if isinstance(line.get(name), int | float)]
         steps, values = zip(*points, strict=True) if points else ((), ())
         return np.array(steps, np.float64), np.array(values, np.float64)
 
 
 def read(workdir: pathlib.Path) -> Record:
-    """Reads a run directory, whatever state it is in; changes nothing in it and opens no data."""
+    """Reads a run directory in any state. Changes nothing in it and opens no data."""
     try:
         if not workdir.is_dir():
             return Record(workdir, "empty", problems=(printable(f"{workdir} is not a directory"),))
@@ -171,7 +171,7 @@ def read(workdir: pathlib.Path) -> Record:
 
 
 def attempt(path: pathlib.Path, reader: Callable[[], Any]) -> tuple[Any, str | None]:
-    """Reads something of a run directory: its value, None if it is not there or damaged, and a line on the damage."""
+    """Reads something of a run directory. Returns its value, None if missing or damaged, and a line on the damage."""
     try:
         return (reader() if path.exists() else None), None
     except BigDistillError as error:
@@ -199,13 +199,13 @@ def read_all(paths: Sequence[pathlib.Path]) -> list[Record]:
 
 
 def drawn_metrics(record: Record) -> list[str]:
-    """The losses, rates and speeds that a run logged."""
+    """Lists the losses, rates and speeds that a run logged."""
     names = dict.fromkeys(name for line in record.metrics for name in line)
     return [n for n in names if n in _TRAINING or (n.startswith("eval/") and n.endswith(_EVALUATION))]
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most about 200 points of a curve, evenly over the logarithm of the ascending x, the first and last kept."""
+    """Thins a curve to about 200 points, evenly over the logarithm of the ascending x. Keeps the first and the last."""
     if len(x) <= _MOST_POINTS:
         return x, y
     at = np.geomspace(x[0], x[-1], _MOST_POINTS)
@@ -214,7 +214,7 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def known(value: Any) -> Any:
-    """A value of JSON with None for each number that is not finite, such as a score of no images."""
+    """Replaces each number in a JSON value that is not finite, such as a score of no images, by None."""
     if isinstance(value, dict):
         return {key: known(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -225,7 +225,7 @@ def known(value: Any) -> Any:
 def _mismatches(
     workdir: pathlib.Path, config: Config | None, summary: dict[str, Any] | None, packed: Sequence[dict[str, Any]]
 ) -> Iterator[str]:
-    """Lines on files that can be read and do not belong together."""
+    """Yields lines on files that can be read but do not belong together."""
     if summary and not (workdir / layout.WEIGHTS_FILE).is_file():
         yield f"{workdir} has no {layout.WEIGHTS_FILE}: its weights are missing; its numbers are shown"
     trained = summary and summary.get("config_fingerprint")
@@ -239,7 +239,7 @@ def _mismatches(
 
 
 def architecture(model: ModelConfig) -> str:
-    """A model in words: its name and the fields that are not the schema's defaults, such as 'cnn, features 16-32'."""
+    """Says a model in words: its name and the fields that are no defaults, such as 'cnn, features 16-32'."""
     parts = [model.name or "unknown"]
     for field in dataclasses.fields(model):
         value = getattr(model, field.name)

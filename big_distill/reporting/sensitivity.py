@@ -27,7 +27,7 @@ STRUCTURES = ("weights", "channels")
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """The metric of a student with one layer at a time pruned.
+    """Holds the metric of a student with one layer at a time pruned.
 
     metric: 'accuracy', or without labels 'agreement' with the teacher.
     dense: the metric of the student as it is.
@@ -43,7 +43,7 @@ class Scan:
     by_layer: dict[str, tuple[float, ...]]
 
     def rates(self, tolerance: float) -> dict[str, float]:
-        """The largest share, by layer, up to which the metric falls by no more than a tolerance; 0 for none."""
+        """Finds by layer the largest share up to which the metric falls by no more than a tolerance; 0 for none."""
         rates = {}
         for layer, values in self.by_layer.items():
             held = [value >= self.dense - tolerance - 1e-9 for value in values]
@@ -61,16 +61,16 @@ def scan(
     step: str = "final",
     data_dir: str | None = None,
 ) -> Scan:
-    """Evaluates a run's student with one layer at a time pruned by magnitude; writes sensitivity.json.
+    """Evaluates a run's student with one layer at a time pruned by magnitude. Writes sensitivity.json.
 
     Args:
-      workdir, split, step, data_dir: as in `evaluation.evaluate_run`; no split: the run's validation split.
-      structure: 'weights', or 'channels': those of layers that no skip connection ties.
-      shares: in (0, 1).
-      layers: regular expression, full paths of the kernels to look at.
+      workdir, split, step, data_dir: as in `evaluation.evaluate_run`. The default split is the run's validation split.
+      structure: 'weights', or 'channels' (of layers that no skip connection ties).
+      shares: the shares to prune, in (0, 1).
+      layers: a regular expression of the full paths of the kernels to prune.
 
     Raises:
-      ConfigError: a pattern that matches nothing, no split.
+      ConfigError: a pattern that matches nothing, no split, nothing to measure.
       RunError: no run, or no such step in it.
     """
     if structure not in STRUCTURES:
@@ -80,7 +80,7 @@ def scan(
     config = read_config(workdir)
     split = split or config.evaluated_on.validation
     if split is None:
-        raise ConfigError("--split=SPLIT is needed: this run has no validation split; such as --split='train[:5000]'")
+        raise ConfigError("--split=SPLIT is needed, such as --split='train[:5000]': this run has no validation split")
     config = with_data_dir(config, data_dir)
     mesh = mesh_for(config)
     student, data = student_of(workdir, step, mesh), open_eval(config, split)
@@ -133,7 +133,7 @@ def plot(path: pathlib.Path, scan: Scan) -> None:
 
 
 def _pruner(student: weights.Network, structure: str) -> tuple[list[str], Callable[[str, float], weights.Arrays]]:
-    """The layers that can be pruned, and what returns the network's arrays without a share of one of them."""
+    """Returns the layers that can be pruned, and a function that prunes a share of one in the network's arrays."""
     arrays = weights.arrays_of(student)
 
     def without_weights(name: str, share: float) -> weights.Arrays:

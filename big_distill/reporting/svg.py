@@ -1,4 +1,4 @@
-"""Matplotlib's figures as SVG whose colours are the page's, or stand alone on any ground."""
+"""Writes Matplotlib's figures as SVG, in the page's colours or in colours that are readable on any background."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 INK, FAINT = "#010101", "#020202"
-"""Text and lines are drawn with the one, grids with the other; both are replaced in the file."""
+"""Text and lines are drawn with INK, grids with FAINT. Both are replaced in the file."""
 SERIES = tuple(f"#0{i}0a0a" for i in range(1, 8))
-"""Lines are drawn with these, one colour a line; they are replaced, too."""
+"""Lines are drawn with these, one colour a line. They are replaced, too."""
 
 _ALONE = {INK: "#797979", FAINT: "#9e9e9e"} | dict(
     zip(SERIES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b87f00", "#3c9fd6", "#808080"), strict=True)
 )
-"""The colours on white and on dark alike are those of Okabe and Ito (2008), the yellows darker. Text has a contrast of
-4.3 on white and on #0d1117, the most that is possible on both."""
+"""These colours serve on white and on dark. They are those of Okabe and Ito (2008), with darker yellows. Text has a
+contrast of 4.3 on white and on #0d1117, the most that is possible on both."""
 _TAG = re.compile(r"<[^<>]*>")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 _STYLE: dict[Any, Any] = {
@@ -45,12 +45,12 @@ _STYLE: dict[Any, Any] = {
 
 
 def style() -> contextlib.AbstractContextManager[None]:
-    """A context in which figures are drawn as a page has them."""
+    """Returns a context in which figures are drawn as a page has them."""
     return mpl.rc_context(_STYLE)
 
 
 def drawn(figure: Figure) -> str:
-    """A figure as SVG, in the colours that it was drawn with, inside `style`; the same for the same figure."""
+    """Writes a figure as SVG, inside `style`, in the colours that it was drawn with. Equal figures give equal SVG."""
     file = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=metadata)
@@ -64,10 +64,10 @@ def drawn(figure: Figure) -> str:
 
 
 def inline(text: str, name: str, title: str) -> str:
-    """Makes what `drawn` returned a part of an HTML page, which sets the colours --ink, --faint and --series-1 to 7.
+    """Makes SVG from `drawn` a part of an HTML page, which sets the colours --ink, --faint and --series-1 to 7.
 
-    Its ids begin with `name`, which no other figure of the page has. The title is for who cannot see it; it is escaped
-    here.
+    Its ids begin with `name`, which no other figure of the page has. The title is for people who cannot see it. It is
+    escaped here.
     """
     text = _in_tags(text, r'( id="|href="#|url\(#)', lambda match: f"{match[1]}{name}-")
     text = _in_tags(text, r' xmlns(:xlink)?="[^"]*"', lambda _: "")
@@ -79,7 +79,7 @@ def inline(text: str, name: str, title: str) -> str:
 
 
 def alone(text: str, title: str) -> str:
-    """A figure as a file of its own."""
+    """Makes SVG from `drawn` a file of its own."""
     return f'<?xml version="1.0" encoding="utf-8"?>\n{_labelled(_coloured(text, _ALONE), title)}'
 
 
@@ -93,5 +93,5 @@ def _coloured(text: str, colours: dict[str, str]) -> str:
 
 
 def _in_tags(text: str, pattern: str, replace: Callable[[re.Match[str]], str]) -> str:
-    """Replaces in tags alone: what a figure says stays as it is."""
+    """Replaces in tags alone. The text of a figure stays as it is."""
     return _TAG.sub(lambda tag: re.sub(pattern, replace, tag[0]), text)

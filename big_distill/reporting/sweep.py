@@ -1,4 +1,4 @@
-"""The figure that several runs make: test accuracy and agreement against a number in which they differ."""
+"""Joins several runs into one figure: test accuracy and agreement against a number in which they differ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONGEST_LABEL = 64
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A score over the seeds of which it is known: their number, its mean, its smallest and its largest value."""
+    """Describes a score over the seeds that have it: their number, its mean, its smallest and its largest value."""
 
     num_runs: int
     mean: float
@@ -33,11 +33,11 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Runs that differ in their seed alone.
+    """Describes runs that differ in their seed alone.
 
     x: the value of the field; None without one.
-    num_runs: how many.
-    accuracy, agreement: None where it was not measured.
+    num_runs: their number.
+    accuracy, agreement: None if it was not measured.
     """
 
     x: float | None
@@ -48,13 +48,13 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Test accuracy and agreement against a field, or over seeds alone.
+    """Holds test accuracy and agreement against a field, or over seeds alone.
 
-    field: dotted name, None if no number joins points.
+    field: its dotted name; None if no number joins points.
     along: numbers that make no lines because they go with it in these runs, such as a warm-up with the duration.
-    implied: other fields that differ from line to line, and are not named because those that are tell them.
+    implied: other fields that differ from line to line, but follow from those in the labels.
     repeated: directories left out, because another of the runs has all their fields and seeds.
-    lines: by the other fields that differ, in words, such as 'view.regime=consistent'.
+    lines: points by the other fields that differ, in words, such as 'view.regime=consistent'.
     """
 
     field: str | None
@@ -65,10 +65,10 @@ class Sweep:
 
 
 def sweep(records: Sequence[Record]) -> Sweep | None:
-    """Joins the finished runs along a number in which they differ, or over their seeds; None where neither can be.
+    """Joins the finished runs along a number in which they differ, or over their seeds; None if neither is possible.
 
-    The number is the duration if that joins two points, else the one of most values that does. Seeds are averaged
-    without a number if two runs differ in them alone.
+    The number is the duration if that joins two points, else the number of most values that does. Without such a
+    number, seeds are averaged if two runs differ in them alone.
     """
     once: dict[Hashable, Record] = {}
     repeated = []
@@ -94,7 +94,7 @@ def sweep(records: Sequence[Record]) -> Sweep | None:
 
 
 def _lines(field: str | None, label_fields: Sequence[str], runs: Sequence[Record]) -> dict[str, tuple[Point, ...]]:
-    """The points along a field, or one without, by the label of their line, in the order of the labels' values."""
+    """Groups points along a field, or one without, by the label of their line, in the order of the labels' values."""
     groups: dict[str, dict[float | None, list[Record]]] = {}
     for run in sorted(runs, key=lambda run: [rank(run.fields.get(name)) for name in label_fields]):
         x = float(run.fields[field]) if field else None
@@ -109,7 +109,7 @@ def _lines(field: str | None, label_fields: Sequence[str], runs: Sequence[Record
 
 
 def _follows(name: str, field: str, runs: Sequence[Record]) -> bool:
-    """Whether runs that agree in a field agree in this one, too."""
+    """Returns True if runs that agree in `field` agree in `name`, too."""
     return len({(run.fields[field], run.fields[name]) for run in runs}) == len({run.fields[field] for run in runs})
 
 

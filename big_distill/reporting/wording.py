@@ -9,7 +9,7 @@ from big_distill.terminal import percent
 
 
 def about(lines_of: Iterable[tuple[str, Sequence[str]]]) -> list[tuple[str, str]]:
-    """Says each line of several runs, given as their names and lines, once: after the names of those it is about."""
+    """Says each line of several runs once, after the names of its runs. Each run is given as its name and its lines."""
     names: dict[str, list[str]] = {}
     for name, lines in lines_of:
         for line in lines:

@@ -1,1 +1,1 @@
-"""A run directory: its files and its lock, its checkpoints and metrics, and the machines that wrote them."""
+"""Keeps a run directory: its files and its lock, its checkpoints and metrics, and the machines that wrote them."""

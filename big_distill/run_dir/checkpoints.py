@@ -1,4 +1,4 @@
-"""Checkpoints of {state, meta} through Orbax, verified before they are used."""
+"""Saves and restores checkpoints of {state, meta} through Orbax, and verifies them before they are used."""
 
 from __future__ import annotations
 
@@ -25,26 +25,25 @@ from big_distill.run_dir.layout import CHECKPOINTS_DIR, DAMAGED_DIR
 from big_distill.state import TrainState
 from big_distill.terminal import say
 
-_UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")  # what Orbax writes last, and a restore can do without
+_UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax writes them last, and a restore needs neither
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Does not ask JAX's service, whose count is the loop's (`Preemption.reached`)."""
+        """Returns False: only the loop asks JAX's service, and counts its questions (`Preemption.reached`)."""
         return False
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest few, and the best on the validation split.
+    """Keeps the checkpoints of one run: the newest few, and the best on the validation split.
 
-    Saving is asynchronous: `save` returns once the state is copied off the device; `close` waits for what is under
-    way. A step appears by one rename, whole and with the checksums of its files; one that is half written when the
-    process dies is ignored. The sums are verified by `set_aside_damaged`, when a session begins, and by a restore that
-    is `read_only`.
+    Saving is asynchronous. `save` returns once the state is copied off the device. `close` waits for saves under way. A
+    step appears by one rename, whole and with the checksums of its files. A step that is half written when the process
+    dies is ignored. `set_aside_damaged` verifies the sums when a session begins, and so does a `read_only` restore.
     """
 
     def __init__(self, config: Config, workdir: pathlib.Path, read_only: bool = False):
-        """Opens those of a run; without a validation split none is the best."""
+        """Opens the checkpoints of a run. Without a validation split none is the best."""
         policies: list[Any] = [checkpoint_managers.LatestN(config.keep_latest)]
         best_fn = _accuracy if config.keep_best and config.evaluated_on.validation else None
         if best_fn is not None:
@@ -61,13 +60,13 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     best_fn=best_fn,
                     preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                    cleanup_tmp_directories=not read_only,  # in a live run they are the saves under way
+                    cleanup_tmp_directories=not read_only,  # in a live run they are saves under way
                     read_only=read_only,
                     create=not read_only,
                     async_options=ocp.AsyncOptions(post_finalization_callback=self._pin),
                 ),
             )
-        except (KeyError, OSError, TypeError, ValueError) as error:  # of the metrics that it reads
+        except (KeyError, OSError, TypeError, ValueError) as error:  # raised while it reads the metrics
             damaged = _in_words(verify(workdir))
             what = f"hold damaged ones ({damaged})" if damaged else f"cannot be opened ({_one_line(error)})"
             raise RunError(f"the checkpoints in {workdir / CHECKPOINTS_DIR} {what}") from error
@@ -77,8 +76,8 @@ class Checkpoints:
     ) -> None:
         """Saves a step with JSON-ready facts that a resume checks.
 
-        `validation` has the metrics on the validation split, if it was just evaluated; `accuracy` decides what is best;
-        without labels there is none.
+        `validation` has the metrics on the validation split, if it was evaluated at this step. `accuracy` decides which
+        step is the best. Without labels there is no `accuracy`.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(_tree_of(state)), meta=ocp.args.JsonSave(dict(meta)))
         metrics = {name: value for name, value in (validation or {}).items() if name == "accuracy"}
@@ -88,9 +87,10 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def _pin(self) -> None:
-        """Adds the checksums, when all processes have written their files, before a rename makes them a step.
+        """Adds the checksums when all processes have written their files, before a rename makes them a step.
 
-        In Orbax 0.12 the callback that is named after the finalization comes before the rename; else every save fails.
+        In Orbax 0.12 the callback named after the finalization comes before the rename. If it came later, every save
+        would fail.
         """
         saves = self._directory.glob(f"{self._saving}.*")
         directory = next((path for path in saves if ocp.utils.is_tmp_checkpoint(path)), None)
@@ -99,7 +99,7 @@ class Checkpoints:
         checksums.write(directory, _UNLISTED)
 
     def _wait(self) -> None:
-        """Waits until everything is on disk; raises what an asynchronous save raised."""
+        """Waits until everything is on disk. It raises what an asynchronous save raised."""
         with self._errors_of_saving():
             self._manager.wait_until_finished()
 
@@ -107,7 +107,7 @@ class Checkpoints:
     def _errors_of_saving(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of Orbax, TensorStore or the operating system: the disk is full, or gone
+        except Exception as error:  # Orbax, TensorStore or the operating system: the disk is full, or gone
             if processes.is_peer_lost(error):
                 raise
             whole = self.latest_step()
@@ -118,32 +118,32 @@ class Checkpoints:
             ) from error
 
     def all_steps(self) -> list[int]:
-        """Every saved step, rising."""
+        """Lists every saved step, rising."""
         return saved_steps(self._workdir)
 
     def latest_step(self) -> int | None:
-        """The newest saved step, or None."""
+        """Returns the newest saved step, or None."""
         return max(self.all_steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The saved step with the best validation accuracy, or None without any; waits for saves under way."""
+        """Waits for saves under way, and returns the step with the best validation accuracy, or None without any."""
         self._wait()
         scored = [step for step in self.all_steps() if self._manager.metrics(step)]
         return max(scored, key=lambda step: (_accuracy(self._manager.metrics(step)), step), default=None)
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
-        """The state of a step, placed as the shardings of `abstract_state` (a tree of ShapeDtypeStruct) say."""
+        """Restores a step's state, placed by the shardings of `abstract_state` (a tree of ShapeDtypeStruct)."""
         return TrainState(**self._restore(step, state=ocp.args.StandardRestore(_tree_of(abstract_state))).state)
 
     def restore_variables(self, step: int, abstract: Any) -> dict[str, Any]:
-        """The student of a step alone, whatever devices it was trained on, placed as `restore` does."""
+        """Restores only the student of a step, placed as `restore` does, whatever devices it was trained on."""
         args = ocp.args.PyTreeRestore(
             item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
         )
         return self._restore(step, state=args).state
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The meta of a step: read before the restore target is built."""
+        """Reads the meta of a step, before the restore target is built."""
         return self._restore(step, meta=ocp.args.JsonRestore()).meta
 
     def _restore(self, step: int, **items: Any) -> Any:
@@ -156,7 +156,7 @@ class Checkpoints:
             raise RunError(f"checkpoint {directory} cannot be read ({_one_line(error)})") from error
 
     def close(self) -> None:
-        """Waits until everything is on disk; raises what an asynchronous save raised."""
+        """Waits until everything is on disk, and closes. It raises what an asynchronous save raised."""
         self._wait()
         self._manager.close()
 
@@ -169,25 +169,25 @@ class Checkpoints:
 
 
 def _tree_of(state: TrainState) -> dict[str, Any]:
-    """The parts of a state that a checkpoint holds, by name: as in older ones, no objective without variables."""
+    """Maps names to the parts of a state that a checkpoint holds. As in older ones, an empty objective is left out."""
     names = (field.name for field in dataclasses.fields(state))
     return {name: getattr(state, name) for name in names if name != "objective" or state.objective}
 
 
 def _accuracy(metrics: Mapping[str, float]) -> float:
-    """The accuracy of a saved step; of one that was not evaluated it is less than any."""
+    """Returns the accuracy of a saved step, or minus infinity for one that was not evaluated."""
     return metrics.get("accuracy", -math.inf)
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints in a run directory, rising; whether they are intact is not looked at."""
+    """Lists the steps of the checkpoints in a run directory, rising. It does not check that they are intact."""
     directory = workdir / CHECKPOINTS_DIR
     names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def verify(workdir: pathlib.Path) -> dict[int, str | None]:
-    """Says for every saved step, rising, what is wrong with its files; None if they are as they were saved."""
+    """Says for every saved step, rising, what is wrong with its files, or None if they are as they were saved."""
     verdicts = {step: _damage(workdir / CHECKPOINTS_DIR / str(step)) for step in saved_steps(workdir)}
     return {step: what for step, what in verdicts.items() if step in saved_steps(workdir)}  # a live run removes some
 
@@ -201,10 +201,10 @@ def _damage(directory: pathlib.Path) -> str | None:
 
 
 def set_aside_damaged(workdir: pathlib.Path) -> None:
-    """Moves damaged steps out of the way of a resume and says so, in process 0 for all.
+    """Moves damaged steps out of the way of a resume and says so. Process 0 does this for all.
 
     Raises:
-      RunError: all that were saved are damaged; they stay where they are.
+      RunError: all saved steps are damaged; they stay where they are.
     """
 
     def set_aside() -> None:
@@ -231,6 +231,6 @@ def _in_words(verdicts: Mapping[int, str | None]) -> str:
 def _one_line(error: BaseException) -> str:
     text = str(error)
     for number in DISK_ERRORS:
-        if os.strerror(number) in text:  # all that counts in a long line of TensorStore's
+        if os.strerror(number) in text:  # a long line of TensorStore's says no more than this
             return os.strerror(number)
     return (text.partition("\n")[0] or type(error).__name__)[:200]

@@ -1,4 +1,4 @@
-"""The versions and the machine that a session of a run computes with. Nothing reads them to compute: people do."""
+"""Records the versions and the machine that a session of a run computes with. Only people read them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, and the machine of this process; devices are those of all processes, CPUs those that it may use."""
+    """Returns versions, and this process's machine. Devices are those of all processes, CPUs those that it may use."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "versions": {"big_distill": big_distill.__version__, **versions, "python": platform.python_version()},
@@ -32,14 +32,14 @@ def environment() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """The machine that times are measured on, in words: `environment`'s devices and host."""
+    """Names the machine that times are measured on: `environment`'s devices and host."""
     here = environment()
     host = f"{here['cpu']}, {here['num_cpus']} CPU{'s' * (here['num_cpus'] != 1)}"
     return host if here["platform"] == "cpu" else f"{here['num_devices']} x {here['device_kind']}, host {host}"
 
 
 def _cpu() -> str:
-    """The CPU's name where Linux tells it, else its kind."""
+    """Returns the CPU's name where Linux tells it, else its kind."""
     with contextlib.suppress(OSError):
         for line in pathlib.Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")

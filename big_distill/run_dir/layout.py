@@ -1,4 +1,4 @@
-"""The names of the files in a run directory, and the small files themselves."""
+"""Names the files in a run directory, and reads and writes the small ones."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ SESSIONS = [{"step": int, "versions": dict, "platform": str, "device_kind": str,
 
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:
-    """Writes the config that is trained with from now on."""
+    """Writes the config that the run uses from now on."""
     write_json(workdir / CONFIG_FILE, {"fingerprint": fingerprint(config), "config": to_dict(config)})
 
 
 def read_config(workdir: pathlib.Path) -> Config:
-    """The resolved config of a run.
+    """Reads the resolved config of a run.
 
     Raises:
-      RunError: no run directory, or its config cannot be read, or was never resolved.
+      RunError: this is no run directory, or its config cannot be read, or was never resolved.
     """
     path = workdir / CONFIG_FILE
     try:
@@ -70,13 +70,13 @@ def read_config(workdir: pathlib.Path) -> Config:
 
 
 def _completed(config: Config, prefix: str) -> Config:
-    """A config as `resolve` left it; one that was kept before `teacher.dtype` was a field is completed: as `dtype`.
+    """Returns a config as `resolve` left it. An old config, without `teacher.dtype`, gets its `dtype` there.
 
     Raises:
-      ConfigError: it says nowhere in what the run computes, or a field of it cannot be what it is.
+      ConfigError: `dtype` is 'auto', or a field has a value that it cannot have.
     """
     if config.dtype == "auto":
-        raise ConfigError(f"{prefix}.dtype='auto': expected what it became in this run, float32 or bfloat16")
+        raise ConfigError(f"{prefix}.dtype='auto': expected float32 or bfloat16, whichever this run computed in")
     teacher, nested, first = config.teacher, config.teacher.config, config.init_config
     nested = nested and _completed(nested, f"{prefix}.teacher.config")
     dtype = config.dtype if teacher.dtype == "auto" else teacher.dtype
@@ -87,36 +87,36 @@ def _completed(config: Config, prefix: str) -> Config:
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The summary of a finished run, else None: also of one that lost its weights, which a resume makes again."""
+    """Reads the summary of a finished run. Returns None without it or its weights: a resume makes them again."""
     return written_summary(workdir) if (workdir / WEIGHTS_FILE).is_file() else None
 
 
 def written_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The summary, whether or not the weights that it is about are there; None without one."""
+    """Reads the summary, whether or not the weights that it is about are there. Returns None without one."""
     path = workdir / SUMMARY_FILE
     return read_json(path, _SUMMARY) if path.is_file() else None
 
 
 def resumed_at(workdir: pathlib.Path) -> list[int]:
-    """The steps at which a run was resumed."""
+    """Lists the steps at which a run was resumed."""
     path = workdir / RESUMES_FILE
     return read_json(path, [int]) if path.is_file() else []
 
 
 def note_resume(workdir: pathlib.Path, step: int) -> None:
-    """Adds to `resumed_at`; at once, because a run may be killed before its next checkpoint."""
+    """Adds a step to `resumed_at` at once, because a run may be killed before its next checkpoint."""
     if jax.process_index() == 0:
         write_json(workdir / RESUMES_FILE, [*resumed_at(workdir), step])
 
 
 def sessions(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """A run's sessions: `step`, after which each began, and what `environment.environment` said; [] if unknown."""
+    """Lists a run's sessions: `step`, after which each began, and the values of `environment`; [] if unknown."""
     path = workdir / ENVIRONMENT_FILE
     return read_json(path, SESSIONS) if path.is_file() else []
 
 
 def note_session(workdir: pathlib.Path, step: int, environment: dict[str, Any]) -> None:
-    """Adds to `sessions`, unless it goes on as before; those whose steps are computed again now are forgotten."""
+    """Adds to `sessions`, unless the run goes on as before. It drops sessions whose steps are computed again now."""
     if jax.process_index() == 0:
         before = [session for session in sessions(workdir) if session["step"] < step]
         if not before or before[-1] != {**environment, "step": before[-1]["step"]}:
@@ -124,13 +124,13 @@ def note_session(workdir: pathlib.Path, step: int, environment: dict[str, Any]) 
 
 
 def read_json(path: pathlib.Path, form: Any) -> Any:
-    """The value in a file of a run directory.
+    """Reads the value in a file of a run directory.
 
-    A form is a type, [form of all items], {key: form of its value} (other keys may be there), or (form, None) for what
-    may be null.
+    A form is a type, [form of all items], {key: form of its value} (other keys may be there), or (form, None) for a
+    value that may be null.
 
     Raises:
-      RunError: it cannot be read, or has another form.
+      RunError: the file cannot be read, or its value has another form.
     """
     try:
         value = json.loads(path.read_text())

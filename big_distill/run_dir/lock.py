@@ -1,4 +1,4 @@
-"""The lock of a run directory: one process trains there at a time, and goes on with what was trained there."""
+"""Locks a run directory: one process trains there at a time, and goes on with what was trained there."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _FILE = "run.lock"
 
 @contextlib.contextmanager
 def claimed(workdir: pathlib.Path, config: Config, prefix: str) -> Iterator[dict[str, Any] | None]:
-    """Makes a run directory, or checks a config against what was trained there, and holds it against other runs.
+    """Makes a run directory, or checks a config against what was trained there, and locks it against other runs.
 
-    Process 0 does so for all. It holds a lock of the operating system, which ends with the process. `prefix` is what
-    the config is called in messages: 'config', or 'config.teacher.config'. The value is the summary of a finished run,
-    which is only read, else None.
+    Process 0 does so for all. It holds a lock of the operating system, which ends with the process. `prefix` is the
+    name of the config in messages: 'config', or 'config.teacher.config'. The value is the summary if the run is
+    finished, else None. A finished run is only read, not locked.
 
     Raises:
       RunError: the directory holds a run with another maths field, another process trains there, or it cannot be
@@ -54,7 +54,7 @@ def _check_same_run(workdir: pathlib.Path, config: Config, prefix: str) -> None:
             + ("" if prefix != "config" else ", or set config.init_from to start a new run from its student")
         )
     if changed := differences(before, config, "numerics", prefix):
-        say(f"{workdir}: goes on with other numerics, so not bit-exactly ({'; '.join(changed)})")
+        say(f"{workdir} goes on with other numerics, so not bit-exactly ({'; '.join(changed)})")
 
 
 @contextlib.contextmanager
@@ -70,16 +70,16 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                time.sleep(0.2)  # a `holder` that was just looking has finished by then
+                time.sleep(0.2)  # a call of `holder`, which locks too, has ended by then
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(
                 f"{workdir} is being trained by {_written_by_holder(path)}: wait for it, stop it, or choose another "
                 "--workdir"
             ) from error
-        except OSError as error:  # a file system without locks, as some network mounts are
+        except OSError as error:  # some network mounts have no locks
             say(f"{workdir} cannot be locked ({error.strerror}): start no second run there")
-        with contextlib.suppress(OSError):  # for the message above alone
+        with contextlib.suppress(OSError):  # only messages read it
             file.truncate(0)
             file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
             file.flush()
@@ -87,7 +87,7 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def holder(workdir: pathlib.Path) -> str | None:
-    """The process that trains in a run directory, such as 'process 7 of tpu-0'; None if this machine can see none."""
+    """Names the process that trains in a run directory, e.g. 'process 7 of tpu-0'; None if this machine sees none."""
     path = workdir / _FILE
     with contextlib.suppress(FileNotFoundError), path.open() as file:
         try:
@@ -104,5 +104,5 @@ def _written_by_holder(path: pathlib.Path) -> str:
 
 
 def status(held: bool, finished: bool, begun: bool) -> str:
-    """A run's status: 'running' (a process holds it), 'finished', 'interrupted' (before its end) or 'new'."""
+    """Names a run's status: 'running' (a process holds it), 'finished', 'interrupted' (before its end) or 'new'."""
     return "running" if held else "finished" if finished else "interrupted" if begun else "new"

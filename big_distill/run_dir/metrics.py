@@ -1,4 +1,4 @@
-"""The metrics of a run (TensorBoard, JSON lines), a progress bar, throughput."""
+"""Logs the metrics of a run (TensorBoard, JSON lines), shows its progress, and measures throughput."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """The metrics of one run: `metrics.jsonl` and TensorBoard event files, written by process 0 alone.
+    """Writes the metrics of one run to `metrics.jsonl` and TensorBoard event files. Only process 0 writes.
 
     A resumed run first cuts `metrics.jsonl` back to the step it resumes from, so that every step appears once and in
-    order; `evaluated` says whether that step's evaluation is among what stays. A file that cannot be written is a
-    RunError.
+    order. If `evaluated`, that step's evaluation stays. A file that cannot be written raises RunError.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, evaluated: bool = True):
@@ -45,7 +44,7 @@ class MetricsLog:
         self._logging = metric_writers.LoggingWriter()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes scalars; of a line only `seconds` and `train/images_per_second` depend on the clock."""
+        """Writes scalars. Only `seconds` and `train/images_per_second` depend on the clock."""
         if not self._main:
             return
         scalars = {name: float(value) for name, value in values.items()}
@@ -55,7 +54,7 @@ class MetricsLog:
         self._logging.write_scalars(step, scalars)
 
     def flush(self) -> None:
-        """Puts all that was written into the files: called before a save, so that no saved step lacks its metrics."""
+        """Puts all that was written into the files. Call it before a save, so that no saved step lacks its metrics."""
         if self._main:
             with self._writing():
                 self._lines.flush()
@@ -76,7 +75,7 @@ class MetricsLog:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`; a last line that a kill cut short is left out.
+    """Reads the lines of a run's `metrics.jsonl`. A last line that a kill cut short is left out.
 
     Raises:
       RunError: another line is damaged.
@@ -91,13 +90,13 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
                 if not isinstance(values, dict) or type(values.get("step")) is not int:
                     raise ValueError("it has no step")
             except (ValueError, RecursionError) as error:
-                raise RunError(f"{path}, line {number} is damaged: {error}; without it the run goes on") from error
+                raise RunError(f"{path}, line {number} is damaged: {error}; remove the line to go on") from error
             read.append(values)
     return read
 
 
 def last_logged(workdir: pathlib.Path) -> int:
-    """The last step whose loss is in a run's metrics; 0 if none is."""
+    """Returns the last step whose loss is in a run's metrics, or 0 if none is."""
     return max((int(line["step"]) for line in read_metrics(workdir) if "train/loss" in line), default=0)
 
 
@@ -111,7 +110,7 @@ def _cut(path: pathlib.Path, step: int, evaluated: bool) -> None:
 
 
 class Progress:
-    """A bar with an ETA on a terminal, and CLU's report for its platforms."""
+    """Shows a bar with an ETA on a terminal, and makes CLU's report for its platforms."""
 
     def __init__(self, name: str, start_step: int, total_steps: int, writer: Any | None):
         hidden = jax.process_index() != 0 or not sys.stderr.isatty()
@@ -120,7 +119,7 @@ class Progress:
         self._report = periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer)
 
     def update(self, step: int) -> None:
-        """Takes the step that was done last."""
+        """Moves the bar to the step that was done last."""
         self._bar.update(step - self._bar.n)
         self._report(step)
 
@@ -129,35 +128,35 @@ class Progress:
         self._bar.set_postfix(loss=f"{float(loss):.4g}", refresh=False)
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Closes the bar and leaves it as it is."""
         self._bar.close()
 
 
 class Stopwatch:
-    """Seconds between `start` and `stop`, pauses left out: what images/s is computed from."""
+    """Counts the seconds between `start` and `stop`, without pauses. Images/s is computed from them."""
 
     def __init__(self, seconds: float = 0.0):
         self.seconds = seconds
         self._since: float | None = None
 
     def start(self) -> None:
-        """Starts, unless it runs."""
+        """Starts, unless it runs already."""
         self._since = self._since or time.monotonic()
 
     def stop(self) -> None:
-        """Stops and adds up."""
+        """Stops, and adds the time to `seconds`."""
         if self._since is not None:
             self.seconds += time.monotonic() - self._since
             self._since = None
 
     def rate(self, count: int) -> float:
-        """`count` per second up to now; 0 before the start."""
+        """Returns `count` per second up to now, or 0 before the start."""
         seconds = self.seconds + (time.monotonic() - self._since if self._since is not None else 0.0)
         return count / seconds if seconds else 0.0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Does not count what runs inside."""
+        """Leaves out the time of what runs inside."""
         ran = self._since is not None
         self.stop()
         yield
@@ -166,7 +165,7 @@ class Stopwatch:
 
 
 def profiler(logdir: pathlib.Path, after_step: int) -> Callable[[int], Any]:
-    """A function to call after every dispatch: it traces some steps after `after_step`, for TensorBoard; 0: never."""
+    """Returns a function to call after every dispatch. It traces steps after `after_step` for TensorBoard; 0: none."""
     if not after_step:
         return lambda step: None
     return periodic_actions.Profile(

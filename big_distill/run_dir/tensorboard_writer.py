@@ -1,6 +1,6 @@
-"""Stands in for CLU's summary writer, which imports TensorFlow: the same event files, through tensorboardX.
+"""Replaces CLU's summary writer, which imports TensorFlow: writes the same event files through tensorboardX.
 
-It does so where TensorFlow is installed, too: importing that takes longer than all else together.
+It does so even where TensorFlow is installed, because importing that takes longer than all other imports together.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 
 class SummaryWriter:
-    """The part of a `clu.metric_writers.MetricWriter` that is used here.
+    """Implements the part of a `clu.metric_writers.MetricWriter` that is used here.
 
-    Without tensorboardX's own queue and thread, which a full disk would leave hanging.
+    It does not use tensorboardX's own queue and thread, because they would hang on a full disk.
     """
 
     def __init__(self, logdir: str, **_: Any):
         self._events = EventsWriter(os.path.join(logdir, "events"))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Writes one value a name."""
+        """Writes one value per name."""
         values = [Summary.Value(tag=name, simple_value=np.asarray(value).item()) for name, value in scalars.items()]
         self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 

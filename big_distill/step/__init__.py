@@ -1,1 +1,1 @@
-"""The train step and the evaluation step, and the pure functions that they are made of."""
+"""Builds the train step and the evaluation step, and the pure functions that they are made of."""

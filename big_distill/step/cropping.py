@@ -11,7 +11,7 @@ from big_distill.state import Batch, Resident
 
 
 def from_resident(resident: Resident, batch: Batch, size: int) -> Batch:
-    """The batch whose pixels, of side `size`, and labels its draws choose from a split on the device."""
+    """Makes the batch that its draws choose from a split on the device: pixels of side `size`, and labels."""
     made = {name: batch[name] for name in ("step", "lam")}
     for branch in ("", "teacher_"):
         if f"{branch}id" not in batch:
@@ -28,11 +28,11 @@ def from_resident(resident: Resident, batch: Batch, size: int) -> Batch:
 
 
 _LARGE = 1 << 14
-"""Bytes of an image from which on a TPU picks one after the other: at once, it would copy the whole split first."""
+"""Bytes of an image above which a TPU picks one after the other: at once, it would copy the whole split first."""
 
 
 def _rows(images: jax.Array, ids: jax.Array) -> jax.Array:
-    """images[ids]"""
+    """Picks images[ids]."""
 
     def at_once(images: jax.Array, ids: jax.Array) -> jax.Array:
         return images[ids]
@@ -52,17 +52,17 @@ def crop_resize(
     size: int,
     flip: jax.Array | None = None,
 ) -> jax.Array:
-    """Crops and resizes as `data.resample.crop_resize` does, to the same grey levels, give or take one.
+    """Crops and resizes as `data.resample.crop_resize` does, to the same grey levels within one.
 
-    A CPU gathers pixels; other devices have no fast gather, and multiply by two small dense matrices an image.
+    A CPU gathers pixels. Other devices have no fast gather, and multiply by two small dense matrices an image.
 
     Args:
       images: uint8 [N, H * W * C].
       shape: (H, W, C).
-      ids: int32 [B], which of them.
+      ids: int32 [B], the positions of the images to crop.
       boxes: int32 [B, 4]: top, left, height, width in whole pixels.
       size: side S of the views.
-      flip: bool [B], which views to mirror left to right.
+      flip: bool [B], True for a view to mirror left to right.
 
     Returns:
       uint8 [B, S, S, C].
@@ -98,7 +98,7 @@ def crop_resize(
 
 
 class _Taps(NamedTuple):
-    """The two source pixels of every output pixel along one axis, and the weight of the second, each [B, S]."""
+    """Holds the two source pixels of every output pixel along one axis, and the weight of the second, each [B, S]."""
 
     lower: jax.Array
     upper: jax.Array
@@ -106,7 +106,7 @@ class _Taps(NamedTuple):
 
 
 def _taps(first: jax.Array, length: jax.Array, size: int) -> _Taps:
-    """Resizes the `length` pixels from `first` on, both int32 [B], to `size` ones."""
+    """Computes the taps that resize the `length` pixels from `first` on, both int32 [B], to `size` pixels."""
     scale = length.astype(jnp.float32) / size
     position = (jnp.arange(size) + 0.5) * scale[:, None] - 0.5
     floor = jnp.floor(position)
@@ -116,7 +116,7 @@ def _taps(first: jax.Array, length: jax.Array, size: int) -> _Taps:
 
 
 def _matrix(taps: _Taps, length: int) -> jax.Array:
-    """The matrices of a resize, float32 [B, S, length]."""
+    """Builds the matrices of a resize, float32 [B, S, length]."""
     lower, upper = (jax.nn.one_hot(taps, length) for taps in taps[:2])
     return _lerp(lower, upper, taps.weight[:, :, None])
 

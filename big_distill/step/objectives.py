@@ -1,8 +1,8 @@
-"""Objectives: the losses that a student minimises, built from their config.
+"""Builds objectives, which are the losses that a student minimises, from their config.
 
-The formulas below are functions of logits and labels. An objective may also read an embedding or feature maps, and it
-may have variables of its own: a projection that is trained, a queue that moves on. Your own is named `module:function`
-in `config.objective.name`: the function takes the `ObjectiveConfig` and returns an `Objective`, or a function
+The formulas below are functions of logits and labels. An objective may also read an embedding or feature maps. It may
+have variables of its own: a projection that is trained, a queue that moves on. You name your own as `module:function`
+in `config.objective.name`. The function takes the `ObjectiveConfig` and returns an `Objective`, or a function
 `(student_logits [B, K], teacher_logits [B, K] | None, labels [B, K] | None) -> loss [B]`.
 """
 
@@ -21,7 +21,7 @@ from big_distill.errors import ConfigError, nearest
 from big_distill.state import OUTPUTS, Outputs, Targets
 
 Losses = Callable[[jax.Array, jax.Array | None, jax.Array | None], jax.Array]
-"""(student_logits [B, K], teacher_logits [B, K] | None, labels [B, K] | None) -> loss [B], all float32."""
+"""Maps (student_logits [B, K], teacher_logits [B, K] | None, labels [B, K] | None) to loss [B], all float32."""
 
 
 def _no_variables(rng: jax.Array, student: Outputs, targets: Targets) -> dict[str, Any]:
@@ -30,15 +30,15 @@ def _no_variables(rng: jax.Array, student: Outputs, targets: Targets) -> dict[st
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A loss, with the variables that it needs.
+    """Holds a loss, and makes the variables that it needs.
 
-    reads: what it needs of the `Targets`: 'labels', 'logits', or the names of other `Outputs` of the teachers, which
+    reads: parts of the `Targets` that it needs: 'labels', 'logits', or names of other `Outputs` of the teachers, which
       are there if some objective reads them.
     loss: `(variables, student, targets, rng) -> (loss [B], stats, metrics)`: the loss of every example, the moved
       `variables['stats']` ({} without any), and scalars for the log by name. A term of the whole batch is added to the
-      loss of every example; under accumulation its batch is a part.
-    init: `(rng, student, targets) -> variables`, with outputs and targets of one example to take shapes from: 'params',
-      which are trained, and 'stats', which `loss` moves. Both may be absent.
+      loss of every example. Under accumulation its batch is a part.
+    init: `(rng, student, targets) -> variables`, with outputs and targets of one example to take shapes from. The
+      variables are 'params', which are trained, and 'stats', which `loss` moves. Both may be absent.
     """
 
     reads: frozenset[str]
@@ -46,24 +46,24 @@ class Objective:
     init: Callable[[jax.Array, Outputs, Targets], dict[str, Any]] = _no_variables
 
     def __post_init__(self) -> None:
-        """Takes any names, and raises ConfigError if it reads what there is not."""
+        """Makes a frozenset of the names; raises ConfigError if one of them does not exist."""
         object.__setattr__(self, "reads", frozenset([self.reads] if isinstance(self.reads, str) else self.reads))
         for name in self.reads - {"labels", *OUTPUTS}:
             raise ConfigError(f"config.objective.name: it reads {name!r}{nearest(name, ['labels', *OUTPUTS])}")
 
     @property
     def has_variables(self) -> bool:
-        """Whether it makes variables of its own."""
+        """Returns True if it makes variables of its own."""
         return self.init is not _no_variables
 
     @property
     def reads_teacher(self) -> bool:
-        """Whether it cannot do without a teacher."""
+        """Returns True if it needs a teacher."""
         return bool(self.reads - {"labels"})
 
 
 def of_losses(losses: Losses, *reads: str) -> Objective:
-    """The objective of a function of logits and labels alone."""
+    """Builds the objective of a function of logits and labels alone."""
 
     def loss(
         variables: dict[str, Any], student: Outputs, targets: Targets, rng: jax.Array
@@ -74,7 +74,7 @@ def of_losses(losses: Losses, *reads: str) -> Objective:
 
 
 def build(config: ObjectiveConfig) -> Objective:
-    """The objective that a config names. Of a user's function of losses it is not known what it reads."""
+    """Builds the objective that a config names. It is not known what a user's function of losses reads."""
     if ":" in config.name:
         own = user_code.load(config.name, "config.objective.name")(config)
         return own if isinstance(own, Objective) else of_losses(own)
@@ -82,9 +82,9 @@ def build(config: ObjectiveConfig) -> Objective:
 
 
 def cross_entropy(config: ObjectiveConfig) -> Objective:
-    """-sum_k y_k log softmax(s)_k, for one-hot or mixed targets y [B, K], smoothed as (1 - eps) y + eps / K.
+    """Builds -sum_k y_k log softmax(s)_k, for one-hot or mixed targets y [B, K], smoothed as (1 - eps) y + eps / K.
 
-    Szegedy et al. 2016, "Rethinking the Inception architecture" (arXiv 1512.00567), section 7.
+    The smoothing is that of Szegedy et al. 2016, "Rethinking the Inception architecture" (arXiv 1512.00567), section 7.
     """
 
     def losses(student_logits: jax.Array, teacher_logits: Any, labels: Any) -> jax.Array:
@@ -94,7 +94,10 @@ def cross_entropy(config: ObjectiveConfig) -> Objective:
 
 
 def function_matching(config: ObjectiveConfig) -> Objective:
-    """T^2 KL(softmax(t / T) || softmax(s / T)): Beyer et al. 2022 (arXiv 2106.05237), section 2. Reads no labels."""
+    """Builds T^2 KL(softmax(t / T) || softmax(s / T)): Beyer et al. 2022 (arXiv 2106.05237), section 2.
+
+    It reads no labels.
+    """
     temperature = config.temperature
 
     def losses(student_logits: jax.Array, teacher_logits: Any, labels: Any) -> jax.Array:
@@ -104,10 +107,10 @@ def function_matching(config: ObjectiveConfig) -> Objective:
 
 
 def hinton(config: ObjectiveConfig) -> Objective:
-    """alpha CE(softmax(t / T), softmax(s / T)) + (1 - alpha) CE(y, softmax(s)): Hinton et al. 2015 (arXiv 1503.02531).
+    """Builds alpha CE(softmax(t / T), softmax(s / T)) + (1 - alpha) CE(y, softmax(s)).
 
-    The hard term is at temperature 1. Hinton multiplies the soft term by T^2, "Compressing Neural Nets" does not:
-    `scale_soft_by_t2` chooses.
+    The formula is from Hinton et al. 2015 (arXiv 1503.02531). The hard term is at temperature 1. Hinton multiplies the
+    soft term by T^2; "Compressing Neural Nets" does not. `scale_soft_by_t2` chooses.
     """
     temperature, alpha = config.temperature, config.alpha
     soft_weight = alpha * (temperature**2 if config.scale_soft_by_t2 else 1.0)
@@ -123,7 +126,7 @@ def hinton(config: ObjectiveConfig) -> Objective:
 
 
 def logit_regression(config: ObjectiveConfig) -> Objective:
-    """1/2 sum_k (s_k - t_k)^2: Ba and Caruana 2014 (arXiv 1312.6184), equation 1. Reads no labels."""
+    """Builds 1/2 sum_k (s_k - t_k)^2: Ba and Caruana 2014 (arXiv 1312.6184), equation 1. It reads no labels."""
     del config
 
     def losses(student_logits: jax.Array, teacher_logits: Any, labels: Any) -> jax.Array:
@@ -133,16 +136,16 @@ def logit_regression(config: ObjectiveConfig) -> Objective:
 
 
 def kl_divergence(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
-    """KL(softmax(p) || softmax(q)) in nats, [B]; exactly 0 for equal logits."""
+    """Computes KL(softmax(p) || softmax(q)) in nats, [B]; it is exactly 0 for equal logits."""
     log_p, log_q = jax.nn.log_softmax(p_logits), jax.nn.log_softmax(q_logits)
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def mean_teacher(logits: Sequence[jax.Array], mean: str) -> jax.Array:
-    """Averages teachers: everything reads the logits [B, K] as if they were one network's.
+    """Averages the logits of teachers; everything reads the result [B, K] as if it were one network's.
 
     Args:
-      logits: of each teacher, [B, K].
+      logits: logits of each teacher, [B, K].
       mean: 'logits' averages them; 'probabilities' averages softmax(t) and returns its logarithm.
     """
     if len(logits) == 1:

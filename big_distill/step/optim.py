@@ -1,4 +1,4 @@
-"""The optax chain: clip, then Adam or SGD, then decoupled decay, then the schedule."""
+"""Builds the optax chain: clip, then Adam or SGD, then decoupled decay, then the schedule."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _EPSILON = 1e-8
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """step -> factor in [0, 1] of the peak learning rate.
+    """Builds the schedule, which maps a step to a factor in [0, 1] of the peak learning rate.
 
-    Linear warm-up from 0 over `warmup_steps`, then cosine to 0 at `total_steps`, constant, or a tenth at each of
-    `boundaries` (`staircase`, and `bit_hyperrule`, whose boundaries are already in the resolved config).
+    The factor rises linearly from 0 over `warmup_steps`. Then it is a cosine to 0 at `total_steps`, constant, or
+    divided by ten at each of `boundaries` (`staircase`, and `bit_hyperrule`, whose boundaries are already in the
+    resolved config).
     """
     warmup = config.warmup_steps
     decay_steps = total_steps - warmup
@@ -34,10 +35,10 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """The update rule of a resolved config.
+    """Builds the update rule of a resolved config.
 
-    With `decay_scaled_by_lr=False` an update is -schedule (lr direction + weight_decay w), as in the code of Beyer et
-    al. 2022; with True it is AdamW's -schedule lr (direction + weight_decay w).
+    If `decay_scaled_by_lr` is False, an update is -schedule (lr direction + weight_decay w), as in the code of Beyer et
+    al. 2022. If it is True, an update is AdamW's -schedule lr (direction + weight_decay w).
     """
     schedule = make_schedule(config, total_steps)
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
@@ -56,10 +57,10 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def _adam(b1: float, b2: float, mu_dtype: str) -> optax.GradientTransformation:
-    """`optax.scale_by_adam`, but the first moment moves in float32 and is rounded once, when it is kept in `mu_dtype`.
+    """Builds `optax.scale_by_adam` with a first moment that moves in float32 and is rounded once, to `mu_dtype`.
 
-    The barrier is for TPUs. Without it XLA computes the new moment twice, for the parameters and to be kept; the two
-    read the old one in no order, so that XLA copies all of it before the step begins.
+    The barrier is for TPUs. Without it XLA computes the new moment twice, for the parameters and to be kept. The two
+    read the old moment in no order, so that XLA copies all of it before the step begins.
     """
     adam = optax.scale_by_adam(b1, b2, mu_dtype=mu_dtype)
 
@@ -76,10 +77,10 @@ def _adam(b1: float, b2: float, mu_dtype: str) -> optax.GradientTransformation:
 
 
 def regex_mask(pattern: str, params: Params) -> Params:
-    """A tree like `params`: True where the whole path, such as block1/unit01/conv1/kernel, matches.
+    """Builds a tree like `params`: True where the whole path, such as block1/unit01/conv1/kernel, matches.
 
     Raises:
-      ConfigError: `pattern` matches nothing.
+      ConfigError: a `pattern` that matches nothing.
     """
     mask = jax.tree_util.tree_map_with_path(lambda path, _: bool(re.fullmatch(pattern, path_name(path))), params)
     if not any(jax.tree.leaves(mask)):

@@ -1,7 +1,7 @@
-"""Exact, masked evaluation metrics: of the student against labels, and of its fidelity to the teacher.
+"""Computes exact, masked evaluation metrics: the student against labels, and its fidelity to the teacher.
 
-The device adds up one batch (`score`), the host adds up batches in float64 (`summarize`): every example counts once,
-padding not at all.
+The device adds up one batch (`score`), and the host adds up batches in float64 (`summarize`). Every example counts
+once, and padding does not count.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Sums = Mapping[str, jax.Array]
 def score(
     student_logits: jax.Array, teacher_logits: jax.Array | None, label: jax.Array | None, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """Sums over the examples of one batch.
+    """Adds up the metrics of the examples of one batch.
 
     Args:
       student_logits: float32 [B, K].
       teacher_logits: float32 [B, K], or None without a teacher.
       label: int32 [B], or None from an unlabelled source.
-      mask: bool [B], False where a row does not count.
+      mask: bool [B], False for a row that does not count.
     """
     sums = {"count": jnp.sum(mask)}
 
@@ -52,13 +52,12 @@ def score(
 
 
 def summarize(batches: Iterable[Sums]) -> dict[str, float]:
-    """Metrics of a split from the sums of its batches.
+    """Computes the metrics of a split from the sums of its batches.
 
     Returns:
       `num_examples`, and where they apply `accuracy`, `top5`, `nll` (nats), `ece` (expected calibration error over 15
-      equal bins of confidence), `kl` (KL(teacher || student), nats),
-      `agreement` (equal top-1), `agreement5` (the teacher's top-1 is among the student's top 5) and
-      `teacher_accuracy`. Rates are fractions.
+      equal bins of confidence), `kl` (KL(teacher || student), nats), `agreement` (equal top-1), `agreement5` (the
+      teacher's top-1 is among the student's top 5) and `teacher_accuracy`. Rates are fractions.
     """
     totals: dict[str, np.ndarray] = {}
 
@@ -67,7 +66,7 @@ def summarize(batches: Iterable[Sums]) -> dict[str, float]:
             totals[name] = totals.get(name, np.float64(0)) + np.asarray(value, np.float64)
 
     before: Sums = {}
-    for batch in batches:  # one batch late, so that the device has the next one while the host waits for this
+    for batch in batches:  # adds one batch late: the device has the next one while the host waits for this
         add(before)
         before = batch
     add(before)
@@ -84,7 +83,7 @@ def _in_top5(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def calibration_bins(logits: jax.Array, label: jax.Array, mask: jax.Array) -> jax.Array:
-    """[3, NUM_BINS]: sums of confidence and of correctness, and the number of examples, by bin of confidence."""
+    """Sums confidence, correctness and the number of examples by bin of confidence: [3, NUM_BINS]."""
     confidence = jnp.max(jax.nn.softmax(logits), -1)
     correct = (jnp.argmax(logits, -1) == label).astype(jnp.float32)
     bins = jnp.clip(jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1, 0, NUM_BINS - 1)
@@ -93,6 +92,6 @@ def calibration_bins(logits: jax.Array, label: jax.Array, mask: jax.Array) -> ja
 
 
 def expected_calibration_error(bins: np.ndarray) -> float:
-    """The error of `calibration_bins`, added up over batches (Guo et al. 2017, arXiv 1706.04599, equation 3)."""
+    """Computes the error from `calibration_bins` of all batches (Guo et al. 2017, arXiv 1706.04599, equation 3)."""
     confidence, correct, count = bins
     return float(np.abs(confidence - correct).sum() / count.sum())

@@ -1,11 +1,10 @@
-"""The train step and the evaluation step: pure functions of their arguments, to be jitted by the caller.
+"""Builds the train step and the evaluation step: pure functions of their arguments, which the caller jits.
 
 Several devices add up their parts of a kernel's gradient in the dtype in which it was computed: with bfloat16
-activations in bfloat16, on purpose. Eight parts added so, one after the other, are off by 0.41 % of the gradient's
-norm, where rounding it once costs 0.17 % (a random R26 of half width on noise, 64 px); that its activations are
-bfloat16 changes the same gradient by 57 %, half of the batch by 99 %. In float32 the parts would take twice the
-interconnect and 7.2 bytes more of HBM traffic a weight (three bottlenecks compiled for a v5e), 5 % of the traffic of a
-Flowers step.
+activations this is bfloat16, on purpose. Eight parts added so, one after the other, are off by 0.41 % of the gradient's
+norm; rounding it once costs 0.17 % (a random R26 of half width on noise, 64 px). The bfloat16 activations change the
+same gradient by 57 %; half of the batch changes it by 99 %. In float32 the parts would take twice the interconnect and
+7.2 bytes more of HBM traffic a weight (three bottlenecks compiled for a v5e), 5 % of the traffic of a Flowers step.
 """
 
 from __future__ import annotations
@@ -30,25 +29,25 @@ _Step = TypeVar("_Step", bound=Callable[..., Any])
 _METRICS = {"loss", "kl", "agreement", "grad_norm", "applied", "view_hash", "teacher_view_hash"}
 _METRICS |= {"learning_rate", "images_per_second"}  # the log's own
 Refresh = Callable[[Params, Aux, jax.Array], Aux]
-"""(params, aux, number of updates) -> aux: `compress.Scheme.refresh`."""
+"""Maps (params, aux, number of updates) to aux, as `compress.Scheme.refresh` does."""
 TrainStep = Callable[
     [tuple[TrainState, ...], Teacher | None, Batch], tuple[tuple[TrainState, ...], tuple[Metrics, ...]]
 ]
-"""(states, teacher, batch) -> (states, metrics), one of each a student."""
+"""Maps (states, teacher, batch) to (states, metrics), one of each a student."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """All of one student that a step does not change.
+    """Holds all of one student that a step does not change.
 
-    model: its network.
-    card: what the network expects of its input.
-    objective: its loss.
-    tx: the update rule of its parameters.
-    objective_tx: the update rule of the objective's own parameters; unless it is given they stay as they are.
-    seed: of the network's own randomness (dropout) and of the objective's, folded with the step.
-    refresh: what becomes of `state.aux` after an update; None: it stays.
-    max_skipped_steps: how many updates that are not finite may be left out.
+    model: the network.
+    card: the input that the network expects.
+    objective: the loss.
+    tx: the update rule of the network's parameters.
+    objective_tx: the update rule of the objective's own parameters; without it they stay as they are.
+    seed: the seed of the network's own randomness (dropout) and of the objective's, folded with the step.
+    refresh: the function that makes `state.aux` anew after an update; None: it stays.
+    max_skipped_steps: the number of updates that are not finite and may be left out.
     """
 
     model: Model
@@ -62,7 +61,7 @@ class Student:
 
 
 class Statistics(NamedTuple):
-    """The running statistics of a student: of its network, and of its objective; {} without any."""
+    """Holds the running statistics of a student's network and of its objective; {} without any."""
 
     batch_stats: Any
     objective: Any
@@ -71,21 +70,21 @@ class Statistics(NamedTuple):
 def make_train_step(
     students: Sequence[Student], *, num_classes: int, accumulate_steps: int = 1, log_view_hash: bool = False
 ) -> TrainStep:
-    """The one train step: supervised without a teacher, distillation with one, for one student or several.
+    """Builds the one train step: supervised without a teacher, distillation with one, for one student or several.
 
     Args:
-      students: all see the same views and targets; nothing else is shared.
+      students: the students, which share the views and targets and nothing else.
       num_classes: K.
       accumulate_steps: parts of the global batch whose gradients are added up before the update; mixup comes before
         the split.
-      log_view_hash: whether the metrics have `view_hash` and `teacher_view_hash`, hashes of what each branch saw.
+      log_view_hash: True for metrics `view_hash` and `teacher_view_hash`, hashes of what each branch saw.
 
     Returns:
       `train_step(states, teacher, batch) -> (states, metrics)`. An update is applied only if loss and gradient are
-      finite and `batch['step']` is `state.step`: after a step that was not, the state stays as it was, however many
-      steps are already on their way. If it may be skipped, nothing but `step`, `skipped` and `aux` moves on. Metrics:
-      `loss`, `grad_norm` (of the student's parameters, before clipping), `applied`, those of the objective and, with a
-      teacher, `kl` and `agreement` on the training view.
+      finite and `batch['step']` is `state.step`. After a step that was not applied, the state stays as it was, however
+      many steps are already on their way. If the step may be skipped, `step`, `skipped` and `aux` alone move on. The
+      metrics are `loss`, `grad_norm` (of the student's parameters, before clipping), `applied`, those of the objective
+      and, with a teacher, `kl` and `agreement` on the training view.
     """
     reads = frozenset().union(*(student.objective.reads for student in students))
 
@@ -95,7 +94,7 @@ def make_train_step(
         def gradients_of_part(statistics: Any, part: Any) -> Any:
             (view, teacher_view, labels), rngs = part
             targets = ask(teacher, teacher_view, reads)
-            if teacher is not None:  # runs first: what a student keeps for its gradient would wait for it in memory
+            if teacher is not None:  # it runs first, or what a student keeps for its gradient waits in memory
                 view, targets = jax.lax.optimization_barrier((view, targets))
             targets = dataclasses.replace(targets, labels=labels)
             each = zip(students, states, statistics, rngs, strict=True)
@@ -125,11 +124,11 @@ def make_train_step(
 
 
 def ask(teacher: Teacher | None, view: jax.Array, reads: Collection[str]) -> Targets:
-    """Asks the teachers about a view [B, S, S, C]: targets without labels, through which no gradient flows back.
+    """Asks the teachers about a view [B, S, S, C]; returns targets without labels. No gradient flows back.
 
     Args:
-      teacher: None: there is none, and nothing to say.
-      view: in [0, 1].
+      teacher: the teachers; None makes empty targets.
+      view: pixels in [0, 1].
       reads: the names of the `Outputs` that are read of each network, beside the mean of all logits.
     """
     if teacher is None:
@@ -151,9 +150,9 @@ def ask(teacher: Teacher | None, view: jax.Array, reads: Collection[str]) -> Tar
 def gradients(
     student: Student, state: TrainState, statistics: Statistics, view: jax.Array, targets: Targets, rng: jax.Array
 ) -> tuple[tuple[tuple[Params, Params], Metrics], Statistics]:
-    """One student's gradients on a part of a batch: ((gradients, metrics), the statistics after it).
+    """Computes one student's gradients on a part of a batch; returns ((gradients, metrics), the statistics after it).
 
-    Gradients are a pair: of the student's parameters and of the objective's.
+    The gradients are a pair: those of the student's parameters, and those of the objective's.
     """
     batch_stats, stats = statistics
 
@@ -177,7 +176,7 @@ def gradients(
 
 
 def _checked(returned: Any, shape: tuple[int, ...], stats: Any) -> tuple[jax.Array, Any, Metrics]:
-    """The (loss [B], stats, metrics) that an objective returned; raises ConfigError where they are not that."""
+    """Checks the (loss [B], stats, metrics) that an objective returned; raises ConfigError if they are not that."""
     subject = "config.objective.name: the objective"
     if not isinstance(returned, tuple) or len(returned) != 3 or not isinstance(returned[2], Mapping):
         raise ConfigError(f"{subject} returned {type(returned).__name__}, expected (loss [B], stats, metrics)")
@@ -187,7 +186,7 @@ def _checked(returned: Any, shape: tuple[int, ...], stats: Any) -> tuple[jax.Arr
         raise ConfigError(f"{subject} returned {what}, expected one loss an example, {shape}")
     before, after = (jax.tree.map(jnp.shape, tree) for tree in (stats, new_stats))
     if before != after:
-        raise ConfigError(f"{subject} returned other stats than it was given; its init makes them")
+        raise ConfigError(f"{subject} returned other stats than it was given, expected those of its init")
     for name, value in metrics.items():
         if name in _METRICS or jnp.shape(value):
             raise ConfigError(f"{subject} has a metric {name!r}: expected a scalar of a name that is not taken")
@@ -202,9 +201,9 @@ def apply_gradients(
     statistics: Statistics,
     step: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    """The student's state after an update, or as it was where that is not finite or not in order; and its metrics.
+    """Applies an update if it is finite and in order; returns the student's new state and its metrics.
 
-    `grads` and `statistics` are as `gradients` returns them for the whole batch, which is the one of `step`, int32 [].
+    `grads` and `statistics` are as `gradients` returns them for the whole batch. `step`, int32 [], is the batch's.
     """
     (student_grads, objective_grads), (batch_stats, stats) = grads, statistics
     metrics = {**metrics, "grad_norm": optax.tree.norm(student_grads)}
@@ -244,7 +243,7 @@ def _mean_of_parts(
     rngs: tuple[jax.Array, ...],
     num_parts: int,
 ) -> Any:
-    """Calls `gradients_of_part` for every part in turn: the means, and the statistics after the last one."""
+    """Calls `gradients_of_part` for every part in turn; returns the means, and the statistics after the last part."""
     parts = _split(views, num_parts), tuple(jax.random.split(rng, num_parts) for rng in rngs)
 
     def add_part(carry: Any, part: Any) -> Any:
@@ -259,16 +258,16 @@ def _mean_of_parts(
 
 
 def make_train_chunk(train_step: TrainStep, from_resident: Callable[[Resident, Batch], Batch]) -> Callable[..., Any]:
-    """Several steps as one program.
+    """Builds one program of several steps.
 
     Args:
-      train_step: of `make_train_step`.
+      train_step: the function that `make_train_step` returned.
       from_resident: `(resident, draws) -> batch`, see `cropping.from_resident`.
 
     Returns:
       `train_chunk(states, teacher, resident, batches) -> (states, metrics [K])`, with `batches` [K, ...] stacked. After
-      a step that was not applied and may not be skipped, the rest of the chunk is not applied either. Of a `Resident`
-      split (else None) `batches` hold draws, and the pixels are made here.
+      a step that was not applied and may not be skipped, the rest of the chunk is not applied either. If `resident` is
+      not None, `batches` hold draws, and the pixels are made here.
     """
 
     def train_chunk(states: Any, teacher: Teacher | None, resident: Resident | None, batches: Batch) -> Any:
@@ -286,7 +285,7 @@ def make_train_chunk(train_step: TrainStep, from_resident: Callable[[Resident, B
 def make_eval_logits(
     model: Model, card: Card
 ) -> Callable[[Any, Teacher | None, Batch], tuple[jax.Array, jax.Array | None]]:
-    """`eval_logits(variables, teacher, batch) -> (student, teacher)`, logits [B, K] of both on the same view."""
+    """Builds `eval_logits(variables, teacher, batch) -> (student, teacher)`: logits [B, K] of both on the same view."""
 
     def eval_logits(variables: Any, teacher: Teacher | None, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
         view = to_unit(batch["pixels"])
@@ -297,7 +296,7 @@ def make_eval_logits(
 
 
 def make_eval_step(model: Model, card: Card) -> Callable[[Any, Teacher | None, Batch], scoring.Sums]:
-    """`eval_step(variables, teacher, batch) -> sums` of one batch, for `scoring.summarize`."""
+    """Builds `eval_step(variables, teacher, batch) -> sums`: the sums of one batch for `scoring.summarize`."""
     eval_logits = make_eval_logits(model, card)
 
     def eval_step(variables: Any, teacher: Teacher | None, batch: Batch) -> scoring.Sums:
@@ -308,12 +307,12 @@ def make_eval_step(model: Model, card: Card) -> Callable[[Any, Teacher | None, B
 
 
 def teacher_logits(teacher: Teacher | None, view: jax.Array) -> jax.Array | None:
-    """The mean of the teachers' logits [B, K] on a view, or None without a teacher; no gradient flows back."""
+    """Returns the mean of the teachers' logits [B, K] on a view, or None without a teacher; no gradient flows back."""
     return ask(teacher, view, ()).logits
 
 
 def at_precision(step: _Step, precision: str) -> _Step:
-    """The step with products of float32 in this precision, `config.matmul_precision`, where nothing else is said."""
+    """Makes a step compute float32 products in `precision` (`config.matmul_precision`) where it sets no other."""
     if precision == "default":
         return step
 
@@ -330,7 +329,7 @@ def _where(condition: jax.Array, new: Any, old: Any) -> Any:
 
 
 def _split(views: Any, num_parts: int) -> Any:
-    """[B, ...] -> [num_parts, B / num_parts, ...]: row i to part i mod num_parts, so that no row changes its device."""
+    """Splits [B, ...] into [num_parts, B / num_parts, ...]: row i goes to part i mod num_parts, on its device."""
 
     def split(x: jax.Array) -> jax.Array:
         return jnp.swapaxes(x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]), 0, 1)

@@ -1,8 +1,8 @@
-"""The views of a batch on the device: mixup, targets mixed alike, and each network's own size and normalisation.
+"""Makes the views of a batch on the device: mixup, targets mixed alike, and each network's size and normalisation.
 
-A view is float32 [B, S, S, C] in [0, 1]. The four regimes of Beyer et al. 2022 (section 3.2) differ in which pixels
-there are (fixed and independent give the teacher its own) and in mixup (of the four, function matching alone); on
-the device that is one code path.
+A view is float32 [B, S, S, C] in [0, 1]. The four regimes of Beyer et al. 2022 (section 3.2) differ in the pixels
+(fixed and independent give the teacher its own) and in mixup (function matching alone has it). On the device they are
+one code path.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from big_distill.state import Batch, Card
 
 
 def make_views(batch: Batch, num_classes: int) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """The views of a global batch.
+    """Makes the views of a global batch.
 
-    Mixup blends an example with its partner, the batch rolled by one, at one lambda for the whole batch; pixels and
-    labels alike.
+    Mixup blends an example with its partner, the batch rolled by one. The whole batch has one lambda, and pixels and
+    labels are blended alike.
 
     Returns:
       (student view [B, S, S, C], teacher view of the same shape, targets float32 [B, K] or None without labels). Under
@@ -33,9 +33,10 @@ def make_views(batch: Batch, num_classes: int) -> tuple[jax.Array, jax.Array, ja
 
 
 def mixup(x: jax.Array, lam: jax.Array, to_float: Callable[[jax.Array], jax.Array] = lambda x: x) -> jax.Array:
-    """lam x + (1 - lam) roll(x, 1) along the first axis (Zhang et al. 2018, arXiv 1710.09412); exactly x at lam = 1.
+    """Computes lam x + (1 - lam) roll(x, 1) along the first axis; at lam = 1 it is exactly x.
 
-    What is rolled, and sent to a neighbouring device, is `x` as it came: bytes, if they are pixels.
+    The formula is from Zhang et al. 2018 (arXiv 1710.09412). `x` is rolled, and sent to a neighbouring device, before
+    `to_float`: pixels as bytes.
     """
     partner = to_float(jnp.roll(x, 1, axis=0))
     x = to_float(x)
@@ -56,11 +57,11 @@ def _per_channel(values: Sequence[float]) -> jax.Array:
 
 
 def to_unit(pixels: jax.Array) -> jax.Array:
-    """uint8 [0, 255] to float32 [0, 1]."""
+    """Maps uint8 in [0, 255] to float32 in [0, 1]."""
     return pixels.astype(jnp.float32) / 255
 
 
 def view_hash(view: jax.Array) -> jax.Array:
-    """uint32 [] of every bit of a view and of where it stands: sum_i (2 i + 1) bits_i, modulo 2^32."""
+    """Hashes every bit of a view and its position to uint32 []: sum_i (2 i + 1) bits_i, modulo 2^32."""
     bits = jax.lax.bitcast_convert_type(view, jnp.uint32).reshape(-1)
     return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)

@@ -1,6 +1,6 @@
-"""The teacher: from a run, a file, a name or a config to frozen networks that were checked and placed.
+"""Makes the teacher: reads networks from a run, a file, a name or a config, freezes, checks and places them.
 
-`networks` reads them, `frozen` makes of them what the steps take, `check` measures it before a step is spent.
+`networks` reads them, `frozen` makes the `Teacher` that the steps take, and `check` measures it before the first step.
 """
 
 from big_distill.teacher.frozen import abstract, freeze, load, plain

@@ -1,4 +1,4 @@
-"""How large a teacher's activations are: measured once on real images, kept in the run directory."""
+"""Measures how large a teacher's activations are, once on real images, and keeps that in the run directory."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from big_distill.step.views import for_network, to_unit
 def measure(
     networks: Sequence[weights.Network], dtype: str, mesh: Mesh, batches: Sequence[Mapping[str, np.ndarray]]
 ) -> tuple[Ranges, ...]:
-    """The ranges of each network for `models.quantize`.
+    """Measures the ranges of each network for `models.quantize`.
 
     Args:
-      networks: as `networks.read` returns them.
-      dtype: of what is not stored in integers.
-      mesh: of the run.
-      batches: this process's part of each; only `pixels` are read.
+      networks: networks as `networks.read` returns them.
+      dtype: dtype of all that is not stored in integers.
+      mesh: mesh of the run.
+      batches: this process's part of each batch; only `pixels` are read.
 
     Raises:
       ConfigError: a network without a convolution that int8 is for.
@@ -57,7 +57,7 @@ def _ranges(
 
 
 def read(workdir: pathlib.Path, identity: str) -> tuple[Ranges, ...] | None:
-    """Reads what `write` kept of the teacher with this identity, else None."""
+    """Reads the ranges that `write` kept of the teacher with this identity; None if there are none."""
     file = workdir / ACTIVATION_RANGES_FILE
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Measures a teacher before a step is spent on it: it must be as good as it should be, frozen too."""
+"""Measures a teacher before the first step, and refuses one that is worse than the config allows, also frozen."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _RESULT = {
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A teacher that may be trained with.
+    """Holds a teacher that may be trained with.
 
-    sha256: of its weights as they are used, frozen.
-    num_params: of its networks as their files have them.
+    sha256: hash of its weights as they are used, frozen.
+    num_params: number of parameters of its networks as their files have them.
     """
 
     teacher: Teacher
@@ -61,19 +61,19 @@ def prepare(
     eval_data: EvalPipeline | None,
     class_names: Sequence[str],
 ) -> Checked | None:
-    """Freezes a run's teacher and checks it; None for a supervised run.
+    """Freezes a run's teacher and checks it; returns None for a supervised run.
 
-    It is measured on the evaluation split, or without one on crops of training images, once for every form of it: what
-    was found is kept in the run directory, and judged in every session.
+    The teacher is measured on the evaluation split, or without one on crops of training images, once for every form of
+    it. The results are kept in the run directory, and judged in every session.
 
     Args:
-      networks: as `networks.read` returns them.
-      config: resolved.
+      networks: networks as `networks.read` returns them.
+      config: the resolved config.
       workdir: the run directory.
-      mesh: of the run.
-      train_data: its first crops are what int8 is calibrated on.
+      mesh: mesh of the run.
+      train_data: the training data; their first crops calibrate int8.
       eval_data: the evaluation split, if there is one.
-      class_names: of the data.
+      class_names: class names of the data.
 
     Raises:
       RunError: a network below `config.teacher.min_accuracy`, or whose freezing costs more than
@@ -101,8 +101,8 @@ def prepare(
         _judge(result, config.teacher, who)
         accuracy = "" if result["accuracy"] is None else f"accuracy {100 * result['accuracy']:.2f} %; "
         say(
-            f"{who} before training: {accuracy}frozen in {config.teacher.dtype} KL {result['fold_kl']:.2g} nats, "
-            f"agreement {100 * result['fold_agreement']:.2f} %"
+            f"{who} before training: {accuracy}freezing in {config.teacher.dtype} changes it by a KL of "
+            f"{result['fold_kl']:.2g} nats, agreement {100 * result['fold_agreement']:.2f} %"
         )
     return Checked(teacher, sha256, sum(result["num_params"] for result in results))
 
@@ -115,20 +115,20 @@ def measure(
     batches: Iterable[HostBatch],
     class_names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Every network of a teacher on real images, as the run will use it and as its file has it, in float32.
+    """Measures every network of a teacher on real images, as the run will use it and as its file has it, in float32.
 
     Args:
-      networks: as `networks.read` returns them.
-      teacher: the same, frozen.
-      config: resolved.
-      mesh: of the run.
-      batches: this process's part of them: `pixels`, `mask` and, for the accuracy, `label`.
-      class_names: of the data.
+      networks: networks as `networks.read` returns them.
+      teacher: the same networks, frozen.
+      config: the resolved config.
+      mesh: mesh of the run.
+      batches: this process's part of the batches: `pixels`, `mask` and, for the accuracy, `label`.
+      class_names: class names of the data.
 
     Returns:
-      For each network what it is (`path`, `model`, `num_params`, `sha256` of its weights and its `card`), the
-      `accuracy` of the frozen one and the `plain_accuracy` (fractions, None without labels), and of the frozen one
-      against the plain one `fold_kl` (nats) and `fold_agreement` (a fraction).
+      One result a network: its identity (`path`, `model`, `num_params`, `sha256` of its weights and its `card`), the
+      `accuracy` of the frozen network and the `plain_accuracy` of the plain one (fractions, None without labels), and
+      `fold_kl` (nats) and `fold_agreement` (a fraction) of the frozen one against the plain one.
     """
 
     def step(frozen: Teacher, plain: Teacher, batch: Batch) -> scoring.Sums:
@@ -165,7 +165,7 @@ def measure(
 def _kept_ranges(
     networks: Sequence[weights.Network], config: Config, workdir: pathlib.Path, mesh: Mesh, identity: str, crops: Any
 ) -> tuple[activation_ranges.Ranges, ...]:
-    """The ranges of the run's first session, or those measured now."""
+    """Reads the ranges of the run's first session, or measures and keeps them now."""
     ranges = processes.from_first_process(
         activation_ranges.read(workdir, identity) if jax.process_index() == 0 else None
     )
@@ -177,7 +177,7 @@ def _kept_ranges(
 
 
 def _first_crops(config: Config, train_data: TrainPipeline) -> list[HostBatch]:
-    """This process's part of the first batches that the teacher will see, each as large as the step's parts."""
+    """Takes this process's part of the first batches that the teacher will see, each as large as the step's parts."""
     parts: list[HostBatch] = []
     num_batches = -(-_NUM_CROPS // config.batch_size)
     for step in range(min(num_batches, config.total_steps)):
@@ -200,7 +200,7 @@ def _named(results: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _in_words(result: dict[str, Any]) -> str:
-    """Says what was found in a file, all of which was loaded."""
+    """Describes in words what a file has, all of which was loaded."""
     card, model = result["card"], result["model"]
     mean, std = (", ".join(f"{value:.3g}" for value in card[key]) for key in ("mean", "std"))
     return (

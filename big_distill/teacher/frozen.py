@@ -1,4 +1,4 @@
-"""Frozen teachers: networks folded, rounded to the dtype that a run computes in, and placed on its devices."""
+"""Freezes teachers: folds networks, rounds them to the dtype that a run computes in, and places them on its devices."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from big_distill.teacher.networks import identity, read
 
 
 def load(config: Config, workdir: pathlib.Path, mesh: Mesh, class_names: Sequence[str]) -> Teacher | None:
-    """The teacher of a run that was trained, ready to use; None without one.
+    """Loads the teacher of a run that was trained, ready to use; returns None without one.
 
     Raises:
-      RunError: it is not the one that the run was trained with, or (int8) nothing is known of its activations.
+      RunError: a teacher that the run was not trained with, or (int8) one whose activation ranges are not known.
     """
     networks = read(config, workdir)
     if not networks:
@@ -49,15 +49,15 @@ def freeze(
     class_names: Sequence[str],
     ranges: Sequence[Ranges] | None = None,
 ) -> Teacher:
-    """The teacher that a run computes with: what does not depend on the input is computed once, here.
+    """Builds the teacher that a run computes with; all that does not depend on the input is computed once, here.
 
     Args:
-      networks: as `networks.read` returns them.
-      config: resolved; `config.teacher.dtype` is what kernels are stored in. With int8 some are integers, and the
-        others in `config.dtype`.
-      mesh: of the run.
-      class_names: of the data, in the order of its labels; the teacher's logits are brought into it.
-      ranges: of each network's activations, for int8.
+      networks: networks as `networks.read` returns them.
+      config: the resolved config; `config.teacher.dtype` is the dtype of stored kernels. With int8 some kernels are
+        integers, and the others are in `config.dtype`.
+      mesh: mesh of the run.
+      class_names: class names of the data, in the order of its labels; the teacher's logits are brought into it.
+      ranges: ranges of each network's activations, for int8.
 
     Raises:
       ConfigError: a class of the data that the teacher does not have.
@@ -73,14 +73,14 @@ def freeze(
 
 
 def plain(network: weights.Network, config: Config, mesh: Mesh, class_names: Sequence[str]) -> Teacher:
-    """One network as its file has it, in float32: what a frozen one is measured against."""
+    """Builds a teacher of one network as its file has it, in float32; a frozen one is measured against it."""
     return _placed([network.architecture], (network.variables,), config, mesh, class_names, folded=False)
 
 
 def abstract(architectures: Sequence[weights.Architecture], config: Config, mesh: Mesh) -> Teacher | None:
-    """The teacher that `freeze` makes, as shapes and dtypes; None without one.
+    """Builds the teacher that `freeze` makes, as shapes and dtypes; returns None without one.
 
-    Its classes are taken to be in the order of the data's.
+    Its classes are assumed to be in the order of the data's.
     """
     if not architectures:
         return None
@@ -97,12 +97,12 @@ def abstract(architectures: Sequence[weights.Architecture], config: Config, mesh
 
 
 def dtype_of(config: Config) -> str:
-    """The dtype of a teacher's activations, and of what is not stored in integers."""
+    """Returns the dtype of a teacher's activations, and of all that is not stored in integers."""
     return config.dtype if config.teacher.dtype == "int8" else config.teacher.dtype
 
 
 def _stored(folded: Any, config: Config, ranges: Any) -> Any:
-    """Folded variables, or their shapes, in the dtypes that they are stored in."""
+    """Casts folded variables, or their shapes, to the dtypes that they are stored in."""
     if ranges is not None:
         folded = models.quantize(folded, ranges)
     return models.cast(folded, dtype_of(config))
@@ -117,7 +117,7 @@ def _placed(
     *,
     folded: bool = True,
 ) -> Teacher:
-    """A teacher of arrays, or of their shapes, whole on every device or split; one that is not folded is in float32."""
+    """Places arrays, or their shapes, whole on every device or split, as a teacher; one not folded is in float32."""
     abstract = isinstance(jax.tree.leaves(variables)[0], jax.ShapeDtypeStruct)
     shardings = sharding.rule(mesh, variables) if config.teacher.sharded else sharding.replicated(mesh)
     dtype = dtype_of(config) if folded else "float32"
@@ -131,7 +131,7 @@ def _placed(
 
 
 def _order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
-    """For each of the data's classes, which of the teacher's logits it is; None if they are the same already."""
+    """Finds for each of the data's classes which of the teacher's logits it is; None if the order stays."""
     if not theirs or not ours or tuple(theirs) == tuple(ours):
         return None
     if missing := [name for name in ours if name not in theirs]:

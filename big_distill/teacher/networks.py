@@ -1,4 +1,4 @@
-"""The networks of a teacher: where they are, what they are, and whether they suit the run."""
+"""Finds and reads the networks of a teacher, and checks that they suit the run."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from big_distill.state import Card
 
 
 def identity(networks: Sequence[weights.Network]) -> str:
-    """SHA-256 of what a teacher is: its networks, their cards, and their weights as the files have them, unfolded."""
+    """Hashes a teacher (SHA-256): its networks, their cards, and their weights as the files have them, unfolded."""
     what = [(n.architecture.identity, dataclasses.asdict(n.architecture.card)) for n in networks]
     facts = json.dumps([what, weights.sha256([network.variables for network in networks])], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def class_names(networks: Sequence[weights.Network]) -> tuple[str, ...]:
-    """The names of the first network that names its classes: their order, where the data have no names."""
+    """Returns the class names of the first network that has some; they set the order if the data have no names."""
     return next((n.architecture.card.class_names for n in networks if n.architecture.card.class_names), ())
 
 
 def paths_of(config: Config, workdir: pathlib.Path) -> tuple[str, ...]:
-    """Where the networks of a run's teacher are: as its config says, or directories inside the run; () without."""
+    """Returns where the networks of a run's teacher are: the config's paths, or directories in the run; () without."""
     if config.teacher.config:
         return (str(workdir / TEACHER_DIR),)
     if config.teacher.paths != (OWN_TEACHER,):
         return config.teacher.paths
-    owner = workdir.parent  # of the run that this one is the first stage of
+    owner = workdir.parent  # the run that has this one as its first stage
     while owner.name == INIT_DIR and not (owner / TEACHER_DIR).is_dir():
         owner = owner.parent
     return (str(owner / TEACHER_DIR),)
 
 
 def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
-    """The networks of a run's teacher, none for a supervised run: their weights as the files have them, unfolded.
+    """Reads the networks of a run's teacher, none for a supervised run; weights are as the files have them, unfolded.
 
-    A teacher that the config trains first is expected in the run directory, finished. What `config.teacher` says of the
-    input wins over the cards.
+    A teacher that the config trains first is expected in the run directory, finished. The input that `config.teacher`
+    sets wins over the cards.
 
     Raises:
       RunError: a file that cannot be used.
@@ -53,18 +53,18 @@ def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
     for index, path in enumerate(paths_of(config, workdir)):
         network = weights.load(path, _declared(config))
         network = dataclasses.replace(network, architecture=_as_told(path, index, network.architecture, config))
-        weights.check_shapes(network)  # a ViT's are those of one image_size
+        weights.check_shapes(network)  # a ViT's shapes are those of one image_size
         networks.append(network)
     return tuple(networks)
 
 
 def announced(config: Config, workdir: pathlib.Path | None = None) -> tuple[weights.Architecture, ...]:
-    """The architectures of `read`'s networks, before there are any: nothing is trained, fetched or, unless here, read.
+    """Returns the architectures of `read`'s networks before there are any; trains and fetches nothing.
 
-    Without a run directory there is none yet.
+    A file is read only if it is here. `workdir=None` says that there is no run directory yet.
 
     Raises:
-      ConfigError: what a file is, which is not here, cannot be told; or it does not suit the run.
+      ConfigError: a file that is not here and whose architecture is not known, or that does not suit the run.
     """
     nested, named = config.teacher.config, list[tuple[str, weights.Architecture]]()
     if nested is not None and not (workdir and (workdir / TEACHER_DIR / ARCHITECTURE_FILE).is_file()):
@@ -76,7 +76,7 @@ def announced(config: Config, workdir: pathlib.Path | None = None) -> tuple[weig
 
 
 def _as_told(path: str, index: int, teacher: weights.Architecture, config: Config) -> weights.Architecture:
-    """The teacher with what the config says of its input; raises ConfigError if it does not suit the run."""
+    """Returns the teacher with the input that the config sets; raises ConfigError if it does not suit the run."""
     told, view = config.teacher, config.view
     sizes = told.image_size or (0,)
     size = sizes[index % len(sizes)] or teacher.card.image_size
@@ -100,7 +100,7 @@ def _as_told(path: str, index: int, teacher: weights.Architecture, config: Confi
 
 
 def _declared(config: Config) -> weights.ConfigArchitecture:
-    """The architecture that the config declares for a file without a card."""
+    """Returns the architecture that the config declares for a file without a card."""
     view = config.view
     card = Card(image_size=view.image_size)
     return weights.ConfigArchitecture(config.teacher.model, config.num_classes, view.channels, view.resize, card)

@@ -1,1 +1,1 @@
-"""Training: the one loop, how a run is set up, how it is evaluated, and how it stops and resumes."""
+"""Sets runs up, trains them in the one loop, evaluates them, and stops and resumes them."""

@@ -1,4 +1,4 @@
-"""The computation of a run: its steps, jitted for a mesh of devices that need not be there."""
+"""Builds the computation of a run: its steps, jitted for a mesh of devices that need not be there."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from big_distill.step import cropping, objectives, optim, steps, views
 from big_distill.step.objectives import Objective
 from big_distill.training.evaluation import EvalStep, jit_eval_step
 
-_NO_STEP = np.uint32(2**32 - 1)  # the keys of steps are folded with their numbers
+_NO_STEP = np.uint32(2**32 - 1)  # no step has this number; a step's key is folded with the step's number
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """The functions that a run computes with, jitted for a mesh. Neither data nor weights are needed to make them.
+    """Holds the functions that a run computes with, jitted for a mesh. Building them needs neither data nor weights.
 
-    architecture: the student's.
-    init: from a key to the student's variables.
-    begin: from variables to the state of step 0.
+    architecture: that of the student.
+    init: maps a key to the student's variables.
+    begin: maps variables to the state of step 0.
     train_chunk: `(states, teacher, resident, batches) -> (states, metrics [K])`, see `steps.make_train_chunk`.
     """
 
@@ -45,7 +45,7 @@ class Computation:
 
     @property
     def abstract_state(self) -> Any:
-        """The TrainState's shapes and dtypes, and where it lives."""
+        """Returns the shapes, dtypes and shardings of the TrainState."""
         abstract = jax.eval_shape(self.begin, self.architecture.abstract_variables())
         return sharding.place(abstract, sharding.rule(self.mesh, abstract))
 
@@ -53,17 +53,17 @@ class Computation:
 def build(
     config: Config, architecture: weights.ConfigArchitecture, mesh: Mesh, teacher: Teacher | None = None
 ) -> Computation:
-    """The steps of a run, for devices that need not be there.
+    """Builds the steps of a run, for devices that need not be there.
 
     Args:
-      config: resolved.
-      architecture: the student's.
-      mesh: of the run.
-      teacher: its arrays, or their shapes, which an objective takes those of its variables from. Without it an
-        objective that reads a teacher has no variables yet.
+      config: the resolved config.
+      architecture: that of the student.
+      mesh: the mesh of the run.
+      teacher: its arrays or their shapes. They give the shapes of an objective's variables. Without them an objective
+        that reads a teacher has no variables yet.
 
     Raises:
-      ConfigError: shapes do not work out, or the optimiser does not suit them.
+      ConfigError: shapes do not fit, or the optimiser does not suit them.
     """
     variables = architecture.abstract_variables()
     scheme = compress.make_scheme(config, variables["params"])
@@ -97,7 +97,7 @@ def build(
             objective=_begin_objective(student, example),
         )
 
-    state = jax.eval_shape(begin, variables)  # raises where shapes do not work out, or the optimiser does not suit them
+    state = jax.eval_shape(begin, variables)  # raises if shapes do not fit, or the optimiser does not suit them
     by_rule = sharding.rule(mesh, state)
     return Computation(
         config=config,
@@ -118,7 +118,7 @@ def build(
 def _student(
     config: Config, architecture: weights.ConfigArchitecture, mesh: Mesh, scheme: compress.Scheme
 ) -> steps.Student:
-    """The student as a step takes it."""
+    """Builds the student as a step takes it."""
     objective = _gathering(objectives.build(config.objective), mesh)
     without_clip_and_decay = dataclasses.replace(config.optimizer, clip_norm=0.0, weight_decay=0.0)
     return steps.Student(
@@ -146,7 +146,7 @@ def _check_logits(
 
 
 def _gathering(objective: Objective, mesh: Mesh) -> Objective:
-    """The objective of parameters that are split as the student's."""
+    """Makes an objective gather its params, which are split over devices as the student's are."""
 
     def loss(variables: dict[str, Any], *others: Any) -> Any:
         return objective.loss({**variables, "params": sharding.gathered(mesh, variables["params"])}, *others)
@@ -155,7 +155,7 @@ def _gathering(objective: Objective, mesh: Mesh) -> Objective:
 
 
 def _abstract_example(config: Config, student: steps.Student, variables: Any, teacher: Teacher | None) -> Any:
-    """(Outputs, Targets) of one example, as shapes and dtypes."""
+    """Returns (Outputs, Targets) of one example, as shapes and dtypes."""
     view = jax.ShapeDtypeStruct((1, config.view.image_size, config.view.image_size, config.view.channels), jnp.float32)
 
     def example(variables: weights.Variables, teacher: Teacher | None, view: jax.Array) -> Any:
@@ -168,7 +168,7 @@ def _abstract_example(config: Config, student: steps.Student, variables: Any, te
 
 
 def _begin_objective(student: steps.Student, example: Any) -> dict[str, Any]:
-    """The variables of an objective and its optimiser's state, {} if it has none."""
+    """Initialises the variables of an objective and their optimiser's state; {} if it has none."""
     if example is None:
         return {}
     outputs, targets = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)

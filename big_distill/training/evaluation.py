@@ -41,10 +41,10 @@ def evaluate(
     mesh: Mesh,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
-    """Metrics of one network on one split (see `scoring.summarize`), every readable example counted once.
+    """Computes the metrics of one network on one split (see `scoring.summarize`). Counts every readable example once.
 
     Raises:
-      Stopped: `stop`, which is asked before every batch, returned True.
+      Stopped: `stop` returned True. It is asked before every batch.
     """
 
     def sums() -> Iterator[scoring.Sums]:
@@ -57,7 +57,7 @@ def evaluate(
 
 
 def jit_eval_step(student: weights.ConfigArchitecture, config: Config, mesh: Mesh) -> EvalStep:
-    """The evaluation step of a network, its sums on every device."""
+    """Jits the evaluation step of a network. Every device gets its sums."""
     return jit_eval(steps.make_eval_step, student, config, mesh)
 
 
@@ -67,24 +67,24 @@ def jit_eval(
     config: Config,
     mesh: Mesh,
 ) -> Callable[..., _Result]:
-    """`make_step(model, card)` for a network: what it returns is on every device."""
+    """Jits `make_step(model, card)` for a network. Every device gets the result."""
     step = make_step(sharding.gathering(mesh, student.build(config.dtype)), student.card)
     return jax.jit(steps.at_precision(step, config.matmul_precision), out_shardings=sharding.replicated(mesh))
 
 
 def mesh_for(config: Config) -> Mesh:
-    """This machine's, for what was trained with a config elsewhere: split as far as its devices can."""
+    """Makes this machine's mesh for a run trained elsewhere. Lowers `mesh.fsdp` to what its devices allow."""
     return sharding.make_mesh(math.gcd(config.mesh.fsdp, jax.device_count()))
 
 
 def open_split(config: Config, source: SourceConfig, split: str) -> Source:
-    """A split of a data set of the run: `config.source` or `config.eval_source`."""
+    """Opens a split of a data set of the run: `config.source` or `config.evaluated_on`."""
     size, channels = config.view.image_size, config.view.channels
     return open_source(source, split, num_classes=config.num_classes, image_size=size, channels=channels)
 
 
 def open_eval(config: Config, split: str) -> EvalPipeline:
-    """Evaluation batches of a split, as large as training's parts, rounded up to this machine's devices."""
+    """Opens the evaluation batches of a split. `eval_batch_size` gives their size for this machine's devices."""
     source = open_split(config, config.evaluated_on, split)
     check_classes(source, config.num_classes)
     batch_size = eval_batch_size(config, jax.device_count())
@@ -92,7 +92,7 @@ def open_eval(config: Config, split: str) -> EvalPipeline:
 
 
 def with_data_dir(config: Config, data_dir: str | None) -> Config:
-    """The config of a run whose TFDS sets are where `data_dir` says; None: where the run had them."""
+    """Returns the config with its TFDS sets in `data_dir`; None leaves them where the run had them."""
     if not data_dir:
         return config
     source, eval_source = (dataclasses.replace(s, data_dir=data_dir) for s in (config.source, config.evaluated_on))
@@ -100,7 +100,7 @@ def with_data_dir(config: Config, data_dir: str | None) -> Config:
 
 
 def eval_batch_size(config: Config, num_devices: int) -> int:
-    """The number of examples in a global evaluation batch."""
+    """Computes the size of a global evaluation batch: that of a step's part, rounded up to a multiple of devices."""
     return -(-config.batch_size // config.accumulate_steps // num_devices) * num_devices
 
 
@@ -110,13 +110,13 @@ def evaluate_run(
     step: str = "final",
     data_dir: str | None = None,
 ) -> dict[str, float]:
-    """Metrics of a run's student on any split of its data set, against labels and its teacher.
+    """Evaluates a run's student on any split of its data set, against labels and its teacher.
 
     Args:
       workdir: the run directory.
-      split: in TFDS syntax.
+      split: a split in TFDS syntax.
       step: 'final' (the weights of a finished run), 'latest', 'best', or the number of a checkpoint.
-      data_dir: where TFDS sets are, if not where the run had them.
+      data_dir: the directory of TFDS sets, if it is not the run's.
 
     Raises:
       RunError: no run, or no such step in it.
@@ -131,7 +131,7 @@ def evaluate_run(
 
 
 def student_of(workdir: pathlib.Path, step: str, mesh: Mesh) -> weights.Network:
-    """The student of a run, of its end ('final') or of a checkpoint; see `evaluate_run`."""
+    """Loads the student of a run at its end ('final') or at a checkpoint; see `evaluate_run`."""
     if step == "final":
         return weights.load(workdir)
     config = read_config(workdir)

@@ -1,4 +1,4 @@
-"""The network that a run starts from, and what the run makes of it: fewer channels, low rank, rounded inputs."""
+"""Reads the network that a run starts from, and reshapes it: fewer channels, low rank, rounded inputs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from big_distill.run_dir import layout
 from big_distill.run_dir.layout import INIT_DIR, TEACHER_DIR
 from big_distill.terminal import say
 
-_MANY_ZEROS = 0.1  # of a network's weights: more than those that happen to be zero
+_MANY_ZEROS = 0.1  # share of a network's weights; fewer may be zero by chance
 
 
 def reshapes(config: Config) -> bool:
-    """Whether a run, or a stage before it, trains another network than `config.student` says."""
+    """Returns True if a run, or a stage before it, trains another network than `config.student` says."""
     return _reshapes(config) or (config.begins_from is not None and reshapes(config.begins_from))
 
 
 def read(config: Config, workdir: pathlib.Path) -> weights.Network | None:
-    """The network that a new run starts from, if there is one; None also as long as that is not trained yet."""
+    """Reads the network that a new run starts from. Returns None if there is none, or if it is not trained yet."""
     first = config.begins_from
     if first is not None and layout.read_summary(workdir / (INIT_DIR if config.init_config else TEACHER_DIR)) is None:
         return None
@@ -38,11 +38,11 @@ def read(config: Config, workdir: pathlib.Path) -> weights.Network | None:
 
 
 def reshaped(config: Config, network: weights.Network) -> weights.Network:
-    """The network that a run trains, made of the one that it starts from.
+    """Makes the network that a run trains out of the one that it starts from.
 
     Args:
-      config: resolved.
-      network: what `config.init_from` or the first stage left.
+      config: the resolved config.
+      network: the network that `config.init_from` names or that the first stage left.
 
     Raises:
       RunError: it is another network than the config says.
@@ -61,7 +61,10 @@ def reshaped(config: Config, network: weights.Network) -> weights.Network:
     asked, params = config.compress, network.variables["params"]
     zeros = 1 - weights.num_nonzero(params) / weights.num_params(params)
     if zeros > _MANY_ZEROS and not (asked.sparsity or asked.layer_sparsity or asked.bits or asked.integer_bits):
-        say(f"{network.source}: {100 * zeros:.0f} % zeros, which do not stay; compress.sparsity={zeros:.2f} keeps them")
+        say(
+            f"{network.source}: {100 * zeros:.0f} % of its weights are 0, and training will change them; "
+            f"compress.sparsity={zeros:.2f} keeps them 0"
+        )
     if config.compress.structure == "channels":
         network = _with_fewer_channels(config, network)
     if config.compress.rank_energy or config.compress.rank_flops:
@@ -77,10 +80,10 @@ def _reshapes(config: Config) -> bool:
 
 
 def prunable(architecture: weights.ConfigArchitecture) -> list[channels.Layer]:
-    """The layers of a network whose channels can go.
+    """Lists the layers of a network whose channels can be cut.
 
     Raises:
-      ConfigError: it has none.
+      ConfigError: the network has none.
     """
 
     def abstract(model: ModelConfig) -> weights.Variables:
@@ -93,7 +96,7 @@ def prunable(architecture: weights.ConfigArchitecture) -> list[channels.Layer]:
 
 
 def folded_arrays_of(network: weights.Network) -> weights.Arrays:
-    """The same of the folded network: kernels as they are used, standardised, and times BatchNorm's factor."""
+    """Returns the folded network's arrays: kernels as they are used, standardised and times BatchNorm's factor."""
     folded = network.architecture.fold(network.variables)
     return weights.arrays_of(dataclasses.replace(network, variables=folded))
 
@@ -136,17 +139,17 @@ def _factored(config: Config, network: weights.Network) -> weights.Network:
 
 
 def _dense_layers(network: weights.Network) -> dict[str, tuple[low_rank.Layer, bool]]:
-    """Every layer with a kernel as it is used, and whether it can have factors: a depthwise convolution cannot."""
+    """Returns by name each layer with its kernel as used, and True if it can have factors (a depthwise one cannot)."""
     architecture = network.architecture
     model, image = architecture.build("float32"), jax.ShapeDtypeStruct(architecture.input_shape, jnp.float32)
     applied = jax.eval_shape(lambda v, x: models.kernel_applications(model, v, x), network.variables, image)
-    # A kernel is standardised where it is used, its factors are not; BatchNorm stays beside them.
+    # A kernel is standardised where it is used. Its factors are not. BatchNorm stays beside them.
     standardized = models.family_of(architecture.model).standardizes_kernels
     kernels = folded_arrays_of(network) if standardized else weights.arrays_of(network)
     found = {}
     for name, (x, y) in applied.items():
         if name.rpartition("/")[2] in models.FACTORS:
-            continue  # of an earlier stage
+            continue  # a factor that an earlier stage made
         kernel = kernels[f"params/{name}/kernel"]
         layer = low_rank.Layer(kernel, math.prod(x.shape[1:-1]), math.prod(y.shape[1:-1]))
         found[name] = (layer, x.shape[-1] == kernel.shape[-2])

@@ -1,4 +1,4 @@
-"""The only loop: trains a student, with or without a teacher, resumes it exactly, evaluates it and sums it up."""
+"""Trains a student in the only loop, with or without a teacher: resumes it exactly, evaluates it and sums it up."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from big_distill.training.setup import Run, Scores, open_data, set_up, with_teac
 
 
 def train_and_evaluate(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
-    """Trains a run to its end, from its start or from its newest checkpoint; a finished run is only read.
+    """Trains a run to its end, from its start or from its newest checkpoint. Only reads a finished run.
 
     Args:
-      config: resolved.
-      workdir: the run directory; made if need be.
+      config: the resolved config.
+      workdir: the run directory, which is made if need be.
 
     Returns:
       The summary, as in `summary.json`.
@@ -41,7 +41,7 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
       RunError: the directory holds a run with another config, data or teacher.
       DataError: the data are not what the config says.
       NonFiniteError: a loss or gradient stopped being finite.
-      Preempted: a signal arrived; what there was to save is saved and the same call goes on.
+      Preempted: a signal arrived. All that there was to save is saved, and the same call goes on.
       PeerLost: another process died.
     """
     with Preemption(config.grace_seconds) as preemption:
@@ -59,14 +59,14 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: str = "config") -> dict[str, Any]:
-    """`train_and_evaluate` of a config, and before it of its teacher and of its first stage."""
+    """Trains a config as `train_and_evaluate` does, after its teacher and its first stage."""
     with lock.claimed(workdir, config, prefix) as summary:
         if summary:
             say(f"{workdir}: finished already")
             return summary
         set_aside_damaged(workdir)
         data = open_data(config)
-        run = set_up(config, workdir, data)  # before anything is trained: what is wrong with the student shows now
+        run = set_up(config, workdir, data)  # first, so that an error in the student shows before anything is trained
         begun = saved_steps(workdir)
         for inner, directory, name, what in (
             (config.teacher.config, layout.TEACHER_DIR, "teacher.config", "teacher"),
@@ -75,9 +75,9 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
             if inner is not None:
                 _run(inner, workdir / directory, preemption, f"{prefix}.{name}")
                 if preemption.requested:
-                    raise Preempted(f"stopped after the {what}, before what follows; the same command goes on")
+                    raise Preempted(f"stopped after the {what} was trained; the same command goes on")
         if config.begins_from is not None and not begun and run.initial is None:
-            run = set_up(config, workdir, data)  # now from the network that was trained just now
+            run = set_up(config, workdir, data)  # the network that it starts from is trained now
         with Checkpoints(config, workdir) as checkpoints:
             run = with_teacher(run, checkpoints)
             begin = _start(run, checkpoints)
@@ -88,13 +88,13 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
 
 
 def _name(prefix: str) -> str:
-    """Names a run in the log: student, teacher, or whose first stage it is."""
+    """Names a run in the log: 'student', 'teacher', or the same with "'s init" for its first stage."""
     whose = "teacher" if "teacher.config" in prefix else "student"
     return f"{whose}'s init" if prefix.endswith("init_config") else whose
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> Position:
-    """The newest checkpoint, or a new state."""
+    """Writes the files that describe the run, then restores its newest checkpoint or makes a new state."""
     variables = run.student.abstract_variables()
     overview = parameter_overview.get_parameter_overview(variables["params"], include_stats=False)
     logging.info("Parameters of the student:\n%s", overview)
@@ -130,7 +130,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> Position:
 def _train(
     run: Run, checkpoints: Checkpoints, begin: Position, preemption: Preemption, name: str
 ) -> tuple[TrainState, Scores]:
-    """The loop: the state after the last step and its scores; the clock goes on."""
+    """Runs the loop and advances the clock. Returns the state after the last step and its scores."""
     config, total_steps = run.config, run.config.total_steps
     state, step = begin.state, begin.step
 
@@ -151,7 +151,7 @@ def _train(
             stop = preemption.reached()
             to_evaluate = step == total_steps or step % config.eval_every_steps == 0
             to_save = step == total_steps or stop or step % config.checkpoint_every_steps == 0
-            # Do not change this order: what is saved has been applied, and all that was measured before is on disk.
+            # Do not change this order: every saved update was applied, and all metrics before a save are on disk.
             logged = session.log(steps, state, metrics)
             if logged or to_evaluate or to_save:
                 session.check_applied(state)

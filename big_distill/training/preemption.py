@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as requests: the loop saves and leaves, and within a stated time whatever it is doing."""
+"""Turns SIGTERM, SIGINT and SIGHUP into requests: the loop saves and leaves, in any case within a stated time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def leave_on_signals() -> None:
-    """Until a run has begun, and after it: signals end the process, which has nothing to save or undo, with status 75.
+    """Makes signals end the process with status 75 before and after a run, when there is nothing to save or undo.
 
-    Without an exception, which callbacks of JAX's would swallow.
+    It raises no exception, because callbacks of JAX would swallow it.
     """
     for number in _SIGNALS:
         if not _is_deaf_to(number):
@@ -29,7 +29,7 @@ def leave_on_signals() -> None:
 
 
 def _is_deaf_to(number: int) -> bool:
-    """Whether the process was started with nohup, and this is what it is not to hear."""
+    """Returns True if the signal is SIGHUP and the process was started with nohup."""
     return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
@@ -44,10 +44,10 @@ class Preemption:
     """Turns signals into `requested` where the loop has something to save (`deferred`), elsewhere into `Preempted`.
 
     A second signal changes nothing. `grace_seconds` after the first one the process ends (0: never), even in the middle
-    of a compilation or a save, of which nothing but a whole checkpoint remains.
+    of a compilation or a save. Only whole checkpoints remain of a save.
 
-    With several processes JAX's preemption service catches SIGTERM and agrees on a time at which all of them stop, the
-    next that they ask for; SIGINT is passed on to it, and the grace runs from then.
+    With several processes JAX's preemption service catches SIGTERM. SIGINT and SIGHUP are passed on to it. It agrees on
+    the next point at which all processes ask, and they stop there. The grace period begins at that point.
     """
 
     def __init__(self, grace_seconds: float):
@@ -67,7 +67,7 @@ class Preemption:
             return self
         for number in _SIGNALS:
             self._handle(number, self._on_signal)
-        # Python runs a handler between two bytecodes, so not while XLA compiles. This byte it sends at once.
+        # Python runs a handler between two bytecodes, so not while XLA compiles. It sends this byte at once.
         ours, pythons = socket.socketpair()
         pythons.setblocking(False)
         before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
@@ -121,10 +121,10 @@ class Preemption:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Where a signal is noted, for the loop to ask for.
+        """Notes a signal instead of raising it. The loop asks for it with `reached`.
 
         Raises:
-          Interrupted: one came before, and whatever it went through swallowed it, as JAX's callbacks do.
+          Interrupted: a signal came before, and the code that it interrupted swallowed it, as JAX's callbacks do.
         """
         if self._interrupted_by:
             raise Interrupted(self._interrupted_by)
@@ -135,7 +135,7 @@ class Preemption:
             self._deferred = False
 
     def reached(self) -> bool:
-        """Whether to save and leave; asked by all processes at the same points of their work, with one answer."""
+        """Returns True if the loop is to save and leave. All processes ask at the same points and get one answer."""
         self._times_asked += 1  # the service wants a number that rises from one run of a command to the next, too
         if self._several and not self.requested:
             self.requested = multihost_utils.reached_preemption_sync_point(self._times_asked)
@@ -145,5 +145,5 @@ class Preemption:
 
 
 def _write(message: str) -> None:
-    """To stderr past its buffer, whose lock whoever was interrupted may hold."""
+    """Writes to stderr past its buffer. The interrupted code may hold the buffer's lock."""
     os.write(2, f"big_distill: {message}\n".encode())

@@ -1,4 +1,4 @@
-"""A session keeps these things while a run trains: its log, its clock, what a person watches, and its saves."""
+"""Keeps the log, the clock, the progress bar and the saves of a session while a run trains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from big_distill.training.setup import Run, Scores
 
 @dataclasses.dataclass
 class Clock:
-    """Time over all sessions of a run, as its checkpoints know it.
+    """Holds the time over all sessions of a run, as its checkpoints save it.
 
     Evaluation, saving and the first step of a session do not count as training.
     """
@@ -35,7 +35,7 @@ class Clock:
 
 @dataclasses.dataclass
 class Position:
-    """Where a session of a run begins.
+    """Says where a session of a run begins.
 
     evaluated: False after a signal that left no time for the evaluation that was due at this step.
     """
@@ -47,10 +47,10 @@ class Position:
 
 
 class Session:
-    """One session of a run: everything that its loop keeps beside the state.
+    """Keeps everything that the loop of one session needs beside the state.
 
     Attributes:
-      scores: of the last step, if it was evaluated.
+      scores: the scores of the last step, if it was evaluated.
     """
 
     def __init__(self, run: Run, checkpoints: Checkpoints, begin: Position, name: str):
@@ -64,8 +64,8 @@ class Session:
         self._profile = profiler(run.workdir, config.profile_at_step)
         self._schedule = optim.make_schedule(config.optimizer, config.total_steps)
         self._logged = last_logged(run.workdir)
-        self._compiled: set[int] = set()  # for so many steps
-        self._applied: dict[int, jax.Array] = {}  # of the chunks since the last check, by their first steps
+        self._compiled: set[int] = set()  # lengths of the chunks that are compiled
+        self._applied: dict[int, jax.Array] = {}  # first step -> flags of a chunk, since the last check
 
     def __enter__(self) -> Session:
         return self
@@ -75,14 +75,14 @@ class Session:
             pass
 
     def begin_chunk(self, steps: range, state: TrainState) -> None:
-        """Forgets the scores of before, and stops the clock if the chunk has to be compiled."""
+        """Forgets the earlier scores, and stops the clock if the chunk has to be compiled."""
         self.scores = {}
         if len(steps) not in self._compiled:
             jax.block_until_ready(state)
             self._stopwatch.stop()
 
     def end_chunk(self, steps: range, metrics: dict[str, Any]) -> None:
-        """Counts the steps of a chunk that is on its way, and moves the bar."""
+        """Counts the steps of a chunk that was dispatched, and moves the bar."""
         self._applied[steps[0]] = metrics["applied"]
         if len(steps) not in self._compiled:
             jax.block_until_ready(metrics)  # compiled: from here on, time is training time
@@ -94,12 +94,12 @@ class Session:
         self._progress.update(steps[-1])
 
     def log(self, steps: range, state: TrainState, metrics: dict[str, Any]) -> bool:
-        """Writes what was measured in a chunk, where a line is due; returns whether one was due."""
+        """Writes the metrics of a chunk where a line is due. Returns True if one was due."""
         config = self._run.config
         due = [step for step in steps if step == config.total_steps or step % config.log_every_steps == 0]
         if not due:
             return False
-        reached = int(state.step)  # of a chunk that is broken off, before its end
+        reached = int(state.step)  # before the end of a chunk that was broken off
         speed = config.batch_size * self._stopwatch.rate(self._clock.timed_steps)
         measured = jax.device_get({name: value for name, value in metrics.items() if name != "applied"})
         for step in (step for step in due if step <= reached):
@@ -114,7 +114,7 @@ class Session:
         """Reports the steps since the last check whose update was not applied, and forgets them.
 
         Raises:
-          NonFiniteError: one that may not be skipped; the state is that of the step before.
+          NonFiniteError: a step may not be skipped. The state is that of the step before.
         """
         most, reached = self._run.config.optimizer.max_skipped_steps, int(state.step)
         flags = jax.device_get(self._applied).items()
@@ -137,11 +137,11 @@ class Session:
             say(f"{message}; skipped, number {before + index + 1} of at most {most}")
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """Evaluations and saves: they are not training time."""
+        """Stops the clock for evaluations and saves, which are not training time."""
         return self._stopwatch.paused()
 
     def evaluate(self, step: int, state: TrainState, stop: Callable[[], bool]) -> bool:
-        """Evaluates the student; returns whether it came to its end, before `stop` was True."""
+        """Evaluates the student. Returns True if the evaluation ended before `stop` returned True."""
         try:
             self.scores = self._run.evaluate(state, stop)
         except Stopped:
@@ -152,7 +152,7 @@ class Session:
         return True
 
     def save(self, step: int, state: TrainState, *, evaluated: bool) -> None:
-        """Saves a step, once all that was measured before is on disk; `evaluated` as in `Position`."""
+        """Saves a step after all earlier metrics are on disk. `evaluated` is that of `Position`."""
         self._log.flush()
         self._clock.wall_seconds = time.monotonic() - self._began
         self._clock.train_seconds = self._stopwatch.seconds
@@ -169,7 +169,7 @@ class Session:
 
 
 def hardware(run: Run) -> dict[str, Any]:
-    """The facts about a machine that may change rounding."""
+    """Returns the facts about a machine that may change rounding."""
     return {
         "platform": jax.default_backend(),
         "num_devices": run.mesh.size,

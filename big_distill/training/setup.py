@@ -1,4 +1,4 @@
-"""A run before its first step: its data opened, its networks and steps built, its teacher frozen and checked."""
+"""Sets a run up before its first step: opens data, builds networks and steps, freezes and checks the teacher."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from big_distill.training.evaluation import evaluate, open_eval, open_split
 Scores = dict[str, dict[str, float]]
 """split -> metric -> value"""
 Identity = dict[str, str]
-"""`sha256`, which a resume compares, and the `name` of whose it is."""
+"""Holds `sha256`, which a resume compares, and `name`, which says what was hashed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The splits of a run, opened, of which nothing is decoded yet.
+    """Holds the opened splits of a run. Nothing of them is decoded yet.
 
     source: the training split.
-    evaluation: batches of the validation and of the test split, as far as there are any.
-    class_names: in the order of the labels; () if the data have no names.
+    evaluation: batches of the validation and of the test split, as far as they exist.
+    class_names: names in the order of the labels; () if the data have none.
     """
 
     source: Source
@@ -47,11 +47,11 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run, as its loop takes it: `set_up` makes it, `with_teacher` completes it.
+    """Holds a run as its loop takes it. `set_up` makes it, `with_teacher` completes it.
 
-    student: with the names of its classes, which may be the teacher's.
-    initial: what the student starts from, if anything.
-    identity: of the data, the config and the teacher.
+    student: its architecture with the names of its classes, which may be the teacher's.
+    initial: the network that the student starts from, if there is one.
+    identity: the identities of the data, the config and the teacher.
     """
 
     computation: Computation
@@ -65,28 +65,28 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """The resolved config."""
+        """Returns the resolved config."""
         return self.computation.config
 
     @property
     def mesh(self) -> Mesh:
-        """The mesh of the devices that it runs on."""
+        """Returns the mesh of the devices that the run uses."""
         return self.computation.mesh
 
     @property
     def teacher(self) -> Teacher | None:
-        """The teacher as the steps take it; None without one, and until `with_teacher`."""
+        """Returns the teacher as the steps take it; None without one, and until `with_teacher`."""
         return self.checked_teacher.teacher if self.checked_teacher else None
 
     def place_resident(self) -> Resident | None:
-        """The training split on every device, if that is where it is to live.
+        """Puts the training split on every device, if the config asks for that.
 
         Raises:
-          DataError: it does not fit.
+          DataError: the split does not fit.
         """
         split = self.train_data.resident()
         needed = sum(x.nbytes for x in jax.tree.leaves(split))
-        memory = jax.local_devices()[0].memory_stats() or {}  # of a CPU there are none
+        memory = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
         free = memory.get("bytes_limit", needed) - memory.get("bytes_in_use", 0)
         if needed > max(free, 0):
             raise DataError(
@@ -99,7 +99,7 @@ class Run:
         return on_devices
 
     def evaluate(self, state: TrainState, stop: Callable[[], bool] | None = None) -> Scores:
-        """Metrics on the validation and the test split, as far as there are any; `stop` as in `evaluation.evaluate`."""
+        """Evaluates on the validation and test splits that exist. `stop` is that of `evaluation.evaluate`."""
         return {
             split: evaluate(self.computation.eval_step, state.variables, self.teacher, data, self.mesh, stop)
             for split, data in self.eval_data.items()
@@ -110,7 +110,7 @@ def open_data(config: Config) -> Data:
     """Opens the splits of a run.
 
     Raises:
-      DataError: they are not what the config says.
+      DataError: the data are not what the config says.
     """
     source = open_split(config, config.source, config.source.train)
     needs_labels = "labels" in objectives.build(config.objective).reads
@@ -125,9 +125,9 @@ def open_data(config: Config) -> Data:
 
 
 def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:
-    """Builds the networks and the steps, all but the teacher; compiles nothing yet.
+    """Builds the networks and the steps, all but the teacher. Compiles nothing yet.
 
-    As long as the network that the student starts from is not trained, the run is without it.
+    Until the network that the student starts from is trained, the run is without it.
     """
     mesh = sharding.make_mesh(config.mesh.fsdp)
     network = None
@@ -141,7 +141,7 @@ def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:
             config = before_reshaping(config)
         student = weights.architecture_of(config, data.class_names, network)
         if network is not None:
-            weights.merge(student.abstract_variables(), network, config.init_fresh)  # raises where they do not fit
+            weights.merge(student.abstract_variables(), network, config.init_fresh)  # raises if they do not fit
     source = data.source
     return Run(
         computation=build(config, student, mesh, _announced_teacher(config, workdir, mesh)),
@@ -159,22 +159,22 @@ def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:
 
 
 def _announced_teacher(config: Config, workdir: pathlib.Path, mesh: Mesh) -> Teacher | None:
-    """The teacher's shapes, for an objective with variables: its mistakes show before the teacher is trained."""
+    """Returns the teacher's shapes for an objective with variables: its errors show before the teacher is trained."""
     if not objectives.build(config.objective).has_variables:
         return None
     try:
         return teachers.abstract(teachers.announced(config, workdir), config, mesh)
-    except ConfigError:  # it is not here, and its name does not tell
+    except ConfigError:  # the teacher is not here, and its name does not tell its shapes
         return None
 
 
 def before_reshaping(config: Config) -> Config:
-    """The config, without `compress` if which kernels there will be is not known before they are trained."""
+    """Returns the config, without `compress` if the kernels are not known until an earlier network is trained."""
     return dataclasses.replace(config, compress=CompressConfig()) if initial.reshapes(config) else config
 
 
 def with_teacher(run: Run, checkpoints: Checkpoints) -> Run:
-    """The run with its teacher, after a check that it resumes with the teacher and the data that it began with."""
+    """Adds the teacher to a run, after a check that it resumes with the teacher and the data that it began with."""
     networks = teachers.read(run.config, run.workdir)
     teacher = {"name": ", ".join(n.source for n in networks), "sha256": teachers.identity(networks)}
     config = {"name": "a checkpoint of another run", "sha256": fingerprint(run.config)}

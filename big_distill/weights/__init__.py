@@ -1,4 +1,4 @@
-"""Networks with their weights: architectures, the files that hold them, and files of others."""
+"""Describes networks with their weights. Reads and writes the files that hold them, and reads files of others."""
 
 # ruff: noqa: F401
 from big_distill.weights.architecture import (

@@ -1,4 +1,4 @@
-"""Networks: the architecture of one, and the architecture with its weights, which are counted, hashed and merged."""
+"""Describes a network: its architecture, and the architecture with its weights. Counts, hashes and merges weights."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from big_distill.parallel import sharding
 from big_distill.state import Card, Model, by_path, path_name
 
 Variables = dict[str, Any]
-"""{"params": ..., "batch_stats": ...}, the latter only if the network has any."""
+"""{"params": ..., "batch_stats": ...}; the second key is there only if the network has such statistics."""
 Arrays = dict[str, np.ndarray]
-"""Variables by path: params/fc1/kernel."""
+"""Variables by path, such as params/fc1/kernel."""
 
 
 class Architecture(abc.ABC):
-    """An architecture rebuilds a network: how it computes, its outputs and its input. A `Network` adds the weights.
+    """Rebuilds a network: it says how the network computes, and what its outputs and its input are.
 
-    One that is written here is a frozen dataclass of these fields, and of whatever it is made of.
+    A `Network` adds the weights. A subclass is a frozen dataclass with these fields, and with those that describe the
+    computation.
 
     num_classes: K, the number of logits; 0 for a network without a head.
-    channels: of an image.
-    resize: an image's shorter side, before a square of `view_size` is cut from its middle.
-    card: what the network expects; where its image_size is smaller, the square is resized to it.
-    view_size: 0 for card.image_size.
+    channels: number of channels of an image.
+    resize: an image's shorter side in pixels, before a square of `view_size` is cut from its middle.
+    card: what the network expects of its input; the square is resized to card.image_size if that is smaller.
+    view_size: side of the square in pixels; 0 means card.image_size.
     """
 
     num_classes: int
@@ -44,35 +45,35 @@ class Architecture(abc.ABC):
 
     @abc.abstractmethod
     def build(self, dtype: str, *, folded: bool = False) -> Model:
-        """The network as pure functions, its activations in `dtype`; `folded`: of the variables that `fold` makes."""
+        """Builds the network as pure functions, with activations in `dtype`; `folded`: for the variables of `fold`."""
 
     @abc.abstractmethod
     def fold(self, variables: Variables) -> Variables:
-        """The variables of the folded network: what does not depend on the input is computed, in float32."""
+        """Folds the variables: computes all that does not depend on the input. They are float32."""
 
     @property
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """The facts that make it this network, JSON-ready, without card and weights; `name` is what people call it."""
+        """Returns the facts that make it this network, ready for JSON, without card and weights; `name` is its name."""
 
     def with_card(self, card: Card) -> Self:
-        """The same network, of which another card is true."""
+        """Returns the same network with another card."""
         return dataclasses.replace(self, card=card)  # type: ignore[type-var]
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """The shape of one image, [1, S, S, C]."""
+        """Returns the shape of one image, [1, S, S, C]."""
         return (1, self.card.image_size, self.card.image_size, self.channels)
 
     def abstract_variables(self, *, folded: bool = False) -> Any:
-        """The tree of ShapeDtypeStruct that its weights must fill; `folded`: that `fold` makes of them."""
+        """Returns the tree of ShapeDtypeStruct that its weights must fill, or, if `folded`, those of `fold`."""
         image = jax.ShapeDtypeStruct(self.input_shape, jnp.float32)
         return jax.eval_shape(self.build("float32", folded=folded).init, jax.random.key(0), image)
 
 
 @dataclasses.dataclass(frozen=True)
 class ConfigArchitecture(Architecture):
-    """The architecture that a `ModelConfig` describes: a family's, or the user's own code."""
+    """Holds the architecture that a `ModelConfig` describes: one of a family's networks, or the user's own code."""
 
     model: ModelConfig
     num_classes: int
@@ -82,21 +83,21 @@ class ConfigArchitecture(Architecture):
     view_size: int = 0
 
     def build(self, dtype: str, *, folded: bool = False) -> Model:
-        """The network as pure functions; the same arguments give the same object."""
+        """Builds the network as pure functions; the same arguments give the same object."""
         return models.build(self.model, self.num_classes, dtype, folded)
 
     def fold(self, variables: Variables) -> Variables:
-        """The variables of the folded network, as `models.fold` makes them."""
+        """Folds the variables with `models.fold`."""
         return models.fold(self.model, variables)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The fields of its config. `options`, which older files do not have, is there if it is set."""
+        """Returns the fields of its config; `options` only if it is set, because older files do not have it."""
         fields = dataclasses.asdict(self.model)
         return {name: value for name, value in fields.items() if value or name != "options"}
 
     def to_json(self) -> dict[str, Any]:
-        """Makes the JSON that a card holds of it; `card.from_json` is the inverse."""
+        """Returns the JSON value of this architecture that a file's card holds; `card.from_json` is the inverse."""
         return {**dataclasses.asdict(self), "model": self.identity}
 
 
@@ -105,7 +106,7 @@ _Architecture = TypeVar("_Architecture", bound=Architecture, covariant=True)
 
 @dataclasses.dataclass(frozen=True)
 class Network(Generic[_Architecture]):
-    """An architecture with its weights; `source` is what the user calls the file that they are from."""
+    """Holds an architecture with its weights; `source` is the path or name by which the user gave their file."""
 
     architecture: _Architecture
     variables: Variables
@@ -113,15 +114,15 @@ class Network(Generic[_Architecture]):
 
 
 def architecture_of(config: Config, class_names: tuple[str, ...], begun_from: Network | None) -> ConfigArchitecture:
-    """The student of a resolved config.
+    """Returns the architecture of the student that a resolved config describes.
 
     Args:
       config: resolved.
-      class_names: of the data.
-      begun_from: of `initial.reshaped`: its form, and its input's normalisation, are the student's.
+      class_names: the names of the data's classes.
+      begun_from: the result of `initial.reshaped`; the student takes its shape and its input's normalisation.
 
     Raises:
-      RunError: a network of other classes.
+      RunError: `begun_from` has other classes.
     """
     view, model = config.view, config.student
     card = Card(image_size=view.size_for_student, class_names=class_names)
@@ -131,7 +132,7 @@ def architecture_of(config: Config, class_names: tuple[str, ...], begun_from: Ne
         if differ and len(before.class_names) == len(class_names) and not config.init_fresh:
             raise RunError(
                 f"{begun_from.source} has other classes, or in another order ({differ[0][0]!r} where the data have "
-                f"{differ[0][1]!r}): config.init_fresh='head/.*' starts the head anew"
+                f"{differ[0][1]!r}); config.init_fresh='head/.*' initialises the head anew"
             )
         card = dataclasses.replace(card, mean=before.mean, std=before.std)
     return ConfigArchitecture(model, config.num_classes, view.channels, view.resize, card, view.image_size)
@@ -147,7 +148,7 @@ def check_same(theirs: ModelConfig, ours: ModelConfig, subject: str, name: str) 
 
 
 def check_shapes(network: Network) -> None:
-    """Raises RunError unless a network's weights are those of its architecture, which is not the one it came with."""
+    """Raises RunError unless a network's weights fit its architecture, whose image_size the caller has changed."""
     arrays, size = by_path(network.variables), network.architecture.card.image_size
     for name, expected in by_path(network.architecture.abstract_variables()).items():
         if arrays[name].shape != expected.shape:
@@ -158,19 +159,20 @@ def check_shapes(network: Network) -> None:
 
 
 def arrays_of(network: Network) -> Arrays:
-    """The variables of a network by path: params/fc1/kernel."""
+    """Returns the variables of a network by path, such as params/fc1/kernel."""
     return {name: np.asarray(leaf) for name, leaf in by_path(network.variables).items()}
 
 
 def with_input_ranges(network: Network, bits: int) -> Network:
-    """The network with inputs of so many bits, or of floats for 0; ranges that are not known yet are zero."""
+    """Returns the network with layer inputs of so many bits (0: floats); ranges that are not known yet are zero."""
     return rebuilt(network, arrays_of(network), activation_bits=bits)
 
 
 def rebuilt(network: Network, arrays: Arrays, **fields: Any) -> Network:
-    """The network with these variables, and with other fields of its ModelConfig.
+    """Rebuilds a network with these variables, and with other fields of its ModelConfig.
 
-    Ranges of inputs that are not among the arrays are zero, those that have no place are left out; all else must fit.
+    Input ranges that are missing from the arrays become zero. Input ranges that have no place are left out. All other
+    arrays must fit.
     """
     model = dataclasses.replace(network.architecture.model, **fields)
     architecture = dataclasses.replace(network.architecture, model=model)
@@ -190,20 +192,20 @@ def rebuilt(network: Network, arrays: Arrays, **fields: Any) -> Network:
 
 
 def num_params(params: Any) -> int:
-    """How many numbers a tree of parameters holds."""
+    """Counts the numbers in a tree of parameters."""
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
 
 
 def num_nonzero(params: Any) -> int:
-    """How many of them are not zero."""
+    """Counts the numbers in a tree of parameters that are not zero."""
     return sum(int(np.count_nonzero(x)) for x in jax.tree.leaves(params))
 
 
 def sha256(params: Any) -> str:
-    """Hash of every parameter's path, dtype, shape and bytes, in order of the paths; every process has to ask."""
+    """Hashes every parameter's path, dtype, shape and bytes, in order of the paths. Every process must call it."""
     digest = hashlib.sha256()
     for name, value in sorted(by_path(params).items()):
-        # A jax.Array keeps its first host copy: of a fresh one this hashes what the device holds now.
+        # A jax.Array caches its first copy on the host. A fresh array has no cache, so this hashes the device's bytes.
         array = np.ascontiguousarray(sharding.to_host(jnp.copy(value) if isinstance(value, jax.Array) else value))
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
@@ -214,10 +216,10 @@ def merge(variables: Variables, given: Network, fresh: str | None) -> tuple[Vari
     """Takes every leaf from `given`, except those whose path below the collection (head/kernel) matches `fresh`.
 
     Returns:
-      (the merged variables, how many leaves were taken, stayed or found no place: a line for the log).
+      (the merged variables, a line for the log: how many leaves were taken, stayed as they were, or had no place).
 
     Raises:
-      RunError: a leaf that is neither there in this shape nor matched by `fresh`.
+      RunError: `given` lacks a leaf, or has it in another shape, and `fresh` does not match it.
     """
     trained = by_path(given.variables)
     loaded: list[str] = []
@@ -232,7 +234,7 @@ def merge(variables: Variables, given: Network, fresh: str | None) -> tuple[Vari
         if shape != new.shape:
             raise RunError(
                 f"{given.source} does not fit this student: {name} is {shape} there and {new.shape} here; "
-                "config.init_fresh names what is to start anew, such as head/.*"
+                "config.init_fresh names what is initialised anew, such as head/.*"
             )
         loaded.append(name)
         return trained[name]
@@ -242,7 +244,7 @@ def merge(variables: Variables, given: Network, fresh: str | None) -> tuple[Vari
 
     merged = jax.tree_util.tree_map_with_path(leaf, variables)
     if fresh and not kept:
-        raise RunError(f"config.init_fresh={fresh!r} matches no parameter, e.g. not {loaded[0].partition('/')[2]}")
+        raise RunError(f"config.init_fresh={fresh!r} matches no parameter; one is {loaded[0].partition('/')[2]}")
     unused = sorted(trained.keys() - set(loaded))
     return merged, (
         f"{len(loaded)} parameters loaded, {len(kept)} new{listed(kept)}, {len(unused)} unused{listed(unused)}"

@@ -1,4 +1,4 @@
-"""Cards as JSON: inside our own files, and in a file that a person writes beside a foreign one."""
+"""Reads cards as JSON: from inside our own files, and from a file that a person writes beside a foreign one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from big_distill.state import Card
 from big_distill.weights.architecture import ConfigArchitecture
 
 CARD_SUFFIX = ".card.json"
-_MAX_SIZE = 1 << 20  # of a card's numbers: no network is built, however small its file, whose shapes overflow
+_MAX_SIZE = 1 << 20  # largest number in a card: a small file must not ask for a network whose shapes overflow
 
 
 def from_json(text: str | bytes, path: pathlib.Path) -> ConfigArchitecture:
-    """The inverse of `ConfigArchitecture.to_json`, from text; `path` is where that is from."""
+    """Reads an architecture from text; the inverse of `ConfigArchitecture.to_json`. `path` names the text in errors."""
     try:
         values = json.loads(text)
         card = _card(values.pop("card"), values["num_classes"])
@@ -37,9 +37,10 @@ def from_json(text: str | bytes, path: pathlib.Path) -> ConfigArchitecture:
 
 
 def card_beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
-    """The card of a foreign file, corrected by the fields of the JSON file beside it, teacher.card.json, if any.
+    """Returns the card of a foreign file, corrected by the JSON file beside it (teacher.card.json), if there is one.
 
-    The fields are those of `Card`; a `value_range`, such as [-1, 1], that pixels are brought to replaces mean and std.
+    That file's fields are those of `Card`. A `value_range`, such as [-1, 1], may replace mean and std: it is the range
+    to which pixels are scaled.
     """
     path = file.with_suffix(CARD_SUFFIX)
     if not path.is_file():
@@ -57,7 +58,7 @@ def card_beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
 
 
 def _card(values: Mapping[str, Any], num_classes: int) -> Card:
-    """Raises ConfigError unless these values make a card."""
+    """Makes a card of these values; raises ConfigError if they make none."""
     card: Card = freeze(Card, values, "card")
     if len(card.class_names) not in (0, num_classes):
         raise ConfigError(f"{len(card.class_names)} class_names, but the network has {num_classes} classes")
@@ -70,5 +71,5 @@ def _card(values: Mapping[str, Any], num_classes: int) -> Card:
 
 
 def is_user_code(model: ModelConfig) -> bool:
-    """Whether a network is the user's own `module:function`."""
+    """Returns True if a network is the user's own `module:function`."""
     return ":" in (model.name or "")

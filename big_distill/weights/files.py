@@ -1,7 +1,7 @@
-"""A network in one file: an .npz of its parameters by path, with a card that says how to rebuild and feed it.
+"""Reads and writes a network as one .npz: its variables by path, and a card that says how to rebuild and feed it.
 
-Names are those of the parameter tree, `params/block1/unit01/conv1/kernel`. Files of others (see `pretrained`) have no
-card: what they are follows from their names and shapes, or is declared.
+The names are those of the variables' tree, such as `params/block1/unit01/conv1/kernel`. Files of others (see
+`pretrained`) have no card: their architecture follows from their names and shapes, or the config declares it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _CARD = "__card__"
 
 
 def write_architecture(workdir: pathlib.Path, architecture: ConfigArchitecture) -> None:
-    """Writes the architecture into a run directory: a resume does not depend on the file that the run began from."""
+    """Writes the architecture into a run directory, so that a resume does not need the file that the run began from."""
     write_json(workdir / ARCHITECTURE_FILE, architecture.to_json())
 
 
 def read_architecture(workdir: pathlib.Path) -> ConfigArchitecture:
-    """Reads what `write_architecture` wrote.
+    """Reads the architecture that `write_architecture` wrote.
 
     Raises:
-      RunError: it is not there, or damaged.
+      RunError: the file is missing or damaged.
     """
     path = workdir / ARCHITECTURE_FILE
     if not path.is_file() and (workdir / WEIGHTS_FILE).is_file():
@@ -47,7 +47,7 @@ def read_architecture(workdir: pathlib.Path) -> ConfigArchitecture:
 
 
 def contents(network: Network) -> Arrays:
-    """The arrays of a weight file of ours: the variables by path, and the card."""
+    """Returns the arrays of a weight file of ours: the variables by path, and the card."""
     card = json.dumps(network.architecture.to_json(), separators=(",", ":"))
     return {_CARD: np.frombuffer(card.encode(), np.uint8), **arrays_of(network)}
 
@@ -64,11 +64,12 @@ def load(path: str | pathlib.Path, otherwise: ConfigArchitecture | None = None) 
 
     Args:
       path: a run directory, a file, its address, or a name: all that `pretrained.names.locate` takes.
-      otherwise: what a file without a card is, as far as it does not tell itself; a model with a name wins over that.
+      otherwise: the architecture of a file without a card, where its names and shapes do not tell; if its model has a
+        name, the file must hold that model.
 
     Raises:
-      RunError: no such file, not a weight file, an architecture that is not known or is your own code without a config
-        that names it, or names and shapes that differ from the architecture's.
+      RunError: no such file; not a weight file; an architecture that is unknown, or is your own code and no config
+        names it; names and shapes that differ from the architecture's.
     """
     file = names.locate(str(path))
     if file.is_dir():
@@ -76,13 +77,13 @@ def load(path: str | pathlib.Path, otherwise: ConfigArchitecture | None = None) 
             raise RunError(f"{file} is not a run directory: it has no {CONFIG_FILE}")
         if not (file / WEIGHTS_FILE).is_file():
             raise RunError(
-                f"{file} is not a finished run: it has no {WEIGHTS_FILE}; run the command that made it again to go on"
+                f"{file} is not a finished run: it has no {WEIGHTS_FILE}; give the command that made it again, to go on"
             )
         file /= WEIGHTS_FILE
         try:
             arrays = formats.read(file)
         except RunError as error:
-            raise RunError(f"{error}; remove it and the command that made it makes it again") from error
+            raise RunError(f"{error}; remove the file, and the run's command writes it again") from error
     else:
         arrays = formats.read(file)
     if _CARD in arrays:
@@ -94,7 +95,7 @@ def load(path: str | pathlib.Path, otherwise: ConfigArchitecture | None = None) 
 
 
 def _check_own(model: ModelConfig, file: pathlib.Path, otherwise: ConfigArchitecture | None) -> None:
-    """Raises RunError if a file alone asks for user code: a config does, the user's or that of the run directory."""
+    """Raises RunError if a file asks for user code that neither the user's config nor the run directory's names."""
     if not is_user_code(model) or (otherwise is not None and otherwise.model.name == model.name):
         return
     run = file.parent
@@ -106,15 +107,15 @@ def _check_own(model: ModelConfig, file: pathlib.Path, otherwise: ConfigArchitec
 
 
 def announced(path: str, otherwise: ConfigArchitecture) -> ConfigArchitecture:
-    """The architecture that `load` would find, but nothing is fetched: config and name tell what is not here.
+    """Returns the architecture that `load` would find, but fetches nothing: config and name describe a missing file.
 
     Args:
       path: as `load` takes it.
-      otherwise: as `load` takes it; it tells the classes, the channels and whatever the name leaves open.
+      otherwise: as `load` takes it; it says the classes, the channels and all that the name leaves open.
 
     Raises:
-      ConfigError: neither tells the architecture.
-      RunError: something is here, but no weights.
+      ConfigError: neither says the architecture.
+      RunError: the path exists, but holds no weights.
     """
     local = pathlib.Path(path).expanduser()
     if "://" not in path and (local / ARCHITECTURE_FILE).is_file():
@@ -124,8 +125,8 @@ def announced(path: str, otherwise: ConfigArchitecture) -> ConfigArchitecture:
     model = otherwise.model if otherwise.model.name is not None else names.model_of(path)
     if model is None:
         raise ConfigError(
-            f"config.teacher.path={path!r} is not here and its name does not say what it is: "
-            "config.teacher.model.name does, with .depth, .width and whatever else that model reads"
+            f"config.teacher.path={path!r} does not exist here, and the name does not say what network it is: set "
+            "config.teacher.model.name, with .depth, .width and the other fields that this model reads"
         )
     card = dataclasses.replace(otherwise.card, image_size=names.image_size(path) or otherwise.card.image_size)
     return dataclasses.replace(otherwise, model=model, card=card)
@@ -134,7 +135,7 @@ def announced(path: str, otherwise: ConfigArchitecture) -> ConfigArchitecture:
 def _foreign(
     arrays: dict[str, np.ndarray], source: str, file: pathlib.Path, otherwise: ConfigArchitecture | None
 ) -> tuple[ConfigArchitecture, dict[str, np.ndarray]]:
-    """The architecture of a file without a card of ours, and its arrays under our names."""
+    """Returns the architecture of a file without a card of ours, and its arrays under our names."""
     declared = otherwise if otherwise is not None and otherwise.model.name is not None else None
     try:
         translated = formats.translate(arrays, file, source)
@@ -142,7 +143,7 @@ def _foreign(
         if declared is None:
             raise
         card = card_beside(file, declared.card, declared.num_classes)
-        return dataclasses.replace(declared, card=card), arrays  # our names, or `_fill` says what is missing
+        return dataclasses.replace(declared, card=card), arrays  # they have our names, or `_fill` says what is missing
     if declared is not None:
         check_same(translated.model, declared.model, f"{source} is another network", "config.teacher.model")
     size = translated.image_size or (otherwise.card.image_size if otherwise else 224)
@@ -154,7 +155,7 @@ def _foreign(
 
 
 def _fill(abstract: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:
-    """The tree filled by name; shapes may differ by axes of length one ([1, 1, 1, C] for [C])."""
+    """Fills the tree by name; shapes may differ by axes of length one ([1, 1, 1, C] for [C])."""
     if not any(name.startswith("params/") for name in arrays):
         arrays = {f"params/{name}": value for name, value in arrays.items()}
     expected = by_path(abstract).keys()

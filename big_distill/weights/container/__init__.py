@@ -1,4 +1,4 @@
-"""The container: a file for a finished student, in as few bytes as its weights need."""
+"""Keeps a finished student in one file, the container, in as few bytes as its weights need."""
 
 from big_distill.weights.container.file import SUFFIX, read, write
 

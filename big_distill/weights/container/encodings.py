@@ -1,16 +1,18 @@
-"""One array as bytes, in the way that is smallest, and back to the bit.
+"""Encodes one array as bytes, in the smallest way, and decodes it to the same bits.
 
-* `raw`: its bytes.
-* `deflated`: its bytes, compressed by zlib.
-* `half`: of floats whose lower 16 bits are zero (bfloat16) the upper bytes, then the lower ones, compressed by zlib.
-* `sparse`: the gaps between its values that are not zero, Huffman-coded, and the values.
-* `shared`: those gaps, the distinct values, and for each that is not zero which it is, Huffman-coded (Han et al. 2016,
-  "Deep Compression", arXiv 1510.00149, section 4).
-* `integers`: a scale for each of the last axis, and the integers in [-127, 127] that it multiplies, Huffman-coded.
+* `raw`: the bytes of the array.
+* `deflated`: the bytes of the array, compressed by zlib.
+* `half`: for floats whose lower 16 bits are zero (bfloat16): their highest bytes, then their second bytes, compressed
+  by zlib.
+* `sparse`: the gaps between the values that are not zero, Huffman-coded, and these values.
+* `shared`: those gaps, the distinct values, and the index of each value that is not zero, Huffman-coded (Han et al.
+  2016, "Deep Compression", arXiv 1510.00149, section 4).
+* `integers`: a scale for each index of the last axis, and the integers in [-127, 127] that it multiplies,
+  Huffman-coded.
 * `sparse_integers`: the same, with gaps instead of zeros.
 
-A gap of 255 or more zeros is written as as many symbols 255, each standing for 255 zeros and no value: the paper's
-filler zeros, which cost an index here but no value.
+A gap of 255 or more zeros takes several symbols: each symbol 255 stands for 255 zeros and no value. These are the
+paper's filler zeros; here they cost an index but no value.
 """
 
 from __future__ import annotations
@@ -25,17 +27,17 @@ import numpy as np
 from big_distill.weights.container import huffman
 
 PARTS = {"raw": 1, "deflated": 1, "half": 1, "sparse": 2, "shared": 3, "integers": 2, "sparse_integers": 3}
-"""How many parts an array of a kind has."""
+"""The number of parts that an array of each kind has."""
 MAX_RATIO = 4096
-"""How many times as many bytes an array has as its parts at most: who reads a small file needs little memory."""
+"""The most bytes that an array may have for each byte of its parts: reading a small file needs little memory."""
 Encoding = tuple[str, str, list[bytes]]
 """(kind, order of axes, parts)."""
 _FILLER = 255
-_TOPS = [2**bits - 1 for bits in range(7, 0, -1)]  # of integers of 8, 7, ... 2 bits
+_TOPS = [2**bits - 1 for bits in range(7, 0, -1)]  # the largest integers of 8, 7, ... 2 bits
 
 
 def encode(array: np.ndarray) -> Encoding:
-    """The smallest encoding of an array."""
+    """Encodes an array in the way that takes the fewest bytes."""
     known: list[Encoding] = [("raw", "C", [array.tobytes()]), ("deflated", "C", [zlib.compress(array.tobytes(), 9)])]
     if array.dtype == np.float32 and array.size > 1:
         known += _of_floats(array)
@@ -47,17 +49,17 @@ def encode(array: np.ndarray) -> Encoding:
 
 
 def decode(kind: str, order: str, parts: list[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `encode`.
+    """Decodes what `encode` returned.
 
     Raises:
-      ValueError, IndexError, zlib.error: these are no such parts.
+      ValueError, IndexError, zlib.error: the parts are not those of such an array.
     """
     count = math.prod(shape)
     if kind in ("raw", "deflated"):
         data = parts[0] if kind == "raw" else _inflated(parts[0], count * dtype.itemsize)
         return np.frombuffer(data, dtype).reshape(shape).copy()
     if dtype != np.float32:
-        raise ValueError(f"{kind} values of {dtype}")
+        raise ValueError(f"an array of {dtype} has the kind {kind}: expected float32")
     if kind == "half":
         upper, lower = np.frombuffer(_inflated(parts[0], 2 * count), np.uint8).reshape(2, count).astype(np.uint32)
         return (upper << 24 | lower << 16).view(np.float32).reshape(shape)
@@ -94,13 +96,13 @@ def _of_floats(array: np.ndarray) -> Iterator[Encoding]:
 
 
 def grid_of(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """(scales float32 [F], integers [..., F]) whose products are the array, to the bit; None if there are none."""
+    """Finds (scales float32 [F], integers [..., F]) whose products are the array, to the bit; None if none are."""
     filters = array.reshape(-1, array.shape[-1])
     largest = np.abs(filters).max(0)
     widest = filters[:, int(np.argmax(largest))]
     if not np.isfinite(filters).all() or (array.view(np.uint32) == 1 << 31).any() or len(np.unique(widest)) > 255:
         return None
-    if largest[largest > 0].min(initial=1) < 256 * np.finfo(np.float32).tiny:  # steps too small to divide by
+    if largest[largest > 0].min(initial=1) < 256 * np.finfo(np.float32).tiny:  # scales too small to divide by
         return None
     for top in _TOPS:
         scales = np.where(largest > 0, largest / np.float32(top), np.float32(1))
@@ -115,7 +117,7 @@ def grid_of(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _gaps(used: np.ndarray) -> np.ndarray:
-    """Numbers of zeros before each of these positions, a gap of 255 or more in several symbols."""
+    """Counts the zeros before each of these positions; a gap of 255 or more takes several symbols."""
     gaps = np.diff(used, prepend=-1) - 1
     fillers = gaps // _FILLER
     symbols = np.full(len(used) + int(fillers.sum()), _FILLER)
@@ -124,7 +126,7 @@ def _gaps(used: np.ndarray) -> np.ndarray:
 
 
 def _positions(symbols: np.ndarray) -> np.ndarray:
-    """The inverse of `_gaps`."""
+    """Returns the positions that `_gaps` was given."""
     is_value = symbols != _FILLER
     return (np.cumsum(symbols + is_value) - 1)[is_value]
 
@@ -134,7 +136,7 @@ def _inflated(data: bytes, size: int) -> bytes:
 
 
 def _placed(values: np.ndarray, used: np.ndarray, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """Zeros, but for the values at these positions of the array in this order of axes."""
+    """Builds an array of zeros with the values at these positions, counted in this order of axes."""
     flat = np.zeros(math.prod(shape), np.float32)
-    flat[used] = values  # NumPy refuses a place beyond the end
+    flat[used] = values  # NumPy refuses a position beyond the end
     return np.ascontiguousarray(flat.reshape(shape, order=order))  # type: ignore[call-overload]

@@ -1,9 +1,9 @@
-"""Arrays in one small file: what is shared or mostly zero is entropy-coded, everything comes back bit by bit.
+"""Writes arrays into one small file, and reads them bit by bit; shared and sparse values are entropy-coded.
 
     b"BDZ" version | size of the header, uint32 | header, JSON deflated | payload | SHA-256 of all that
 
-The header has a list [name, dtype, shape, kind, order, sizes of its parts] for every array; what the kinds are is said
-in `encodings`. All integers are little-endian.
+The header has a list [name, dtype, shape, kind, order, sizes of its parts] for every array. `encodings` describes the
+kinds. All integers are little-endian.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from big_distill.weights.container import encodings
 
 SUFFIX = ".bdz"
 _MAGIC, _VERSION = b"BDZ", 1
-_MAX_HEADER = 1 << 20  # of some 10,000 arrays
-_MAX_BYTES = 1 << 33  # of all arrays of a file together
-_MAX_AXES = 64  # NumPy's
+_MAX_HEADER = 1 << 20  # bytes, enough for some 10,000 arrays
+_MAX_BYTES = 1 << 33  # for all arrays of a file together
+_MAX_AXES = 64  # NumPy's limit
 _DTYPES = ("<f4", "<f2", "<i4", "|i1", "|u1", "|b1")
 
 
 def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a file, whole or not at all; each array as the kind and in the order of axes that is smallest.
+    """Writes a file, whole or not at all; each array has the kind and the order of axes that take the fewest bytes.
 
     Raises:
       ValueError: an array of another dtype than float32, float16, int32, int8, uint8 and bool.
@@ -51,10 +51,10 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file.
+    """Reads the arrays of a file.
 
     Raises:
-      RunError: another kind of file, of another version, or damaged.
+      RunError: the file is of another kind or version, or damaged.
     """
     try:
         data = path.read_bytes()
@@ -81,12 +81,12 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]:
     total, limit = 0, min(_MAX_BYTES, encodings.MAX_RATIO * len(content))
     for name, dtype, shape, kind, order, sizes in header:
         if type(name) is not str or name in arrays or dtype not in _DTYPES or len(sizes) != encodings.PARTS[kind]:
-            raise ValueError(f"an entry {name!r} of {dtype!r}, {kind!r}")
+            raise ValueError(f"its header has a wrong entry: {name!r}, {dtype!r}, {kind!r}")
         if len(shape) > _MAX_AXES or not all(type(n) is int and 0 <= n <= _MAX_BYTES for n in [*shape, *sizes]):
             raise ValueError(f"{name!r} has shape {shape} and parts of {sizes} bytes")
         total += math.prod(shape) * np.dtype(dtype).itemsize
         if total > limit:
-            raise ValueError(f"arrays of more than {limit} bytes in a file of {len(content)}")
+            raise ValueError(f"it claims arrays of more than {limit} bytes in a file of {len(content)} bytes")
         starts = [*itertools.accumulate(sizes, initial=position)]
         parts, position = [content[a:b] for a, b in itertools.pairwise(starts)], starts[-1]
         arrays[name] = encodings.decode(kind, order, parts, np.dtype(dtype), tuple(shape))

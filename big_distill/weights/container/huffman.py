@@ -1,7 +1,8 @@
-"""Canonical Huffman codes of small integers, encoded and decoded by whole arrays.
+"""Encodes and decodes small integers with canonical Huffman codes, by whole arrays.
 
-Huffman 1952, "A method for the construction of minimum-redundancy codes". Symbols are coded in blocks whose lengths are
-stored (32 bits for 4,096 symbols), so that a decoder takes a step in all of them at once.
+The method is that of Huffman 1952, "A method for the construction of minimum-redundancy codes". Symbols are coded in
+blocks, and the length of each block is stored (32 bits for 4,096 symbols). So a decoder takes a step in all blocks at
+once.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import zlib
 import numpy as np
 
 MAX_SYMBOLS = 1 << 13
-_MAX_LENGTH = 16  # of a code, in bits
+_MAX_LENGTH = 16  # bits of the longest code
 _BLOCK = 4096
 
 
 def encode(symbols: np.ndarray) -> bytes:
-    """Codes integers in [0, MAX_SYMBOLS) with a code made for them."""
+    """Encodes integers in [0, MAX_SYMBOLS) with a code that is made for them."""
     lengths = _code_lengths(np.bincount(symbols))
     codes = _canonical(lengths)
     bits = lengths[symbols]
@@ -35,24 +36,24 @@ def encode(symbols: np.ndarray) -> bytes:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """The inverse of `encode`, int64 [N].
+    """Decodes what `encode` returned, as int64 [N].
 
     Raises:
-      ValueError: these are no such bytes.
+      ValueError: the bytes are no such stream.
     """
     if len(data) < 8:
-        raise ValueError("a stream without its sizes")
+        raise ValueError("a stream lacks its sizes")
     count, table_size = struct.unpack_from("<II", data)
     lengths = np.frombuffer(_decompressed(data[8 : 8 + table_size]), np.uint8).astype(np.int64)
     num_blocks = -(-count // _BLOCK)
     start = 8 + table_size + 4 * num_blocks
     if len(data) < start or count > 8 * (len(data) - start):
-        raise ValueError("a stream that ends in its table, or has more symbols than bits")
+        raise ValueError("a stream ends in its table, or has more symbols than bits")
     block_bits = np.frombuffer(data, "<u4", num_blocks, 8 + table_size).astype(np.int64)
     if count == 0:
         return np.zeros(0, np.int64)
     if 8 * (len(data) - start) < block_bits.sum() or not 0 < lengths.max(initial=0) <= _MAX_LENGTH:
-        raise ValueError("a stream that is shorter than its blocks, or codes that are too long")
+        raise ValueError("a stream is shorter than its blocks, or has codes that are too long")
     symbol_of, length_of = _lookup(lengths)
     padded = np.frombuffer(data[start:] + bytes(8), np.uint8).astype(np.uint32)
     words = padded[:-3] << 24 | padded[1:-2] << 16 | padded[2:-1] << 8 | padded[3:]
@@ -60,7 +61,7 @@ def decode(data: bytes) -> np.ndarray:
     last = 8 * len(words) - 8
     symbols = np.empty((_BLOCK, num_blocks), np.int64)
     for i in range(min(_BLOCK, count)):
-        at = np.minimum(positions, last)  # the last block's rest is not read
+        at = np.minimum(positions, last)  # the last block may have ended: what is read here is cut off below
         window = (words[at >> 3] << (at & 7).astype(np.uint32)) >> np.uint32(32 - _MAX_LENGTH)
         symbols[i] = symbol_of[window]
         positions = positions + length_of[window]
@@ -68,9 +69,9 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _code_lengths(counts: np.ndarray) -> np.ndarray:
-    """Bits of each symbol's code, 0 for one that does not occur; none above 16."""
+    """Returns the number of bits of each symbol's code, at most 16; 0 for a symbol that does not occur."""
     if len(counts) > MAX_SYMBOLS:
-        raise ValueError(f"a symbol of {len(counts) - 1}: expected less than {MAX_SYMBOLS}")
+        raise ValueError(f"a symbol is {len(counts) - 1}: expected less than {MAX_SYMBOLS}")
     weights = counts.astype(np.int64)
     while True:
         heap: list[tuple[int, int, tuple[int, ...]]] = [
@@ -86,11 +87,11 @@ def _code_lengths(counts: np.ndarray) -> np.ndarray:
             heapq.heappush(heap, (a + b, first, (*left, *right)))
         if lengths.max(initial=0) <= _MAX_LENGTH:
             return lengths
-        weights = np.where(weights > 0, weights // 2 + 1, 0)  # flatter, until the longest code is short enough
+        weights = np.where(weights > 0, weights // 2 + 1, 0)  # flatter counts, until the longest code is short enough
 
 
 def _canonical(lengths: np.ndarray) -> np.ndarray:
-    """Codes of these lengths, rising with length and then with the symbol."""
+    """Returns codes of these lengths, rising with length and then with the symbol."""
     codes = np.zeros(len(lengths), np.int64)
     code = previous = 0
     for symbol in np.lexsort((np.arange(len(lengths)), lengths)):
@@ -103,12 +104,12 @@ def _canonical(lengths: np.ndarray) -> np.ndarray:
 
 
 def _lookup(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For every 16 bits that may come next: the symbol that they begin with, and the length of its code."""
+    """Returns for every 16 bits that may come next the symbol whose code they begin with, and that code's length."""
     symbols = np.flatnonzero(lengths)
     spans = 1 << (_MAX_LENGTH - lengths[symbols])
     order = np.lexsort((symbols, lengths[symbols]))
     if spans.sum() > 1 << _MAX_LENGTH:
-        raise ValueError("code lengths that no code has")
+        raise ValueError("no code has these lengths")
     symbol_of = np.repeat(symbols[order], spans[order])
     symbol_of = np.pad(symbol_of, (0, (1 << _MAX_LENGTH) - len(symbol_of)), mode="edge")
     return symbol_of, lengths[symbol_of]
@@ -118,5 +119,5 @@ def _decompressed(data: bytes) -> bytes:
     inflate = zlib.decompressobj()
     table = inflate.decompress(data, MAX_SYMBOLS)
     if not inflate.eof:
-        raise ValueError("a table that is cut off, or too long")
+        raise ValueError("a table is cut off, or too long")
     return table

@@ -1,1 +1,1 @@
-"""Weights from elsewhere, fetched and read as flat dicts of NumPy arrays."""
+"""Fetches weights of other projects, and reads them as flat dicts of NumPy arrays."""

@@ -1,6 +1,6 @@
-"""The two public releases of BiT as .npz: Big Transfer's own, and the distillation paper's.
+"""Translates the two public releases of BiT as .npz: Big Transfer's own, and the distillation paper's.
 
-Their roots pool differently (see `models.bit.Root`), and only the naming tells which it is.
+Their roots pool differently (see `models.bit.Root`). Only the names of the arrays tell them apart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DISTILLATION_ROOT = "root_block/conv_root/kernel"
 
 
 def translate(arrays: Mapping[str, np.ndarray], source: str) -> Translated:
-    """A BiT of either release under our names; blocks, width and classes follow from names and shapes.
+    """Translates a BiT of either release to our names; blocks, width and classes follow from names and shapes.
 
     Args:
       arrays: by the file's names. Big Transfer's: `resnet/block1/unit01/a/standardized_conv2d/kernel`, the layers
@@ -28,7 +28,7 @@ def translate(arrays: Mapping[str, np.ndarray], source: str) -> Translated:
       source: path or address, for the errors.
 
     Raises:
-      RunError: an array that neither release has, or one that is missing.
+      RunError: an array that neither release has, or a missing array.
     """
     by_name = {_plain(name): array for name, array in arrays.items()}
     big_transfer = _BIG_TRANSFER_ROOT in by_name

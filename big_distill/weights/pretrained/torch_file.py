@@ -1,6 +1,7 @@
-"""State dicts of PyTorch, without PyTorch: files of torch.save, the present format (zip) and the one before it.
+"""Reads state dicts of PyTorch without PyTorch: files of torch.save, in the present format (zip) and the one before.
 
-`torch_pickle` reads what a file says it holds, this file checks that against what it does hold and makes the arrays.
+`torch_pickle` reads what a file claims to hold. This module compares that with what the file holds, and makes the
+arrays.
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ _LEGACY_PROTOCOL = 1001
 _BYTE_ORDERS = {b"little": "<", b"big": ">"}
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
-LoadFn = Callable[[Storage], np.ndarray]  # the unsigned integers [N] that are a storage's bits
+LoadFn = Callable[[Storage], np.ndarray]  # returns a storage's bits as unsigned integers [N]
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads the tensors of a state dict, or of a checkpoint with one under `state_dict` or `model`.
 
     Returns:
-      Arrays by the tensors' names, in the file's order, without DataParallel's `module.`; not to be written to, as they
-      share memory where the tensors shared a storage. What is not a tensor is left out.
+      Arrays by the tensors' names, in the file's order, without DataParallel's `module.`. Do not write to them: they
+      share memory where the tensors shared a storage. Entries that are not tensors are left out.
 
     Raises:
-      Exception: of many kinds. It is not a file of torch.save, or is damaged; it asks for a class or function that no
-        state dict needs (nothing is imported or called); a tensor does not fit into its storage; it holds no tensors.
+      Exception: of many kinds. The file is not one of torch.save, or is damaged; it asks for a class or function that
+        no state dict needs (nothing is imported or called); a tensor does not fit into its storage; it holds no
+        tensors.
     """
     with path.open("rb") as file:
         root, load = _open_zip(file) if file.peek(4).startswith(_ZIP) else _open_legacy(file)
@@ -48,12 +50,12 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _open_legacy(file: BinaryIO) -> tuple[Any, LoadFn]:
-    """Five pickles (magic number, protocol, system, value, keys), then each storage: its length, then its numbers."""
-    data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # Any: typeshed does not take it for a file
+    """Opens five pickles (magic number, protocol, system, value, keys), then each storage: its length, its numbers."""
+    data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # Any: typeshed takes no mmap for a file
     starts = data[:1] == _PICKLE and torch_pickle.load(data)[0] == _LEGACY_MAGIC
     if not starts or torch_pickle.load(data)[0] != _LEGACY_PROTOCOL:
         raise ValueError("it does not start as files of torch.save do")
-    torch_pickle.load(data)  # the byte order in it is not the storages': they are always little-endian
+    torch_pickle.load(data)  # names a byte order, but the storages are always little-endian
     root, storages = torch_pickle.load(data)
     positions = _find_storages(data, torch_pickle.load(data)[0], storages)
 
@@ -65,9 +67,9 @@ def _open_legacy(file: BinaryIO) -> tuple[Any, LoadFn]:
 
 
 def _find_storages(data: Any, keys: Any, storages: dict[str, Storage]) -> dict[str, int]:
-    """The positions at which the numbers of each storage start."""
+    """Finds the position at which the numbers of each storage start."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != storages.keys():
-        raise ValueError("its list of storages is not of those that its tensors use")
+        raise ValueError("its list of storages does not name those that its tensors use")
     end = data.tell() + sum(8 + storages[key].num_bytes for key in keys)
     if end > len(data):
         raise ValueError(f"it is truncated: {len(data)} bytes of {end}")
@@ -82,7 +84,7 @@ def _find_storages(data: Any, keys: Any, storages: dict[str, Storage]) -> dict[s
 
 
 def _open_zip(file: BinaryIO) -> tuple[Any, LoadFn]:
-    """FOLDER/data.pkl, FOLDER/data/KEY for each storage and, from PyTorch 2.0 on, FOLDER/byteorder."""
+    """Opens FOLDER/data.pkl, FOLDER/data/KEY for each storage and, from PyTorch 2.0 on, FOLDER/byteorder."""
     archive = zipfile.ZipFile(file)
     members = _members(archive, file.seek(0, io.SEEK_END))
     pickles = [name for name in members if name.endswith("/data.pkl")]
@@ -105,7 +107,7 @@ def _open_zip(file: BinaryIO) -> tuple[Any, LoadFn]:
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """By name; refused if reading each once could take more memory than the file has bytes."""
+    """Lists the members by name; raises ValueError if reading each once could take more memory than the file has."""
     infos = archive.infolist()
     if any(info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size for info in infos):
         raise ValueError("its contents are compressed, which torch.save never does")
@@ -115,7 +117,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 
 
 def _bits(data: bytes, dtype: np.dtype, order: str = "<") -> np.ndarray:
-    """Unsigned integers of the dtype's size and the machine's byte order; of a bool, 0 or 1."""
+    """Returns unsigned integers of the dtype's size and the machine's byte order; 0 or 1 for a bool."""
     unit = f"u{dtype.itemsize}"
     bits = np.frombuffer(data, order + unit).astype(unit, copy=False)
     return (bits != 0).view(unit) if dtype == np.bool_ else bits
@@ -123,7 +125,7 @@ def _bits(data: bytes, dtype: np.dtype, order: str = "<") -> np.ndarray:
 
 def _tensors(root: Any) -> dict[str, Tensor]:
     while isinstance(root, dict) and (inner := [name for name in _WRAPPERS if isinstance(root.get(name), dict)]):
-        root = root.pop(inner[0])  # taken out, as it may hold itself
+        root = root.pop(inner[0])  # taken out, because a dictionary may hold itself
     entries = root.items() if isinstance(root, dict) else ()
     tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
@@ -134,11 +136,11 @@ def _tensors(root: Any) -> dict[str, Tensor]:
 
 
 def _array(name: str, tensor: Tensor, bits: np.ndarray) -> np.ndarray:
-    """The view; refused if it reaches beyond the storage, or repeats it to more than its size."""
+    """Makes the view; raises ValueError if it reaches beyond the storage, or has more numbers than the storage."""
     shape, strides, itemsize = tensor.shape, tensor.strides, tensor.storage.dtype.itemsize
     numbers = (tensor.offset, *shape, *strides)
     if len(shape) != len(strides) or len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
-        raise ValueError(f"tensor {name!r:.100} has a shape, strides or an offset that cannot be")
+        raise ValueError(f"tensor {name!r:.100} has an impossible shape, strides or offset")
     num_elements = math.prod(shape)
     end = tensor.offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
     if num_elements and (num_elements > bits.size or end > bits.size):

@@ -1,8 +1,8 @@
-"""PyTorch's pickles, read by a machine that can build dictionaries of tensors and can do nothing else.
+"""Reads PyTorch's pickles with a machine that can build dictionaries of tensors, and can do nothing else.
 
-The standard library's unpickler will not do, even with its `find_class` guarded: a file can still set attributes
-(BUILD), take objects from copyreg's cache (EXT1) and claim gigabytes with a few bytes (LONG_BINPUT). A state dict needs
-some forty opcodes and a dozen names. Nothing is ever imported or called here because a file says so.
+The standard library's unpickler is not safe enough, even if its `find_class` is guarded: a file can still set
+attributes (BUILD), take objects from copyreg's cache (EXT1) and claim gigabytes with a few bytes (LONG_BINPUT). A state
+dict needs some forty opcodes and a dozen names. This module never imports or calls anything because a file says so.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Numbers that a file holds under a key."""
+    """Describes numbers that a file holds under a key."""
 
     key: str
     dtype: np.dtype
@@ -53,13 +53,13 @@ class Storage:
 
     @property
     def num_bytes(self) -> int:
-        """In the file."""
+        """Returns the number of bytes in the file."""
         return self.num_elements * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A view of a storage; offset and strides are in elements. Nothing says yet that it fits."""
+    """Describes a view of a storage; offset and strides are in elements. Nothing has checked yet that it fits."""
 
     storage: Storage
     offset: int
@@ -76,14 +76,14 @@ def load(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
     """Reads one pickle from the file's position on, and leaves the position behind it.
 
     Args:
-      file: in memory or mapped: of a plain one, reading beyond the end would claim the memory first.
+      file: in memory or mapped; a read beyond the end of a plain file would first claim the memory.
 
     Returns:
       The value, in which a tensor is a `Tensor`; and all storages by their keys.
 
     Raises:
       pickle.UnpicklingError: the pickle needs what no state dict needs, or is damaged.
-      ValueError: the same, by pickletools.
+      ValueError: the same, raised by pickletools.
     """
     machine = _Machine()
     try:
@@ -95,11 +95,11 @@ def load(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
 
 
 class _Machine:
-    """The stack, the memo and the storages of one pickle."""
+    """Holds the stack, the memo and the storages of one pickle."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # the stacks under each mark
+        self.below: list[list[Any]] = []  # the stack under each mark
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
 
@@ -110,7 +110,7 @@ class _Machine:
         return _check(self.stack.pop(), expected)
 
     def pop_marked(self) -> list[Any]:
-        """All above the last mark."""
+        """Pops all above the last mark."""
         items, self.stack = self.stack, self.below.pop()
         return items
 
@@ -165,7 +165,7 @@ class _Machine:
             case "REDUCE":
                 arguments, function = self.pop(tuple), self.pop(_Global)
                 self.push(_call(function.name, arguments))
-            case "BUILD":  # the attributes of an OrderedDict: `_metadata`, the versions of the modules
+            case "BUILD":  # an OrderedDict's attributes: `_metadata`, the versions of the modules
                 self.pop(object)
                 self.top(dict)
             case "STOP":
@@ -203,7 +203,7 @@ def _update(target: dict[Any, Any], pairs: Iterable[tuple[Any, Any]]) -> None:
 
 
 def _global(name: str) -> _Global:
-    """Only a name: what bears it is never looked for."""
+    """Returns the name alone; the object of that name is never looked up."""
     if name not in DTYPES and name not in _FUNCTIONS:
         raise pickle.UnpicklingError(
             f"it asks for {name!r:.100}, which no state dict needs; nothing was called; "
@@ -213,7 +213,7 @@ def _global(name: str) -> _Global:
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    """The value that the function of that name would return for the arguments that torch gives it."""
+    """Returns the value that the function of that name would return for the arguments that torch gives it."""
     match name, arguments:
         case "collections.OrderedDict", ():
             return {}
@@ -226,7 +226,7 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
         case (
             "torch._utils._rebuild_tensor_v2",
             (Storage() as storage, int(offset), tuple(shape), tuple(strides), _, _, *flags),
-        ) if not any(flags):  # that it is to be negated or conjugated
+        ) if not any(flags):  # flags for a negated or conjugated view
             return Tensor(storage, offset, shape, strides)
         case "torch._utils._rebuild_parameter", (Tensor() as tensor, _, _):
             return tensor

@@ -1,4 +1,4 @@
-"""A translator returns a `Translated`, and applies its table of names with `apply`."""
+"""Applies a translator's table of names (`apply`), and describes what a translator returns (`Translated`)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from big_distill.errors import RunError
 from big_distill.models import bit
 
 Table = dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
-"""Our name, such as params/head/kernel -> (their name, what makes our array of theirs)."""
+"""Our name, such as params/head/kernel -> (their name, the function that makes our array of theirs)."""
 
 
 class Translated(NamedTuple):
-    """A file of other origin under our names.
+    """Holds the network of another project's file under our names.
 
     arrays: float32, by path, such as params/head/kernel or batch_stats/stem/norm/mean.
-    image_size, mean, std: of the input its authors evaluate with, for a `Card`; 0 where that is not known.
+    image_size, mean, std: those of the input with which its authors evaluate, for a `Card`; image_size is 0 if unknown.
     """
 
     model: ModelConfig
@@ -31,15 +31,15 @@ class Translated(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """The number of biases of the head."""
+        """Counts the biases of the head."""
         return len(self.arrays["params/head/bias"])
 
 
 def apply(table: Table, arrays: Mapping[str, np.ndarray], recognised: str) -> dict[str, np.ndarray]:
-    """All arrays under our names.
+    """Returns all arrays under our names.
 
     Raises:
-      RunError: arrays that are missing, not in the table or of an impossible shape; `recognised` is its subject.
+      RunError: arrays that are missing, not in the table or of an impossible shape; `recognised` begins the message.
     """
     wanted = {theirs for theirs, _ in table.values()}
     missing, unknown = sorted(wanted - arrays.keys()), sorted(arrays.keys() - wanted)
@@ -58,7 +58,7 @@ def apply(table: Table, arrays: Mapping[str, np.ndarray], recognised: str) -> di
 
 
 def bit_model(blocks: tuple[int, ...], root_features: int, root_pool: str) -> ModelConfig:
-    """The BiT with so many units in each stage and channels in the root."""
+    """Describes the BiT with so many units in each stage and so many channels in the root."""
     depth = next((depth for depth, known in bit.BLOCKS.items() if known == blocks), 0)
     return ModelConfig(
         "bit", depth=depth, blocks=() if depth else blocks, width=root_features / 64, root_pool=root_pool
