@@ -1,4 +1,4 @@
-"""CIFAR-10: a CNN in a tenth of its bytes, pruned, distilled into a narrower one, or pruned while it is distilled.
+"""Compresses a CNN on CIFAR-10 to a tenth of its bytes: prunes it, distils it into a narrower CNN, or does both.
 
   python -m big_distill.main --config=configs/cifar10_equal_bytes.py --data_dir=...
   python -m big_distill.main --config=configs/cifar10_equal_bytes.py:method=prune \
@@ -8,15 +8,15 @@
   python -m big_distill.main --config=configs/cifar10_equal_bytes.py:method=labels,network=large --data_dir=...
   python -m big_distill.pack --workdir=RUN
 
-"Compressing Neural Nets" concludes that distillation does better than pruning on large networks, without such a table.
-The dense network, a CNN 16-32 (`network=small`) or 64-128 (`large`), learns from labels for 20 epochs. Then
-`prune_distill` prunes it for 20 more while it matches the function that it had, and `prune` while it learns from
-labels. `distill` matches that function with a CNN 3-4 (`large`: 12-20) from scratch, for 40 epochs, and `labels` is
-that CNN on labels alone, as long. All see the images whole, half of them flipped, as their teacher does at the same
-time (`consistent`). Sparsity and widths are such that `pack` makes equally large containers of all four.
-Run here (two CPU cores, seed 0): `small` from 64.88 % of test to 62.07 (`prune_distill`), 62.43 (`prune`), 52.41
-(`distill`) and 52.88 % (`labels`), in 10,774 to 10,832 bytes; `large` from 68.80 % to 68.47, 67.84, 64.35 and 64.40 %,
-in 57,506 to 57,658 bytes.
+"Compressing Neural Nets" concludes that distillation does better than pruning on large networks, but has no such table.
+The dense network is a CNN 16-32 (`network=small`) or 64-128 (`large`). It learns from labels for 20 epochs.
+`prune_distill` then prunes it for 20 more while it matches its dense function; `prune` does so while it learns from
+labels. `distill` trains a CNN 3-4 (`large`: 12-20) from scratch for 40 epochs to match that function; `labels` trains
+that CNN on labels alone, as long. All see the whole images, half of them flipped, and the teacher sees the same view
+(`consistent`). Sparsity and widths are such that `pack` makes equally large containers of all four.
+It was run here (two CPU cores, seed 0). `small` went from 64.88 % of test to 62.07 (`prune_distill`), 62.43 (`prune`),
+52.41 (`distill`) and 52.88 % (`labels`), in 10,774 to 10,832 bytes. `large` went from 68.80 % to 68.47, 67.84, 64.35
+and 64.40 %, in 57,506 to 57,658 bytes.
 """
 
 from big_distill.config_files import parse_arg, smoke, teacher_of, template

@@ -1,4 +1,4 @@
-"""CIFAR-10: a CNN 256-512 into a CNN 16-32; `:variant=student_paper`, `tuned` or `patient`.
+"""Distils a CNN 256-512 into a CNN 16-32 on CIFAR-10; `:variant=student_paper`, `tuned` or `patient`.
 
   python -m big_distill.main --config=configs/cifar10_kd.py --data_dir=...
   python -m big_distill.main --config=configs/cifar10_kd.py:variant=tuned --data_dir=...
@@ -6,14 +6,15 @@
     --config.teacher.path=RUN/teacher --data_dir=...
   python -m big_distill.main --config=configs/cifar10_kd.py:variant=patient,teacher=none --data_dir=...
 
-`student_paper`, the default: "Compressing Neural Nets", Table I: teacher 69.72 %, student 58.55 % of test after 10
-epochs, by Hinton's distillation. T and alpha: see mnist_kd. Run here as `:smoke` alone.
+`student_paper`, the default, is Hinton's distillation as in "Compressing Neural Nets", Table I: expect teacher 69.72 %,
+student 58.55 % of test after 10 epochs. mnist_kd explains T and alpha. It was run here as `:smoke` alone.
 
-`tuned`: the same networks and epochs, on the data and views of cifar10_teacher's `tuned`, whose network is the teacher;
-for the student also T = 4, the soft term times T^2, and a learning rate of 4e-3, none of which was compared with
-others. `patient`: function matching from that teacher for 100 epochs instead. `teacher=none` is the student on labels
-alone, for as long. Run here (seed 0, `--config.teacher.dtype=bfloat16`): teacher 69.87 %, student 64.24 % of test,
-agreement 78.66 %; on labels alone 63.52 %. `patient` from there: 65.82 %, agreement 81.34 %; on labels alone 64.66 %.
+`tuned` has the same networks and epochs. Its data, views and teacher are those of cifar10_teacher's `tuned`. The
+student also has T = 4, the soft term times T^2, and a learning rate of 4e-3; none of these was compared with others.
+`patient` is function matching from that teacher for 100 epochs instead. `teacher=none` trains the student on labels
+alone, for as long. They were run here (seed 0, `--config.teacher.dtype=bfloat16`). `tuned`: teacher 69.87 %, student
+64.24 % of test, agreement 78.66 %; on labels alone 63.52 %. `patient` from that teacher: 65.82 %, agreement 81.34 %; on
+labels alone 64.66 %.
 """
 
 import pathlib

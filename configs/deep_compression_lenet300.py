@@ -1,16 +1,16 @@
-"""MNIST: Deep Compression of LeNet-300-100 (Han et al. 2016): pruned while it learns, then its weights shared.
+"""Applies Deep Compression (Han et al. 2016) to LeNet-300-100 on MNIST: prunes while it learns, then shares weights.
 
   python -m big_distill.main --config=configs/deep_compression_lenet300.py --data_dir=...
   python -m big_distill.main --config=configs/deep_compression_lenet300.py:teacher=six_layer --data_dir=...
   python -m big_distill.pack --workdir=RUN
 
-The first stage (`init_config`, in the run's init/) learns on labels and prunes as it goes; the second makes the weights
-of each layer one of 2^bits values, by k-means, and trains those. `teacher=six_layer` prunes further, keeps biases in
-bfloat16, and distils both stages by Hinton's loss from a six-layer CNN that is trained first. Han et al.: error 1.64 ->
-1.58 %, 1,070 -> 27 KB, 40x.
-Run here (two CPU cores, 5 minutes): seeds 0, 1, 2 reach 98.50, 98.49, 98.52 % of test in 14,784, 14,730, 14,760 bytes;
-`teacher=six_layer` from kept teachers, with 20 + 5 epochs, 98.31 % in 8,712 bytes, and with 97 % zeros instead of 97.5
-98.61 % in 9,956 (107x).
+The first stage (`init_config`, in the run's init/) learns from labels and prunes meanwhile. The second stage makes each
+weight of a layer one of 2^bits values, by k-means, and trains those values. `teacher=six_layer` prunes further, keeps
+biases in bfloat16, and distils both stages by Hinton's loss from a six-layer CNN that is trained first. Han et al. have
+error 1.64 -> 1.58 %, 1,070 -> 27 KB, 40x.
+It was run here (two CPU cores, 5 minutes): seeds 0, 1, 2 reach 98.50, 98.49, 98.52 % of test in 14,784, 14,730, 14,760
+bytes. `teacher=six_layer` from kept teachers, with 20 + 5 epochs, reaches 98.31 % in 8,712 bytes, and with 97 % zeros
+instead of 97.5 % it reaches 98.61 % in 9,956 bytes (107x).
 """
 
 import pathlib

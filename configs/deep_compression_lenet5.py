@@ -1,14 +1,14 @@
-"""MNIST: Deep Compression of Caffe's LeNet-5 (Han et al. 2016): pruned while it learns, then its weights shared.
+"""Applies Deep Compression (Han et al. 2016) to Caffe's LeNet-5 on MNIST: prunes while it learns, then shares weights.
 
   python -m big_distill.main --config=configs/deep_compression_lenet5.py --data_dir=...
   python -m big_distill.main --config=configs/deep_compression_lenet5.py:teacher=six_layer --data_dir=...
   python -m big_distill.pack --workdir=RUN
 
-As deep_compression_lenet300, with 431,080 parameters and biases in bfloat16. Han et al.: error 0.80 -> 0.74 %,
+It is deep_compression_lenet300 with 431,080 parameters and biases in bfloat16. Han et al. have error 0.80 -> 0.74 %,
 1,720 -> 44 KB, 39x.
-Run here (one busy CPU core, about 10 minutes each): seeds 0, 1, 2 reach 99.28, 99.39, 99.39 % of test in 26,830,
-26,930, 26,811 bytes, with a sparsity and epochs that were chosen after a first result on test was seen;
-`teacher=six_layer` from a kept teacher, with 12 + 4 epochs, 99.24 % in 10,631 bytes.
+It was run here (one busy CPU core, about 10 minutes each): seeds 0, 1, 2 reach 99.28, 99.39, 99.39 % of test in 26,830,
+26,930, 26,811 bytes. Sparsity and epochs were chosen after a first result on test was seen. `teacher=six_layer` from a
+kept teacher, with 12 + 4 epochs, reaches 99.24 % in 10,631 bytes.
 """
 
 import pathlib

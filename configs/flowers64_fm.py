@@ -1,4 +1,4 @@
-"""Flowers-102 from 64 px files: function matching into a BiT [1,1,1,1]x0.5, on two CPU cores.
+"""Distils a BiT [1,1,1,1]x0.5 by function matching on Flowers-102 from 64 px files, on two CPU cores.
 
   python -m big_distill.prepare --dataset=oxford_flowers102 --archives=... --data_dir=DIR64
   python -m big_distill.main --config=configs/flowers64_fm.py --data_dir=DIR64
@@ -6,20 +6,21 @@
   python -m big_distill.main --config=configs/flowers64_fm.py:teacher=lite0 --config.teacher.path=RUN --data_dir=DIR64
   python -m big_distill.main --config=configs/flowers64_fm.py:teacher=none --data_dir=DIR64
 
-The experiment of Beyer et al. 2022 (Table 4) at the size of a laptop. No paper has figures at this size.
+This is the experiment of Beyer et al. 2022 (Table 4) at the size of a laptop. No paper has figures at this size.
 
-`:teacher=bit` is a BiT [2,2,2,2]x0.5 from scratch on the labels of the 1,020 training images, and the student is from
-scratch on its teacher alone. Run here for 12 + 12 epochs instead of 40 + 100: teacher 14.51 %, student 13.61 % of test,
-agreement 69.17 %. Training from scratch on ten images a class takes far longer than that. From the student that lite0
-taught for 1,000 epochs a [1,1,1,1]x0.25 (`--config.teacher.path=RUN --config.student.width=0.25`) in 100 epochs: 62.21
--> 35.36 %, agreement 41.70 %. That teacher has 64.40 % where it learned to see, 128 px views scaled down to 64.
+`:teacher=bit` trains a BiT [2,2,2,2]x0.5 from scratch on the labels of the 1,020 training images. The student starts
+from scratch and matches that teacher alone. It was run here for 12 + 12 epochs instead of 40 + 100: teacher 14.51 %,
+student 13.61 % of test, agreement 69.17 %. Training from scratch on ten images a class takes far longer than that. The
+student that lite0 taught for 1,000 epochs was then the teacher of a [1,1,1,1]x0.25, for 100 epochs
+(`--config.teacher.path=RUN --config.student.width=0.25`): 62.21 -> 35.36 %, agreement 41.70 %. That teacher has 64.40 %
+on the views that it learned from, 128 px scaled down to 64.
 
-`:teacher=none` is the student on the labels of the training images alone, with the same recipe.
+`:teacher=none` trains the student on the labels of the training images alone, with the same recipe.
 
-`:teacher=lite0` is the ImageNet network of flowers64_teacher.py. It sees the view at 128 px, the student at 64.
-Run here from that teacher's 80.42 % of test (`:data=trainval`; seed 0, `--config.teacher.dtype=bfloat16`): 12.73,
-44.48 and 64.40 % after 10, 100 and 1,000 epochs, agreement 13.63, 45.78 and 66.37 %; on labels alone 15.24, 36.95 and
-43.81 %.
+`:teacher=lite0` has the ImageNet network of flowers64_teacher.py as teacher. It sees the view at 128 px, the student at
+64. It was run here from that teacher's 80.42 % of test (`:data=trainval`; seed 0, `--config.teacher.dtype=bfloat16`):
+12.73, 44.48 and 64.40 % after 10, 100 and 1,000 epochs, agreement 13.63, 45.78 and 66.37 %; on labels alone 15.24,
+36.95 and 43.81 %.
 """
 
 import pathlib

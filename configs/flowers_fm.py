@@ -1,17 +1,18 @@
-"""Flowers-102 at 128 px: function matching, BiT R152x2 -> R50x1; `:variant=fast`, `medium`, `long` or `student_paper`.
+"""Distils BiT R152x2 into R50x1 on Flowers-102 at 128 px; `:variant=fast`, `medium`, `long` or `student_paper`.
 
   python -m big_distill.main --config=configs/flowers_fm.py:variant=medium --data_dir=...
 
-The teacher is the paper's, `R152x2_T_flowers128.npz`: it is fetched from gs://bit_models/distill, unless
-`--config.teacher.path` names a file. Expect of the student (Beyer et al. 2022, Table 4, test;
-teacher 97.82 %):
+The student learns by function matching. The teacher is the paper's, `R152x2_T_flowers128.npz`: it is fetched from
+gs://bit_models/distill, unless `--config.teacher.path` names a file. Expect this of the student (Beyer et al. 2022,
+Table 4, test; teacher 97.82 %):
 
   fast            10k epochs   92.83 %      medium   100k epochs   95.54 %      long   1M epochs   96.93 %
   student_paper    1k epochs   81.02 % from another teacher, R101x3 at 98.18 % ("Compressing Neural Nets", Table II);
-                               from R152x2 Table 4 has 77.51 %. Train that teacher with
-                               flowers_teacher.py:variant=r101x3.
+                               from R152x2 Table 4 has 77.51 %. flowers_teacher.py:variant=r101x3
+                               trains the R101x3.
 
-Not run here: needs an accelerator. A thousand epochs of 1,020 images are only 1,992 steps, 1,500 of them warm-up.
+It was not run here, because it needs an accelerator. A thousand epochs of 1,020 images are only 1,992 steps, of which
+1,500 are warm-up.
 """
 
 from big_distill.config_files import parse_arg, smoke, template

@@ -1,13 +1,13 @@
-"""Flowers-102 at 128 px: a BiT fine-tuned by the BiT-HyperRule; `:variant=r152x2`, `r101x3` or `r50x1`.
+"""Fine-tunes a BiT on Flowers-102 at 128 px by the BiT-HyperRule; `:variant=r152x2`, `r101x3` or `r50x1`.
 
   python -m big_distill.main --config=configs/flowers_teacher.py:variant=r50x1 --config.init_from=bit-m-r50x1 \
     --config.init_fresh='head/.*'
 
-SGD 0.003, batch 512, 500 steps, no mixup (fewer than 20k images): Kolesnikov et al. 2020, section 3.3. The rule's own
-resolution for images of this size is 512 -> 480 px; here it is that of the distillation, with inception crops. Started
-from BiT-M weights the papers reach 97.82 % (R152x2, Beyer et al. 2022, Table 4), 98.18 % (R101x3, "Compressing Neural
-Nets", Table II) and 97.50 % (R50x1) of test.
-Not run here: needs an accelerator.
+The rule is that of Kolesnikov et al. 2020, section 3.3: SGD 0.003, batch 512, 500 steps, no mixup (fewer than 20k
+images). Its own resolution for images of this size is 512 -> 480 px; here the resolution is that of the distillation,
+with inception crops. From BiT-M weights the papers reach 97.82 % (R152x2, Beyer et al. 2022, Table 4), 98.18 % (R101x3,
+"Compressing Neural Nets", Table II) and 97.50 % (R50x1) of test.
+It was not run here, because it needs an accelerator.
 """
 
 from big_distill.config_files import parse_arg, smoke, template

@@ -1,14 +1,14 @@
-"""Food-101 at 128 px: function matching, BiT R152x2 -> R50x1; `:variant=fast`, `medium` or `long`.
+"""Distils BiT R152x2 into R50x1 by function matching on Food-101 (128 px); `:variant=fast`, `medium` or `long`.
 
   python -m big_distill.main --config=configs/food_fm.py:variant=medium --data_dir=...
 
 The teacher is the paper's, `R152x2_T_food128.npz`: it is fetched from gs://bit_models/distill, unless
-`--config.teacher.path` names a file. Everything else as in flowers_fm. Expect of the student
-(Beyer et al. 2022, Table 4, test; teacher 86.24 %):
+`--config.teacher.path` names a file. All else is as in flowers_fm. Expect this of the student (Beyer et al. 2022,
+Table 4, test; teacher 86.24 %):
 
   fast   100 epochs   83.29 %      medium   1k epochs   86.64 %      long   3k epochs   87.20 %
 
-Not run here: needs an accelerator and the data set prepared by TFDS.
+It was not run here, because it needs an accelerator and the data set prepared by TFDS.
 """
 
 import pathlib

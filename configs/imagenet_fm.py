@@ -1,15 +1,15 @@
-"""ImageNet-1k at 224 px: function matching, BiT R152x2 -> R50x1, 1,200 epochs unless `total_epochs` says otherwise.
+"""Distils BiT R152x2 into R50x1 on ImageNet-1k at 224 px, for 1,200 epochs unless `total_epochs` says otherwise.
 
   python -m big_distill.main --config=configs/imagenet_fm.py --data_dir=... --config.total_epochs=300
 
-The teacher is the paper's, `R152x2_T_224.npz`: it is fetched from gs://bit_models/distill, unless
-`--config.teacher.path` names a file. Expect of the student (Beyer et al. 2022, top-1 on the
-official validation set, which is the test split here; T = 1, lr 0.03, weight decay 3e-4):
+The student learns by function matching. The teacher is the paper's, `R152x2_T_224.npz`: it is fetched from
+gs://bit_models/distill, unless `--config.teacher.path` names a file. Expect this of the student (Beyer et al. 2022,
+top-1 on the official validation set, which is the test split here; T = 1, lr 0.03, weight decay 3e-4):
 
   epochs   30      90      300     600     1200    4800    9600
   top-1    73.89   78.00   80.30   81.17   81.54   82.18   82.31
 
-Not run here: needs an accelerator and the data set prepared by TFDS.
+It was not run here, because it needs an accelerator and the data set prepared by TFDS.
 """
 
 import pathlib

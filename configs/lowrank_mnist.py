@@ -1,12 +1,12 @@
-"""MNIST: a six-layer CNN with a third of its FLOPs: factored by SVD and Tucker's decomposition, then distilled.
+"""Cuts a six-layer CNN on MNIST to a third of its FLOPs: factors it by SVD and Tucker's decomposition, and distils it.
 
   python -m big_distill.main --config=configs/lowrank_mnist.py --data_dir=...
   python -m big_distill.pack --workdir=RUN
 
 The dense network is trained first, on labels (the run's teacher/). The student starts from it with factored kernels,
-whose ranks keep as much of each kernel as the budget allows (`compress.rank_flops`), and matches its function.
-Run here from a kept network (`--config.teacher.path=RUN --config.total_epochs=2`): 99.58 -> 99.59 % of test with 12.1
-of 35.7 million FLOPs.
+and matches its function. The ranks keep as much of each kernel as the budget allows (`compress.rank_flops`).
+It was run here from a kept network (`--config.teacher.path=RUN --config.total_epochs=2`): 99.58 -> 99.59 % of test with
+12.1 of 35.7 million FLOPs.
 """
 
 import pathlib

@@ -1,17 +1,18 @@
-"""MNIST: Hinton's distillation of a CNN 256-512 into a CNN 16-32; `:variant=student_paper` or `tuned`.
+"""Distils a CNN 256-512 into a CNN 16-32 on MNIST, by Hinton's loss; `:variant=student_paper` or `tuned`.
 
   python -m big_distill.main --config=configs/mnist_kd.py --data_dir=...
   python -m big_distill.main --config=configs/mnist_kd.py:variant=tuned --data_dir=...
   python -m big_distill.main --config=configs/mnist_kd.py:variant=tuned,teacher=none --data_dir=...
 
-`student_paper`, the default: "Compressing Neural Nets", Table I: teacher 97.78 %, student 97.50 % of test after 25
-epochs. T and alpha are not given there: T = 10 and alpha = 0.9 are the Keras example's. As in the paper's formula the
-soft term is not scaled by T^2, so at T = 10 it weighs little; `--config.objective.scale_soft_by_t2=True` is Hinton's.
-Run here for 5 + 5 epochs (two CPU cores): teacher 98.62 %, student 98.35 % of test, agreement 98.64 %.
+`student_paper`, the default, is that of "Compressing Neural Nets", Table I: expect teacher 97.78 %, student 97.50 % of
+test after 25 epochs. The paper does not give T and alpha; T = 10 and alpha = 0.9 are the Keras example's. As in the
+paper's formula the soft term is not scaled by T^2, so at T = 10 its weight is small. Hinton scales it:
+`--config.objective.scale_soft_by_t2=True`. It was run here for 5 + 5 epochs (two CPU cores): teacher 98.62 %, student
+98.35 % of test, agreement 98.64 %.
 
-`tuned`: the same networks and epochs, on the data and views of mnist_teacher's `tuned`, whose network is the teacher;
-for the student also T = 4, the soft term times T^2, and a learning rate of 4e-3, none of which was compared with
-others. `teacher=none` is that student on labels alone. Run here (seed 0, `--config.teacher.dtype=bfloat16`): teacher
+`tuned` has the same networks and epochs. Its data, views and teacher are those of mnist_teacher's `tuned`. The student
+also has T = 4, the soft term times T^2, and a learning rate of 4e-3; none of these was compared with others.
+`teacher=none` trains that student on labels alone. It was run here (seed 0, `--config.teacher.dtype=bfloat16`): teacher
 98.82 %, student 98.81 % of test, agreement 99.05 %; on labels alone 98.58 %.
 """
 

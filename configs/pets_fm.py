@@ -1,14 +1,14 @@
-"""Oxford-IIIT Pets at 128 px: function matching, BiT R152x2 -> R50x1; `:variant=fast`, `medium` or `long`.
+"""Distils BiT R152x2 into R50x1 by function matching on Oxford-IIIT Pets (128 px); `:variant=fast`, `medium` or `long`.
 
   python -m big_distill.main --config=configs/pets_fm.py:variant=medium --data_dir=...
 
 The teacher is the paper's, `R152x2_T_pet128.npz`: it is fetched from gs://bit_models/distill, unless
-`--config.teacher.path` names a file. Everything else as in flowers_fm. Expect of the student
-(Beyer et al. 2022, Table 4, test; teacher 91.03 %):
+`--config.teacher.path` names a file. All else is as in flowers_fm. Expect this of the student (Beyer et al. 2022,
+Table 4, test; teacher 91.03 %):
 
   fast   1k epochs   88.01 %      medium   3k epochs   90.08 %      long   30k epochs   91.06 %
 
-Not run here: needs an accelerator and the data set prepared by TFDS.
+It was not run here, because it needs an accelerator and the data set prepared by TFDS.
 """
 
 import pathlib

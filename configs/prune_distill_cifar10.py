@@ -1,26 +1,27 @@
-"""CIFAR-10: a BiT that loses channels, or weights, and matches the function that it had with them.
+"""Prunes channels or weights of a BiT on CIFAR-10 while it matches the function that it had before.
 
   python -m big_distill.main --config=configs/prune_distill_cifar10.py --data_dir=...
   python -m big_distill.pack --workdir=RUN
 
   python -m big_distill.main --config=configs/prune_distill_cifar10.py:structure=weights,network=small --data_dir=...
 
-After Aghli & Ribeiro 2021, "Combining weight pruning and knowledge distillation for CNN compression": the dense network
-is trained first, on labels (the run's teacher/). The student starts from it, is pruned where no skip connection ties,
-in the first two convolutions of every unit, and distilled. `structure=channels` (the default) cuts half of those
-channels out, at once; `weights` zeroes three in four of all kernels' weights, which nothing ties, as it goes, for less
-than a tenth of the bytes in 8-bit integers (`big_distill.pack --quantize=int8`). The network is a BiT [2,2,2,2]x0.5, or
-with `network=small` a [1,1,1,1]x0.25, for two CPU cores.
-For rates by layer, as the paper chooses them:
+It follows Aghli & Ribeiro 2021, "Combining weight pruning and knowledge distillation for CNN compression". The dense
+network is trained first, on labels (the run's teacher/). The student starts from it, is pruned, and is distilled.
+`structure=channels` (the default) removes half of the channels at once, in the first two convolutions of every unit,
+where no skip connection ties the channels. `structure=weights` zeroes three in four of all kernels' weights, which
+nothing ties, during the run; in 8-bit integers (`big_distill.pack --quantize=int8`) it takes less than a tenth of the
+bytes. The network is a BiT [2,2,2,2]x0.5, or with `network=small` a [1,1,1,1]x0.25, for two CPU cores.
+This command chooses rates by layer, as the paper does:
 
   python -m big_distill.sensitivity --workdir=RUN/teacher --structure=channels --split='train[45000:]'
 
-Its last line holds flags for a run with `--config.teacher.path=RUN/teacher`. Run here so (teacher 4 epochs, student 2,
-both with `view.area_min=0.3`; rates chosen on 2,000 of the other images): 57.44 -> 56.49 % of test, 3,503,018 ->
-1,162,096 parameters, 45.7 -> 20.2 million FLOPs, 12,983,961 -> 4,306,610 bytes. `weights` was run with
-`network=small`, seed 0: 67.79 -> 67.54 % of test, agreement 88.71 %, in 8-bit integers 67.46 % and 2,043,189 -> 191,849
-bytes. A first recipe, 92 % of the weights in 20 epochs, had been tested, too: 64.18 %. Three quarters were chosen for
-their bytes, mixup by the validation images of 5 epochs, which had it 0.66 points ahead of the images themselves.
+Its last line has the flags for a run with `--config.teacher.path=RUN/teacher`. It was run here so (teacher 4 epochs,
+student 2, both with `view.area_min=0.3`; rates chosen on 2,000 of the other images): 57.44 -> 56.49 % of test,
+3,503,018 -> 1,162,096 parameters, 45.7 -> 20.2 million FLOPs, 12,983,961 -> 4,306,610 bytes. `weights` was run here
+with `network=small`, seed 0: 67.79 -> 67.54 % of test, agreement 88.71 %; in 8-bit integers 67.46 %, 2,043,189 ->
+191,849 bytes. A first recipe, which zeroed 92 % of the weights in 20 epochs, was tested before: 64.18 %. Three quarters
+were chosen for their bytes. Mixup was chosen on the validation images: after 5 epochs it was 0.66 points better than
+unmixed images.
 """
 
 from big_distill.config_files import parse_arg, smoke, teacher_of, template

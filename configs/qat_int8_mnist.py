@@ -1,12 +1,12 @@
-"""MNIST: the distilled CNN 16-32 in 8-bit integers, kernels and activations, trained to match its float self.
+"""Trains the distilled CNN 16-32 on MNIST in 8-bit integers, kernels and activations, to match its float version.
 
   python -m big_distill.main --config=configs/qat_int8_mnist.py --data_dir=...
   python -m big_distill.pack --workdir=RUN --formats=container,tflite,onnx
 
-The teacher is the student of mnist_kd, distilled first from its own teacher; the student starts from it, its kernels
-rounded to integers with a scale a filter, its layers' inputs to 8 bits with running ranges (Jacob et al. 2018, arXiv
-1712.05877). Rounding without training: `big_distill.pack --workdir=TEACHER --quantize=int8`.
-Run here from a kept teacher (`--config.teacher.path=RUN`): 98.35 -> 98.31 % of test, as LiteRT 98.26 %.
+The teacher is the student of mnist_kd, which is first distilled from its own teacher. The student starts from it. Its
+kernels are rounded to integers with one scale a filter, and its layers' inputs to 8 bits with running ranges (Jacob et
+al. 2018, arXiv 1712.05877). `big_distill.pack --workdir=TEACHER --quantize=int8` rounds without training.
+It was run here from a kept teacher (`--config.teacher.path=RUN`): 98.35 -> 98.31 % of test, as LiteRT 98.26 %.
 """
 
 import pathlib

@@ -1,14 +1,14 @@
-"""SUN-397 at 128 px: function matching, BiT R152x2 -> R50x1; `:variant=fast`, `medium` or `long`.
+"""Distils BiT R152x2 into R50x1 by function matching on SUN-397 (128 px); `:variant=fast`, `medium` or `long`.
 
   python -m big_distill.main --config=configs/sun_fm.py:variant=medium --data_dir=...
 
 The teacher is the paper's, `R152x2_T_sun128.npz`: it is fetched from gs://bit_models/distill, unless
-`--config.teacher.path` names a file. Everything else as in flowers_fm. Expect of the student
-(Beyer et al. 2022, Table 4, test; teacher 74.22 %):
+`--config.teacher.path` names a file. All else is as in flowers_fm. Expect this of the student (Beyer et al. 2022,
+Table 4, test; teacher 74.22 %):
 
   fast   100 epochs   68.28 %      medium   1k epochs   73.46 %      long   3k epochs   74.26 %
 
-Not run here: needs an accelerator and the data set prepared by TFDS.
+It was not run here, because it needs an accelerator and the data set prepared by TFDS.
 """
 
 import pathlib

@@ -1,14 +1,14 @@
-# shellcheck shell=bash disable=SC2034  # what it sets is read by those that source it
-# Sourced by the scripts that launch on other machines: flags, --help, --dry-run, and what a slice is called where.
+# shellcheck shell=bash disable=SC2034  # the scripts that source it read its variables
+# Gives flags, --help, --dry-run and the names of slices to the scripts that launch on other machines; they source it.
 #
-# What a dry run prints is itself a script: piped into bash it does what the command without --dry-run does.
+# A dry run prints a script: piped into bash, it does what the command without --dry-run does.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 dry_run=false
-max_restarts=100 # of one run, on one machine or cluster
+max_restarts=100 # for one run, on one machine or cluster
 
-# goes_on STATUS: whether a run that left with it goes on when it is started again: it was stopped (75), or died of a
-# signal, as JAX does when it is the first to see that a peer has died.
+# goes_on STATUS: succeeds if a run that ended with this status goes on when it is started again. It was stopped (75), or
+# it died of a signal, as JAX does when it is the first to see that a peer has died.
 goes_on() { (($1 == 75 || $1 > 128)); }
 
 fail() {
@@ -16,8 +16,8 @@ fail() {
   exit 2
 }
 
-# parse_flags "WORD ..." "NAME ..." "$@": sets `word` to the one that is given, the variable of each --NAME that is given
-# (to true if it was false), and `arguments` to what follows `--`. --help prints the comment that the script begins with.
+# parse_flags "WORD ..." "NAME ..." "$@": sets `word` to the given WORD, the variable of each given --NAME (to true if it
+# was false), and `arguments` to all that follows `--`. --help prints the comment at the top of the script.
 parse_flags() {
   local known=" $2 dry_run " flag given argument words=() expected="${1// /, }"
   local -r known_words=" $1 "
@@ -36,7 +36,7 @@ parse_flags() {
     flag="${flag#--}"
     flag="${flag//-/_}"
     if [[ "$known" != *" $flag "* ]]; then
-      fail "unknown flag ${argument%%=*}$(nearest "$flag" "$known"); what main.py is to get comes after a --"
+      fail "unknown flag ${argument%%=*}$(nearest "$flag" "$known"); flags of main.py come after --"
     elif [[ "$argument" == *=* ]]; then
       given="${argument#*=}"
     elif [[ "${!flag}" == false ]]; then
@@ -56,7 +56,7 @@ parse_flags() {
   if [[ "$known_words" != *" $word "* ]]; then fail "expected one of $expected, not '$word'; --help explains them"; fi
 }
 
-# nearest NAME "KNOWN ...": the known flag that is most like it, if Python is there to tell.
+# nearest NAME "KNOWN ...": prints the known flag that is most like NAME, if Python is installed.
 nearest() {
   python3 -c 'import difflib, sys
 for name in difflib.get_close_matches(sys.argv[1], sys.argv[2].split(), 1, 0.5): print(f"; did you mean --{name}?", end="")
@@ -79,7 +79,7 @@ need_integer() {
   done
 }
 
-# need_label NAME ...: fails unless each flag may name a resource, a mount or a file.
+# need_label NAME ...: fails unless each flag is fit to name a resource, a mount and a file.
 need_label() {
   local flag
   need "$@"
@@ -90,7 +90,7 @@ need_label() {
   done
 }
 
-# plain_bucket: sets `bucket`, if it is given, to its name alone: gs://NAME is one way to write it.
+# plain_bucket: sets `bucket`, if it is given, to its name alone; the user may also write gs://NAME.
 plain_bucket() {
   local given="$bucket"
   bucket="${bucket#gs://}"
@@ -100,7 +100,7 @@ plain_bucket() {
   fi
 }
 
-# quote WORD ...: as a shell reads them.
+# quote WORD ...: prints the words quoted for a shell.
 quote() {
   local word line=""
   for word in "$@"; do
@@ -112,7 +112,7 @@ quote() {
   printf %s "${line# }"
 }
 
-# execute COMMAND ...: prints it; unless this is a dry run, runs it.
+# execute COMMAND ...: prints the command, and runs it unless this is a dry run.
 execute() {
   if "$dry_run"; then
     quote "$@" && echo
@@ -123,7 +123,7 @@ execute() {
   "$@"
 }
 
-# write FILE TEXT
+# write FILE TEXT: writes the file; a dry run prints the command that would.
 write() {
   execute mkdir -p "$(dirname "$1")"
   if "$dry_run"; then
@@ -133,7 +133,7 @@ write() {
   fi
 }
 
-# json WORD ...: strings, as YAML reads them too, with commas between.
+# json WORD ...: prints the words as JSON strings with commas between; YAML reads them, too.
 json() {
   local word line=""
   for word in "$@"; do
@@ -145,7 +145,7 @@ json() {
   printf %s "${line#, }"
 }
 
-# train_with DEFAULT ...: sets `arguments` to the defaults, but for those that main.py is given already, and then these.
+# train_with DEFAULT ...: puts the defaults before `arguments`, except those that `arguments` already sets.
 train_with() {
   local default argument config=false defaults=()
   for argument in "${arguments[@]-}"; do
@@ -161,10 +161,10 @@ train_with() {
   arguments=("${defaults[@]}" "${arguments[@]}")
 }
 
-# slice TOPOLOGY: what others call a slice as big_distill.plan calls it (v5e:2x4): `accelerator_type`, `runtime` (Cloud
-# TPU), `gke_accelerator`, `shape` (GKE), how many `chips`, `hosts`, and `chips_per_host`. Which there are is from
-# docs.cloud.google.com/tpu/docs/{v4,v5e,v6e} and xpk's system_characteristics.py: from 4x4x4 on, v4 and v5p are made of
-# whole cubes of that, up to a pod.
+# slice TOPOLOGY: translates the name of a slice in big_distill.plan (v5e:2x4). Sets `accelerator_type`, `runtime` (Cloud
+# TPU), `gke_accelerator`, `shape` (GKE), and the numbers of `chips`, `hosts` and `chips_per_host`. The sizes are those of
+# docs.cloud.google.com/tpu/docs/{v4,v5e,v6e} and xpk's system_characteristics.py. From 4x4x4 on, slices of v4 and v5p are
+# made of whole 4x4x4 cubes, up to a pod.
 slice() {
   local side generation="${1%%:*}" sizes="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16" pod=0
   shape="${1#*:}"
@@ -184,14 +184,14 @@ slice() {
   if [[ " $sizes " != *" $shape "* ]] && ! cubes "$shape" "$pod"; then
     sizes="${sizes// /, }"
     if ((pod)); then sizes+=", and multiples of 4 in rising order up to $pod chips, e.g. 4x4x8"; fi
-    fail "--topology=$1: of $generation there are $sizes"
+    fail "--topology=$1: $generation has the sizes $sizes"
   fi
   chips_per_host=4
-  if ((!pod && chips <= 8)); then chips_per_host=$chips; fi # what fits on one machine
+  if ((!pod && chips <= 8)); then chips_per_host=$chips; fi # one machine
   hosts=$((chips / chips_per_host))
 }
 
-# cubes SHAPE MOST: whether it is made of whole 4x4x4, with its sides in rising order, and of at most so many chips.
+# cubes SHAPE MOST: succeeds if the shape is made of whole 4x4x4, has its sides in rising order, and at most MOST chips.
 cubes() {
   local a b c
   IFS=x read -r a b c <<<"$1"

@@ -1,15 +1,15 @@
 # shellcheck shell=bash
-# Sourced by the launch scripts: `environment [extra,...]` makes the Python environment, or reuses it, and sets $python.
+# Sourced by the launch scripts: `environment [extra,...]` makes or reuses the Python environment, and sets $python.
 #
 #   PYTHON            the interpreter to build on; by default the first that fits of python3, python3.14, ... python3.11
-#   BIG_DISTILL_VENV  where the environment lives; by default .venv in the checkout
+#   BIG_DISTILL_VENV  the directory of the environment; by default .venv in the checkout
 #
-# The scripts work in the root of the checkout: relative paths, --workdir too, mean the same wherever they are called.
+# The scripts work in the root of the checkout. Relative paths, also --workdir, mean the same wherever they are called.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 venv="${BIG_DISTILL_VENV:-.venv}"
 
-# Prints the real path of an interpreter: behind shims, and behind a virtual environment that happens to be active.
+# Prints the real path of an interpreter: it follows shims, and a virtual environment that happens to be active.
 find_python() {
   local candidates=(python3 python3.14 python3.13 python3.12 python3.11) candidate
   if [[ -n "${PYTHON:-}" ]]; then candidates=("$PYTHON"); fi
@@ -32,7 +32,7 @@ environment() {
   if [[ "$(cat "$installed" 2>/dev/null)" == "$stamp" ]]; then return; fi
 
   if uv --version >/dev/null 2>&1; then
-    # --inexact: keep what other extras, or the user, have installed.
+    # --inexact keeps what other extras, or the user, have installed.
     local sync=(uv sync --frozen --inexact --compile-bytecode --no-python-downloads --python "$base")
     for extra in ${extras//,/ }; do sync+=(--extra "$extra"); done
     UV_PROJECT_ENVIRONMENT="$venv" "${sync[@]}"

@@ -6,23 +6,23 @@
 #   bash launch/gke.sh run --dry-run ... | less      # the manifest
 #
 #   run      writes dist/NAME.yaml and applies it      logs     follows what the first machine prints
-#   status   the JobSet and its pods                   delete   ends it: the run saves first; run again goes on
+#   status   shows the JobSet and its pods             delete   ends the run, which saves first; a new `run` goes on
 #
-# JobSet starts the run again, on all machines, when a node is preempted or a process dies (100 times); it goes on where it
-# was, to the bit. It fails for good on a fault of the run's own (statuses 1 to 5). JAX finds the other machines by what GKE
-# tells a TPU pod. Needs kubectl with the cluster's credentials, the JobSet operator and, for --bucket, the Cloud Storage
-# FUSE CSI driver; the image is launch/Dockerfile's.
+# JobSet starts the run again, on all machines, when a node is preempted or a process dies (up to 100 times). The run goes
+# on where it was, to the bit. A fault of the run's own (statuses 1 to 5) ends it for good. JAX finds the other machines by
+# the variables that GKE sets in a TPU pod. It needs kubectl with the cluster's credentials, the JobSet operator and, for
+# --bucket, the Cloud Storage FUSE CSI driver. launch/Dockerfile builds the image.
 #
-#   --name             of the JobSet, and of the run directory, /bucket/NAME
+#   --name             names the JobSet and the run directory, /bucket/NAME
 #   --image            the container
-#   --topology         as in big_distill.plan, v5e:2x4: that of the node pool
-#   --bucket           of Cloud Storage, mounted as /bucket: it outlives the pods. Make it with
+#   --topology         topology of the node pool, as in big_distill.plan; default v5e:2x4
+#   --bucket           a Cloud Storage bucket, mounted as /bucket; it outlives the pods. Make it with
 #                      --enable-hierarchical-namespace, so that renaming a whole checkpoint is one step
 #   --claim            instead of --bucket: a PersistentVolumeClaim that all machines may write (Filestore)
-#   --service_account  in Kubernetes, with access to the bucket; default
-#   --namespace        default
-#   --spot             nodes that may be preempted; GKE then leaves a pod 15 s for saving, whatever is asked for
-#   --grace_seconds    for saving (config.grace_seconds); 30
+#   --service_account  account in Kubernetes with access to the bucket; default `default`
+#   --namespace        namespace in Kubernetes; default `default`
+#   --spot             uses nodes that may be preempted; GKE then gives a pod 15 s to save, whatever is asked for
+#   --grace_seconds    seconds to save (config.grace_seconds); default 30
 #   --dry-run          prints what would be done, as a script; needs no kubectl
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -41,13 +41,13 @@ manifest() {
     volume="persistentVolumeClaim: {claimName: $(json "$claim")}"
   else
     annotations=$'\n          metadata:\n            annotations: {gke-gcsfuse/volumes: "true"}'
-    # Checkpoints are renamed when they are whole. A flat bucket renames file by file, which has to be allowed.
+    # A checkpoint is renamed when it is whole. A flat bucket renames file by file, and rename-dir-limit allows that.
     volume="csi:
                 driver: gcsfuse.csi.storage.gke.io
                 volumeAttributes: {bucketName: $(json "$bucket"), mountOptions: \"implicit-dirs,rename-dir-limit=100000\"}"
   fi
   args="$(json "${arguments[@]}")"
-  args="${args//\$(/\$\$(}" # what Kubernetes is to leave alone
+  args="${args//\$(/\$\$(}" # Kubernetes would replace $(NAME)
   cat <<END
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet

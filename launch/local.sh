@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on this machine: makes the environment if need be, then runs the default job or the one that --config names.
+# Trains on this machine: makes the environment if needed, then runs the default config or the one that --config names.
 #
 #   bash launch/local.sh
 #   bash launch/local.sh --config.seed=3

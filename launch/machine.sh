@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Trains on this machine in the background, and again whenever the run stopped but can go on (status 75, or a signal).
+# Trains on this machine in the background; starts the run again when it stopped but can go on (status 75, or a signal).
 #
 #   bash launch/machine.sh install [--bucket=NAME]    # makes the environment; mounts a bucket at /bucket
 #   bash launch/machine.sh start [--bucket=NAME] -- --config=configs/digits_fm.py --workdir=/bucket/digits
-#   bash launch/machine.sh status                     # running, exit STATUS, or nothing
+#   bash launch/machine.sh status                     # prints running, exit STATUS, or nothing
 #   bash launch/machine.sh logs                       # follows what the run prints
-#   bash launch/machine.sh stop                       # has it save and leave, and waits for that
+#   bash launch/machine.sh stop                       # makes the run save and end, and waits for that
 #
-# tpu_vm.sh calls it on every machine of a slice. The environment has the extra that --extra names (tpu).
+# tpu_vm.sh calls it on every machine of a slice.
 #
 #   --bucket    a Cloud Storage bucket, mounted with gcsfuse; must be the same for install and start
-#   --extra     of pyproject.toml: tpu, cuda
-#   --home      where the run's log, process id and status are; ~/.big_distill
-#   --pause     seconds before a run that stopped goes on; 10
+#   --extra     extra of pyproject.toml in the environment: tpu or cuda; default tpu
+#   --home      directory of the run's log, process id and status; default ~/.big_distill
+#   --pause     seconds before a run that stopped goes on; default 10
 #   --dry-run   prints what would be done
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -34,11 +34,11 @@ install() {
   execute sudo apt-get --quiet --yes install gcsfuse
 }
 
-# A run directory that is not in the bucket would be lost with the machine.
+# Mounts the bucket. A run directory outside the bucket would be lost with the machine.
 mount_bucket() {
   if [[ -z "$bucket" ]] || mountpoint --quiet /bucket; then return; fi
   execute sudo install --directory --owner="$(id -un)" /bucket
-  # Checkpoints are renamed when they are whole. A flat bucket renames file by file, which has to be allowed.
+  # A checkpoint is renamed when it is whole. A flat bucket renames file by file, and --rename-dir-limit allows that.
   execute gcsfuse --implicit-dirs --rename-dir-limit=100000 "$bucket" /bucket
 }
 
@@ -52,7 +52,7 @@ start() {
     launch/machine.sh supervise --home="$home" --pause="$pause" -- "${arguments[@]}"
 }
 
-# Runs main.py until it is done, is at fault, or somebody stops this.
+# Runs main.py until it is done, has a fault, or somebody stops this script.
 supervise() {
   local stopping=false child status restarts
   trap 'stopping=true; kill -TERM "$child" 2>/dev/null || true' TERM
@@ -63,8 +63,8 @@ supervise() {
     status=0
     wait "$child" || status=$?
     if "$stopping" || ! goes_on "$status" || ((restarts == max_restarts)); then break; fi
-    echo "big_distill: left with status $status; the same command goes on in $pause s"
-    sleep "$pause" & # in the background, so that a signal is heard at once
+    echo "big_distill: the run ended with status $status; the same command goes on in $pause s"
+    sleep "$pause" & # in the background, so that a signal acts at once
     wait $! || true
     if "$stopping"; then break; fi
   done

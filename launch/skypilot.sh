@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Trains on whatever cloud SkyPilot finds cheapest (pip install skypilot), as a managed job: GPUs, or a TPU of one machine.
+# Trains on the cheapest cloud that SkyPilot finds (pip install skypilot), as a managed job: GPUs, or a TPU of one machine.
 #
 #   bash launch/skypilot.sh run --name=flowers --accelerators=H100:8 --nodes=2 --bucket=s3://B --spot \
 #     -- --config=configs/flowers_fm.py:variant=medium --data_dir=/bucket/tfds
 #   bash launch/skypilot.sh run --dry-run ... | less      # the task
 #
 #   run      writes dist/NAME.yaml and launches it      logs     follows what the run prints
-#   status   all jobs                                   delete   ends it; run again goes on from the last checkpoint
+#   status   shows all jobs                             delete   ends the run; a new `run` goes on from its last checkpoint
 #
-# SkyPilot looks for another machine when one was preempted, and starts the run again there; it goes on where it was, to
-# the bit, also when it left with status 75.
+# SkyPilot looks for another machine when one was preempted, and starts the run again there. It also starts a run again
+# that ended with status 75. The run goes on where it was, to the bit.
 #
-#   --name          of the job, and of the run directory, /bucket/NAME
-#   --accelerators  of one node, as SkyPilot writes them: H100:8, A100-80GB:4, tpu-v6e-8
-#   --nodes         1
-#   --bucket        with its scheme, gs://B or s3://B, mounted as /bucket: it outlives the machines. A checkpoint is renamed
-#                   when it is whole, so a gs:// one has to be made with --enable-hierarchical-namespace
-#   --infra         where, as SkyPilot writes it: gcp, aws/us-east-1, k8s/CONTEXT; anywhere
-#   --spot          cheaper, and preempted at any time
+#   --name          names the job and the run directory, /bucket/NAME
+#   --accelerators  accelerators of one node, as SkyPilot writes them: H100:8, A100-80GB:4, tpu-v6e-8
+#   --nodes         number of nodes; default 1
+#   --bucket        a bucket with its scheme, gs://B or s3://B, mounted as /bucket; it outlives the machines. A checkpoint
+#                   is renamed when it is whole, so make a gs:// bucket with --enable-hierarchical-namespace
+#   --infra         the place, as SkyPilot writes it: gcp, aws/us-east-1, k8s/CONTEXT; default anywhere
+#   --spot          uses cheaper machines, which may be preempted at any time
 #   --dry-run       prints what would be done, as a script; needs no SkyPilot
 set -euo pipefail
 # shellcheck source=launch/common.sh

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Trains on GPU nodes of a SLURM cluster. Give it on a login node, in a checkout that the nodes see too.
+# Trains on GPU nodes of a SLURM cluster. Call it on a login node, in a checkout that the nodes see, too.
 #
-#   bash launch/slurm.sh install                         # once: the environment, with CUDA
+#   bash launch/slurm.sh install                         # once: makes the environment, with CUDA
 #   bash launch/slurm.sh run --name=flowers --nodes=2 --gpus=8 --time=24:00:00 --partition=gpu \
 #     -- --config=configs/flowers_fm.py:variant=medium --data_dir=/data/tfds
 #
-#   run      submits launch/slurm_job.sh      logs     follows runs/NAME.log
-#   status   what is queued or runs           delete   ends it: the run saves first; run again goes on
+#   run      submits launch/slurm_job.sh          logs     follows runs/NAME.log
+#   status   shows whether it is queued or runs   delete   ends the run, which saves first; a new `run` goes on
 #
-# A minute or two before its time is up, and when it is preempted, the run saves and the job is queued again under its number (100
-# times); it goes on where it was, to the bit. So --time is how long one turn takes, not the run.
+# A minute or two before its time is up, and when it is preempted, the run saves, and the job is queued again under its
+# number (up to 100 times). The run goes on where it was, to the bit. So --time limits one turn, not the whole run.
 #
-#   --name       of the job, and of the run directory, runs/NAME
-#   --nodes      1
-#   --gpus       of one node; 8
-#   --time       of one turn; 24:00:00
+#   --name       names the job and the run directory, runs/NAME
+#   --nodes      number of nodes; default 1
+#   --gpus       number of GPUs of one node; default 8
+#   --time       time of one turn; default 24:00:00
 #   --partition, --account, --qos   as sbatch takes them
 #   --dry-run    prints what would be done, as a script; needs no sbatch
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests: makes the environment if need be, then pytest, with arguments passed on.
+# Runs the tests: makes the environment if needed, then runs pytest with the arguments that it gets.
 #
 #   bash launch/test.sh                     # all but the slow and the soak tests
 #   bash launch/test.sh -m slow

@@ -1,31 +1,33 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM, or on all machines of a slice of them.
+# Trains on a Cloud TPU VM, or on all machines of a TPU slice.
 #
 #   bash launch/tpu_vm.sh resume --name=flowers --project=P --zone=us-west4-a --topology=v5e:4x4 --bucket=B --spot \
 #     -- --config=configs/flowers_fm.py:variant=medium --data_dir=/bucket/tfds
 #
-# resume sees a run to its end: it creates, installs and runs what is not there, makes a slice that was preempted anew,
-# starts a run that stopped again (it goes on where it was, to the bit), and leaves when the run is done or at fault. It
-# can be ended and given again at any time; the run does not notice. Its steps, one by one:
+# resume brings a run to its end. It creates the slice, installs, and starts the run, where these are missing. It makes a
+# preempted slice anew. It starts a run that stopped again, and the run goes on where it was, to the bit. It ends when the
+# run is done or has a fault. You can interrupt resume and give it again at any time; the run does not notice. These are
+# its steps, one by one:
 #
 #   create    asks for the slice          logs      follows what the first machine prints
-#   install   copies the commit (HEAD) to every machine, makes the environment there
-#   run       starts main.py on all of them, in the background (launch/machine.sh)
-#   status    what every machine says: running, exit STATUS, or nothing
-#   stop      has the run save and leave  delete    gives the slice back: nothing else ends the bill
+#   install   copies the commit (HEAD) to every machine, and makes the environment there
+#   run       starts main.py on all machines, in the background (launch/machine.sh)
+#   status    shows what every machine says: running, exit STATUS, or nothing
+#   stop      makes the run save and end  delete    gives the slice back; you pay until then
 #
-#   --name      of the slice, of the queued resource, and of the run directory, /bucket/NAME
-#   --project   of Google Cloud          --zone     that has the TPUs
-#   --topology  as in big_distill.plan, v5e:2x4; of v4 and v5p the size counts, Google chooses the shape
-#   --bucket    of Cloud Storage, mounted as /bucket on all machines: it outlives them. Make it with
+#   --name      names the slice, the queued resource, and the run directory, /bucket/NAME
+#   --project   project of Google Cloud   --zone    zone that has the TPUs
+#   --topology  slice as in big_distill.plan; default v5e:2x4. For v4 and v5p only the size counts: Google chooses the
+#               shape
+#   --bucket    a Cloud Storage bucket, mounted as /bucket on all machines; it outlives them. Make it with
 #               --enable-hierarchical-namespace, so that renaming a whole checkpoint is one step
-#   --spot      cheaper, and preempted at any time, after 30 s of warning
-#   --queued    waits in line (a queued resource) where create would fail for want of capacity
+#   --spot      uses cheaper machines, which may be preempted at any time, after 30 s of warning
+#   --queued    waits in line (a queued resource) where create would fail because no TPU is free
 #   --runtime   software version of the machines, if not the usual one for the topology
-#   --poll      seconds between two looks of resume; 60
+#   --poll      seconds between two checks of resume; default 60
 #   --dry-run   prints what would be done, as a script; needs no gcloud
 #
-# With several machines gcloud wants its key in the agent: ssh-add ~/.ssh/google_compute_engine
+# With several machines gcloud needs its key in the agent: ssh-add ~/.ssh/google_compute_engine
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -98,7 +100,7 @@ state() {
 
 begin() { install && run; }
 
-# What the run needs next: create, delete, begin, run, wait; or that it is done, or has a fault.
+# Prints what the run needs next: create, delete, begin, run or wait; or that it is done, or has a fault.
 next_step() {
   local machines said status
   case "$(state || echo unknown)" in
@@ -107,7 +109,7 @@ next_step() {
     PREEMPTED | TERMINATED | STOPPED | SUSPENDED | FAILED) echo delete && return ;;
     *) echo wait && return ;;
   esac
-  machines="$(status)" || { echo wait && return; } # it may be going away: the state will tell
+  machines="$(status)" || { echo wait && return; } # the slice may be ending: its state will say so
   while read -r said status; do
     if [[ "$said" == exit ]] && ((status != 0)) && ! goes_on "$status"; then echo "fault $status" && return; fi
   done <<<"$machines"
@@ -124,7 +126,7 @@ resume() {
   need bucket
   train_with --distributed --workdir="/bucket/$name"
   if "$dry_run"; then
-    echo "# where there is no slice yet; from then on the first and the last command, and what they show to be needed"
+    echo "# resume begins so if there is no slice; later it repeats the first and last command, and does what they call for"
     state && create && begin && status
     return
   fi
@@ -133,7 +135,7 @@ resume() {
     step="$(next_step)"
     case "$step" in
       wait) sleep "$poll" && continue ;;
-      "done") echo "$name is done: delete it, or it goes on costing" && return ;;
+      "done") echo "$name is done; its slice costs money until you delete it" && return ;;
       fault*)
         on_machines 0 tail -n 20 .big_distill/log || true
         stop || true

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Trains on TPUs in a GKE cluster that xpk made (pip install xpk). gke.sh needs kubectl alone.
+# Trains on TPUs in a GKE cluster that xpk made (pip install xpk). gke.sh does it with kubectl alone.
 #
-#   bash launch/xpk.sh attach --cluster=C --project=P --zone=us-west4-a --bucket=B       # once a bucket
+#   bash launch/xpk.sh attach --cluster=C --project=P --zone=us-west4-a --bucket=B       # once for each bucket
 #   bash launch/xpk.sh run --name=flowers --cluster=C --project=P --zone=us-west4-a --topology=v5e:4x4 --bucket=B \
 #     --image=REGION-docker.pkg.dev/P/R/big_distill:tpu -- --config=configs/flowers_fm.py:variant=medium
 #
 #   attach   mounts the bucket as /bucket in this cluster's workloads that ask for it
-#   run      submits the run                  status   what xpk knows of it
-#   delete   ends it: the run saves first; run again goes on
+#   run      submits the run                  status   shows what xpk knows of it
+#   delete   ends the run, which saves first; a new `run` goes on
 #
-# xpk starts the run again when a node is preempted or a process leaves with status 75 (100 times). Its logs are in Cloud
-# Logging; xpk prints the link.
+# xpk starts the run again when a node is preempted or a process ends with status 75 (up to 100 times). The logs are in
+# Cloud Logging; xpk prints the link.
 #
-#   --name      of the workload, and of the run directory, /bucket/NAME
-#   --cluster, --project, --zone   the cluster
-#   --topology  as in big_distill.plan, v5e:2x4; of v4 and v5p the size counts
-#   --bucket    of Cloud Storage; what xpk calls the storage has the same name
+#   --name      names the workload and the run directory, /bucket/NAME
+#   --cluster, --project, --zone   the cluster, and where it is
+#   --topology  slice as in big_distill.plan; default v5e:2x4. For v4 and v5p only the size counts
+#   --bucket    a Cloud Storage bucket; xpk's storage has the same name
 #   --image     the container (launch/Dockerfile)
-#   --spot      with node auto-provisioning: nodes that may be preempted; GKE then leaves a pod 15 s for saving
-#   --grace_seconds  for saving (config.grace_seconds); 30
+#   --spot      with node auto-provisioning: uses nodes that may be preempted; GKE then gives a pod 15 s to save
+#   --grace_seconds  seconds to save (config.grace_seconds); default 30
 #   --dry-run   prints what would be done, as a script; needs no xpk
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -44,7 +44,7 @@ run() {
   need_integer grace_seconds
   slice "$topology"
   train_with --distributed --workdir="/bucket/$name" --config.grace_seconds="$grace_seconds"
-  # exec: xpk's SIGTERM goes to the shell that it runs the command in.
+  # xpk sends SIGTERM to the shell that runs the command; exec puts the run in its place.
   execute xpk workload create --workload="$name" "${place[@]}" --tpu-type="$accelerator_type" --docker-image="$image" \
     --storage="$bucket" --max-restarts="$max_restarts" --restart-on-exit-codes=75 \
     --termination-grace-period-seconds="$((grace_seconds + 30))" ${kind[@]+"${kind[@]}"} \

@@ -1,6 +1,6 @@
-"""Shared by all tests: eight fake CPU devices, programs that compile fast, and a cache of them in `.pytest_cache`.
+"""Sets up all tests: eight fake CPU devices, programs that compile fast, and a cache of them in `.pytest_cache`.
 
-Fuzz tests run the same 200 cases every time; with --hypothesis-profile=long 10,000 others.
+Fuzz tests run the same 200 cases every time; with --hypothesis-profile=long they run 10,000 others.
 """
 
 import functools
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 flags.FLAGS.mark_as_parsed()
-fuzzing = settings(deadline=None, suppress_health_check=list(HealthCheck))  # `mutations.bounded` has the time
+fuzzing = settings(deadline=None, suppress_health_check=list(HealthCheck))  # `mutations.bounded` limits the time
 settings.register_profile("short", fuzzing, max_examples=200, derandomize=True, database=None)
 settings.register_profile("long", fuzzing, max_examples=10_000)
 settings.load_profile("short")
@@ -32,20 +32,20 @@ settings.load_profile("short")
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Runs on the first device alone."""
+    """Makes a test run on the first device alone."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda fsdp=1: mesh)
 
 
 @pytest.fixture
 def interrupt_after(monkeypatch):
-    """interrupt_after(num_steps, number=SIGTERM): as `interruption.interrupt_after`."""
+    """Returns `interrupt_after(num_steps, number=SIGTERM)`: see `interruption.interrupt_after`."""
     return functools.partial(interruption.interrupt_after, monkeypatch)
 
 
 @pytest.fixture
 def distilled(tiny):
-    """The same, distilled from a wider one that is trained first."""
+    """Makes `tiny` distil from a wider CNN that is trained first."""
     teacher = tiny.copy_and_resolve_references()
     teacher.student.features = (8, 16)
     tiny.objective.name = tiny.view.regime = "function_matching"
@@ -55,7 +55,7 @@ def distilled(tiny):
 
 @pytest.fixture
 def tiny():
-    """An unresolved config that trains a small CNN on the digits for a few steps, supervised."""
+    """Builds an unresolved config that trains a small CNN on the digits for a few steps, supervised."""
     config = template()
     config.num_classes = 10
     config.batch_size = 40

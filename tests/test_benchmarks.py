@@ -1,4 +1,4 @@
-"""The benchmark program runs, and says of all its sections what it says of them; what it measures is not looked at."""
+"""Checks that the benchmark program runs, reports all its sections and explains them; ignores what it measures."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ def test_every_section_runs(tmp_path):
 
 @pytest.fixture
 def program(monkeypatch):
-    """Its module, in this process."""
+    """Loads the program's module in this process."""
     monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
     spec = importlib.util.spec_from_file_location("benchmarks", ROOT / "tests" / "benchmarks" / "__main__.py")
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""Every config in configs/ runs `:smoke`, says what it must, and has the papers' settings."""
+"""Checks that every config in configs/ runs `:smoke`, says what it must, and has the papers' settings."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ prune_distill_cifar10 lowrank_mnist qat_int8_mnist cifar10_patience cifar10_equa
 
 
 def marked(path):
-    """The paper's other sets differ from flowers_fm in numbers, which are checked below: their runs are slow tests."""
+    """Marks the paper's other sets as slow: they differ from flowers_fm only in numbers, which are checked below."""
     return pytest.param(path, marks=pytest.mark.slow) if path.stem in ("pets_fm", "food_fm", "sun_fm") else path
 
 
@@ -61,7 +61,7 @@ def test_docstring_has_the_command_and_whether_it_was_run(path):
 
 
 def arguments(path):
-    """Every combination of what a config's `parse_arg` lets choose, the switch `smoke` aside."""
+    """Lists every combination of the choices of a config's `parse_arg`, the switch `smoke` aside."""
     (call,) = re.findall(r"parse_arg\(arg, (.*)smoke=False\)", path.read_text())
     choices = [
         [f"{name}={value}" for value in values.split("|")] for name, values in re.findall(r'(\w+)="(.+?)"', call)
@@ -106,7 +106,7 @@ def test_what_is_tuned_holds_a_part_of_the_training_split_out(name, variant):
 
 
 def test_patience_is_function_matching_and_no_more():
-    """No field of Hinton's is left over, which would be part of the fingerprint."""
+    """No field of Hinton's objective is left over; it would be part of the fingerprint."""
     objective = resolved("cifar10_kd", "variant=patient").objective
     assert objective == dataclasses.replace(Config().objective, name="function_matching", temperature=2.0)
 

@@ -1,7 +1,7 @@
-"""The launch scripts, run in a copy of the checkout with a stand-in for uv.
+"""Checks the launch scripts in a copy of the checkout, with a stand-in for uv.
 
-It notes what it is asked for, and makes a stand-in for Python that prints its process id and its arguments and exits
-with 7.
+The stand-in notes what it is asked for. It makes a stand-in for Python that prints its process id and its arguments and
+exits with 7.
 """
 
 import os
@@ -42,7 +42,7 @@ class Run(NamedTuple):
     status: int
     out: str
     err: str
-    uv: list[str]  # the commands that uv was given so far
+    uv: list[str]  # commands that uv was given so far
 
 
 def launch(checkout, script, *arguments, **variables):
@@ -75,7 +75,7 @@ def test_local_runs_the_default_config_unless_one_is_named(checkout, arguments, 
 def test_signals_and_the_exit_status_are_pythons(checkout, script):
     run = launch(checkout, script)
     assert run.status == 7
-    assert run.out.split()[0] == str(run.pid)  # exec: the shell became Python
+    assert run.out.split()[0] == str(run.pid)  # exec: the shell has become Python
 
 
 def test_the_environment_is_made_from_the_lock_and_made_once(checkout):

@@ -1,4 +1,4 @@
-"""The command as a user runs it, in processes of its own: mistakes, two processes. What may befall them: `faults/`."""
+"""Checks the command as a user runs it, in its own processes: mistakes, two processes. Faults are in `faults/`."""
 
 import json
 import os
@@ -20,7 +20,7 @@ DIGITS = ["--config=configs/digits_fm.py", "--config.total_steps=20", "--config.
           "--config.student.features=(16,512)", "--config.log_view_hash=True"]  # fmt: skip
 
 
-on_one_worker = pytest.mark.xdist_group("whole")  # so that `whole` is run once
+on_one_worker = pytest.mark.xdist_group("whole")  # runs `whole` once
 
 
 FM = "--config=configs/digits_fm.py"
@@ -31,7 +31,7 @@ FM = "--config=configs/digits_fm.py"
     [
         ([FM, "--config.optimzer.lr=1"], "config.optimzer is not a field of the config; did you mean 'optimizer'?"),
         ([FM, "--config.batch_size=abc"], "config.batch_size='abc': expected an integer"),
-        ([FM, "--config.mesh=2"], "config.mesh='2': has no value of its own, only fields: config.mesh.fsdp"),
+        ([FM, "--config.mesh=2"], "config.mesh='2': it has no value of its own, only fields: config.mesh.fsdp"),
         (
             ["--config=configs/digits.py"],
             "config file configs/digits.py does not exist; did you mean 'configs/digits_fm.py'?",
@@ -49,7 +49,7 @@ def test_a_mistake_is_one_line_and_status_2(args, message):
 
 
 def config_of(*argv):
-    """The config that a command line makes."""
+    """Returns the config that a command line makes."""
     values = flags.FlagValues()
     cli.define_config_flag(values, [*argv])
     cli.parse_flags(["main", *argv], values)
@@ -88,7 +88,7 @@ def test_a_config_file_is_run_once(tmp_path):
 
 
 def test_training_imports_no_tensorflow(tmp_path):
-    """Teacher, student, evaluations and checkpoints: of all that a run imports, Python says so on stderr."""
+    """Python lists on stderr all that a run imports: it trains a teacher and a student, evaluates and saves."""
     status, _, stderr = run(f"{FM}:smoke", f"--workdir={tmp_path}", PYTHONPROFILEIMPORTTIME="1")
     imported = set(re.findall(r"^import time:.*\|\s+(\S+)$", stderr, re.MULTILINE))
     assert status == 0 and {"big_distill.training.loop", "orbax.checkpoint", "clu.metric_writers"} <= imported
@@ -109,7 +109,7 @@ def test_help_teaches():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted run."""
+    """Runs the digits without an interruption."""
     workdir = tmp_path_factory.mktemp("whole")
     status, out, err = run(*DIGITS, f"--workdir={workdir}")
     assert status == 0, err
@@ -120,7 +120,7 @@ def whole(tmp_path_factory):
 @on_one_worker
 @pytest.mark.parametrize("fsdp", [1, 2, 4])
 def test_two_processes_are_one(whole, tmp_path, fsdp):
-    """Of two devices each; `whole` has one. With four of them sharing a kernel neither process has all of it."""
+    """Each process has two devices; `whole` has one. If all four share a kernel, neither process has all of it."""
     args = [f"--config.teacher.path={whole}/teacher", f"--config.mesh.fsdp={fsdp}"]
     args += ["--config.teacher.sharded"] if fsdp > 1 else []
     processes = cluster(*DIGITS, f"--workdir={tmp_path}", *args, num_devices=2)
@@ -192,7 +192,7 @@ def test_a_cluster_that_jax_does_not_find_is_one_line(environment, message):
 def test_slurm_is_found():
     """Two processes as srun starts them see two devices."""
     with socket.socket() as free:
-        free.bind(("localhost", 61440 + os.getpid() % 4096))  # where JAX puts the coordinator of the job of this number
+        free.bind(("localhost", 61440 + os.getpid() % 4096))  # JAX puts this job's coordinator there
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     args = [FM, "--distributed", "--config.batch_size=3", "--config.teacher.config.batch_size=3"]
     processes = [start(*args, **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
@@ -203,7 +203,7 @@ def test_slurm_is_found():
 
 @pytest.mark.parametrize("process_id", ["0", "1"])
 def test_processes_that_do_not_meet_leave_in_time(process_id):
-    """A coordinator that does not answer, and one that is alone."""
+    """Process 1 finds no coordinator that answers; process 0 is a coordinator that stays alone."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
@@ -229,7 +229,7 @@ def test_a_port_that_is_taken_is_one_line():
     ],
 )
 def test_processes_with_different_flags_say_so(tmp_path, each, changed):
-    """And do not wait for each other for ever."""
+    """The processes also do not wait for each other without end."""
     together = cluster(*DIGITS, f"--workdir={tmp_path}", of_each=each)
     errors = [process.communicate(timeout=120)[1] for process in together]
     assert [process.returncode for process in together] == [2, 2], errors

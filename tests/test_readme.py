@@ -1,4 +1,4 @@
-"""The code that README shows works as it stands there."""
+"""Checks that the code in README works as it is written there."""
 
 import pathlib
 import re
@@ -20,7 +20,7 @@ FILES = dict(_FILE.findall(README))
 
 @pytest.fixture
 def own_code(tmp_path, monkeypatch):
-    """The files of README's section on code of your own, where Python finds them."""
+    """Writes the files of README's section on code of your own where Python finds them."""
     for name, text in FILES.items():
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
         monkeypatch.delitem(sys.modules, name, raising=False)

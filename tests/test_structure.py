@@ -1,4 +1,4 @@
-"""The structure is the product: who may import whom."""
+"""Checks the structure of the package: which module may import which."""
 
 import ast
 import pathlib
@@ -12,7 +12,7 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 
-# Top first: a module imports from its own room, or from a room below, and there are no circles.
+# Top first. A module imports only from its own room or from a room below, and there are no circles.
 ROOMS = [
     "main evaluate prepare pack sensitivity doctor plan report",
     "cli",
@@ -53,7 +53,7 @@ OWNERS = {  # only these may import it
 
 
 def imports(path):
-    """Absolute names of all that a module imports, inside functions too."""
+    """Returns the absolute names of all that a module imports, inside functions too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -69,14 +69,14 @@ def room(module):
 
 
 def targets(module):
-    """The modules of ours that one imports."""
+    """Returns the modules of the package that a module imports."""
     found = {name if name in MODULES else name.rpartition(".")[0] for name in imports(MODULES[module])}
     return {name for name in found if name in MODULES and name not in ("big_distill", module)}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_nothing_imports_upward(module):
-    if module == "big_distill":  # `big_distill.load`, imported when it is first used
+    if module == "big_distill":  # it imports `load` only when that is first used
         return
     for name in imports(MODULES[module]):
         if name.startswith("big_distill."):
@@ -113,7 +113,7 @@ def test_the_promises_of_the_readme_name_tests_that_exist():
 
 
 def test_the_readme_says_where_every_module_is():
-    """By name in the row of its directory, or by a row of the whole package."""
+    """README names a module in the row of its directory, or has a row for the whole package."""
     section = (PACKAGE.parent / "README.md").read_text().partition("## Where everything is")[2]
     named = set()
     for row in re.findall(r"^\| (`big_distill/[^|]*) \|", section, re.MULTILINE):

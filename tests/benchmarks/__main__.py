@@ -1,13 +1,13 @@
-"""What this project does in a second, on the machine that it runs on: a table, and JSON with --json.
+"""Measures what this project does in a second on this machine: prints a table, and writes JSON with --json.
 
-    python tests/benchmarks                                # everything, an hour on two cores
+    python tests/benchmarks                                # everything: an hour on two cores
     python tests/benchmarks --only=input,start             # some sections
     python tests/benchmarks --only=step --cases=b,c --ways=uncured,plain --json=FILE
-    python tests/benchmarks --tiny                         # whether it runs: the figures mean nothing
+    python tests/benchmarks --tiny                         # checks that it runs; the figures mean nothing
 
-The ways of one block are measured in turns, a round at a time. A figure is the median of the rounds; a ratio, to the
-first way of the block, is the median of the ratios within each round: by the clock, and in images for the same
-processor time, which a busy machine moves less.
+The ways of one block are measured in turns, a round at a time. A figure is the median of the rounds. A ratio compares a
+way with the first way of the block: it is the median of the ratios within each round. One ratio is by the clock, the
+other is in images for the same processor time, which a busy machine changes less.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # the checkout's big_distill, installed or not
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # takes the checkout's big_distill, installed or not
 
 import inputs
 import jax
@@ -39,15 +39,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=choices(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
-    parser.add_argument("--cases", default=",".join(train_steps.CASES), help="of the sections 'step' and 'save'")
-    parser.add_argument("--ways", default=",".join(train_steps.WAYS), help="of the section 'step'")
-    parser.add_argument("--repeats", type=bounded(int, 1, 1000), default=5, help="rounds")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="Names the sections, separated by commas.")
+    parser.add_argument("--cases", default=",".join(train_steps.CASES), help="Names the cases of 'step' and 'save'.")
+    parser.add_argument("--ways", default=",".join(train_steps.WAYS), help="Names the ways of 'step'.")
+    parser.add_argument("--repeats", type=bounded(int, 1, 1000), default=5, help="Number of rounds.")
     parser.add_argument(
-        "--seconds", type=bounded(float, 0, 3600), default=2.0, help="of a way in a round, at least; one call, at least"
+        "--seconds", type=bounded(float, 0, 3600), default=2.0, help="Least seconds of a way in a round."
     )
-    parser.add_argument("--tiny", action="store_true", help="small networks and sets, one round")
-    parser.add_argument("--json", type=writable, help="write the rows there, after every block")
+    parser.add_argument("--tiny", action="store_true", help="Takes small networks and sets, and one round.")
+    parser.add_argument("--json", type=writable, help="Writes the rows to this file after every row.")
     args = parser.parse_args(argv)
     for name, known in (("only", SECTIONS), ("cases", train_steps.CASES), ("ways", train_steps.WAYS)):
         value = getattr(args, name)
@@ -61,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in SECTIONS[section](effort):
             print(row.line(), flush=True)
             report["rows"].append(row.to_json())
-            if args.json:  # now: what comes next may fail, an hour later
+            if args.json:  # written now: the next row may fail an hour later
                 args.json.write_text(json.dumps(report, indent=2))
 
 
 def choices() -> str:
-    """What the sections, cases and ways are."""
+    """Describes the sections, cases and ways for --help."""
 
     def listed(title: str, meanings: dict[str, str]) -> list[str]:
         return [f"{title}:", *(f"  {name:18}{meaning}" for name, meaning in meanings.items()), ""]
@@ -82,7 +82,7 @@ def first_line(documented: object) -> str:
 
 
 def bounded(kind: type, least: float, most: float) -> Callable[[str], float]:
-    """A type of arguments: numbers from `least` to `most`."""
+    """Makes a type of arguments: numbers from `least` to `most`."""
 
     def parse(text: str) -> float:
         try:
@@ -97,7 +97,7 @@ def bounded(kind: type, least: float, most: float) -> Callable[[str], float]:
 
 
 def writable(text: str) -> pathlib.Path:
-    """A type of arguments: files that can be written."""
+    """Converts an argument to a path, and refuses one that cannot be written."""
     path = pathlib.Path(text)
     try:
         atomic.check_writable(path)

@@ -1,4 +1,4 @@
-"""`big_distill.main` until its first step is finished: `python first_step.py SECONDS_SINCE_1970 --config=...`."""
+"""Runs `big_distill.main` until its first step ends: `python first_step.py SECONDS_SINCE_1970 --config=...`."""
 
 import json
 import os
@@ -11,7 +11,7 @@ began = float(sys.argv.pop(1))
 
 
 def report(self):
-    """Instead of `Stopwatch.start`, which the loop calls when its first step is finished."""
+    """Prints the measured facts and exits. Replaces `Stopwatch.start`, which the loop calls after its first step."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     facts = {
         "seconds": time.time() - began,
@@ -24,7 +24,7 @@ def report(self):
 
 
 class Finder:
-    """Puts `report` in place when the loop imports `metrics`: not before, which would move the import."""
+    """Puts `report` in place when the loop is imported; an earlier import of `metrics` would change the figures."""
 
     def find_spec(self, name, path=None, target=None):
         if name == "big_distill.training.loop":

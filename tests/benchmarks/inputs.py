@@ -1,4 +1,4 @@
-"""Input, in images a second: JPEGs read from files batch by batch, and small images from memory."""
+"""Measures input in images a second: JPEGs read from files batch by batch, and small images from memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from big_distill.data import array_source, jpeg
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 
-JPEG_BYTES = 59_000  # of an image of Flowers-102 with 500 x 600 px
+JPEG_BYTES = 59_000  # size of a Flowers-102 image of 500 x 600 px
 
 
 def rows(effort: measure.Effort) -> Iterator[measure.Row]:
@@ -40,7 +40,7 @@ def rows(effort: measure.Effort) -> Iterator[measure.Row]:
 
 
 def write_jpegs(folder: pathlib.Path, count: int, size: tuple[int, int]) -> None:
-    """Blurred noise at three scales, compressed to what photographs take: 1.6 bits a pixel."""
+    """Writes blurred noise at three scales, compressed to the size of photographs: 1.6 bits a pixel."""
     random = np.random.default_rng(0)
     (folder / "all").mkdir()
     for i in range(count):
@@ -52,7 +52,7 @@ def write_jpegs(folder: pathlib.Path, count: int, size: tuple[int, int]) -> None
             image += amplitude * np.stack(layers, -1)
         picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
         low, high = 10, 96
-        while high - low > 1:  # the best quality that is no larger
+        while high - low > 1:  # finds the best quality that is no larger
             quality = (low + high) // 2
             file = io.BytesIO()
             picture.save(file, "JPEG", quality=quality)
@@ -61,7 +61,7 @@ def write_jpegs(folder: pathlib.Path, count: int, size: tuple[int, int]) -> None
 
 
 def jpegs(folder: pathlib.Path, count: int, view: int, reduced: bool, tiny: bool) -> measure.Way:
-    """Training batches of inception crops and flips, nothing kept in memory."""
+    """Makes training batches of inception crops and flips; nothing is kept in memory."""
     options = SourceConfig("folder", path=str(folder), num_train_examples=count, cache_bytes=0)
     source = open_source(options, "train", num_classes=1, image_size=view, channels=3)
     views = ViewConfig(image_size=view, mixup=1.0, reduced_decoding=reduced)
@@ -78,7 +78,7 @@ def without_the_extra(way: measure.Way) -> measure.Way:
 
 
 def raw(effort: measure.Effort) -> measure.Way:
-    """The same of arrays of 64 px."""
+    """Makes the same batches from arrays of 64 px."""
     count = 64 if effort.tiny else 10_000
     images = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), np.uint8)
     options = SourceConfig("arrays", num_train_examples=count)
@@ -98,7 +98,7 @@ def batches_of(pipeline: TrainPipeline, batch_size: int) -> measure.Way:
 
 
 def tf_data(folder: pathlib.Path, view: int) -> measure.Way | None:
-    """The same work by TensorFlow, if it is installed: what the figures are to be compared with."""
+    """Does the same work in TensorFlow, if it is installed: the reference for the other figures."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Rows of a benchmark's table, and ways that are measured in turns."""
+"""Measures ways in turns, and holds the rows of the benchmark's table."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ HEADER = (
     f"{'section':8}{'case':32}{'way':26}{'median':>10} {'unit':10}{'min':>10}{'max':>10}{'ratio':>7}{'CPU ratio':>11}"
 )
 Way = Callable[[], int]
-"""Does some work, and returns how many images that were."""
+"""Does some work and returns its number of images."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long to measure (rounds, seconds of a way in a round) and what (tiny networks; cases, ways of steps)."""
+    """Says how long to measure (rounds, seconds of a way in a round) and what (tiny networks; cases, ways of steps)."""
 
     repeats: int
     seconds: float
@@ -28,12 +28,12 @@ class Effort:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """Holds one line of the table. Each field is a number a round.
 
-    values: one a round.
-    ratios: to the first way of the block, in the same round; of the first, ones.
-    cpu_ms: milliseconds of processor time an image, of all cores, one a round.
-    cpu_ratios: images that it makes of the time in which the first way makes one, in the same round.
+    values: figures in `unit`.
+    ratios: values divided by those of the first way of the block; ones for the first way itself.
+    cpu_ms: milliseconds of processor time an image, over all cores.
+    cpu_ratios: images made in the processor time in which the first way makes one.
     """
 
     section: str
@@ -58,7 +58,7 @@ class Row:
 
 
 def in_turns(section: str, case: str, ways: Mapping[str, Way], effort: Effort) -> Iterator[Row]:
-    """Images a second of each way, after one call that is not counted; the first is what the others are compared to."""
+    """Measures images a second of each way, after one call that is not counted; compares each way with the first."""
     for way in ways.values():
         way()
     rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -76,7 +76,7 @@ def in_turns(section: str, case: str, ways: Mapping[str, Way], effort: Effort) -
 
 
 def _rate(way: Way, seconds: float) -> tuple[float, float]:
-    """Images a second, milliseconds of processor time an image."""
+    """Returns images a second, and milliseconds of processor time an image."""
     images, start, used = 0, time.perf_counter(), time.process_time()
     while True:
         images += way()

@@ -1,4 +1,4 @@
-"""What a checkpoint costs: seconds that the loop stands still, and until everything is on disk."""
+"""Measures a checkpoint: seconds that the loop waits, and seconds until everything is on disk."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def rows(effort: measure.Effort) -> Iterator[measure.Row]:
                     start = time.perf_counter()
                     checkpoints.save(step, state, {"step": step}, None)
                     stalls.append(time.perf_counter() - start)
-                    checkpoints.best_step()  # waits
+                    checkpoints.best_step()  # waits for the save
                     totals.append(time.perf_counter() - start)
         label = f"{name}: {size:,.1f} MB"
-        yield measure.Row("save", label, "the loop waits", "s", tuple(stalls[1:]))  # the first one starts threads
+        yield measure.Row("save", label, "the loop waits", "s", tuple(stalls[1:]))  # the first save starts threads
         yield measure.Row("save", label, "until it is on disk", "s", tuple(totals[1:]))

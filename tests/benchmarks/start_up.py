@@ -1,4 +1,4 @@
-"""From the start of `python -m big_distill.main` to its first finished step, and what memory that takes."""
+"""Measures `python -m big_distill.main` from its start to its first finished step: the time and the memory."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def rows(effort: measure.Effort) -> Iterator[measure.Row]:
 
 
 def first_step(config: str, workdir: pathlib.Path, cache: pathlib.Path) -> dict[str, float]:
-    """Seconds to the first step, by the clock and of CPU time, and peak resident bytes; `cache` may be empty.
+    """Measures seconds to the first step, by the clock and of CPU time, and peak resident bytes; `cache` may be empty.
 
-    The first step of this job is its teacher's, which it trains first.
+    The job trains its teacher first, so its first step is a step of the teacher.
     """
     env = {
         **os.environ,

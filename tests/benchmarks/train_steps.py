@@ -1,4 +1,4 @@
-"""Train steps a second: the same function-matching step in different ways. A way is one function in WAYS."""
+"""Measures train steps: the same function-matching step in different ways. A way is one function in WAYS."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL_CNN = {"name": "cnn", "features": (16, 32)}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is distilled into what; networks as fields of `config.student`."""
+    """Describes a teacher and its student, as fields of `config.student`, and their images."""
 
     teacher: dict[str, Any]
     student: dict[str, Any]
@@ -42,7 +42,7 @@ class Case:
         return f"{self.image_size} px, batch {self.batch_size}"
 
     def networks(self) -> str:
-        """All of it, in a line."""
+        """Describes the whole case in a line."""
 
         def network(fields: dict[str, Any]) -> str:
             return " ".join(str(x) if name == "name" else f"{name}={x}" for name, x in fields.items())
@@ -61,7 +61,7 @@ TINY = Case({"name": "cnn", "features": (8, 16)}, {"name": "cnn", "features": (4
 
 
 class Job:
-    """A case, built: what a run has before its first step, with random weights and images."""
+    """Builds a case: all that a run has before its first step, with random weights and images."""
 
     def __init__(self, case: Case):
         config = template()
@@ -83,20 +83,20 @@ class Job:
         self.teacher = weights.Network(architecture, variables)
 
     def build(self) -> setup.Computation:
-        """The steps, not yet traced: every way has its own."""
+        """Builds the steps, not yet traced: every way has its own."""
         return setup.build(self.config, weights.architecture_of(self.config, (), None), self.mesh)
 
     def folded(self) -> Any:
-        """The teacher as runs have it."""
+        """Returns the teacher in the form that runs use."""
         networks = (self.teacher,)
         return teachers.freeze(networks, self.config, self.mesh, ())
 
     def unfolded(self) -> Any:
-        """The teacher that standardises its kernels in every step."""
+        """Returns the teacher that standardises its kernels in every step."""
         return teachers.plain(self.teacher, self.config, self.mesh, ())
 
     def pipeline(self, steps_per_dispatch: int = 1, resident: bool = False) -> TrainPipeline:
-        """Batches of random images, sent as this says."""
+        """Makes batches of random images, sent as the arguments say."""
         view, source = self.config.view, dataclasses.replace(self.config.source, resident=resident)
         shape = {"image_size": view.image_size, "channels": view.channels, "num_classes": self.config.num_classes}
         config = dataclasses.replace(self.config, source=source, steps_per_dispatch=steps_per_dispatch)
@@ -104,7 +104,7 @@ class Job:
 
 
 def one_batch(job: Job, teacher: Any) -> measure.Way:
-    """One step a call on a batch that is on the device already."""
+    """Runs one step a call on a batch that is already on the device."""
     computation = job.build()
     state = computation.begin(computation.init(jax.random.key(0)))
     chunk = sharding.to_devices(job.mesh, next(job.pipeline().chunks(0)), axis=1)
@@ -120,28 +120,28 @@ def one_batch(job: Job, teacher: Any) -> measure.Way:
 
 
 def plain(job: Job) -> measure.Way:
-    """One step a call on a batch that is on the device already."""
+    """Runs one step a call on a batch that is already on the device."""
     return one_batch(job, job.folded())
 
 
 def uncured(job: Job) -> measure.Way:
-    """As 'plain', without the CPU's second forms of convolutions and pools: what other devices compute."""
+    """Runs 'plain' with the convolutions and pools of other devices, in place of the CPU's own forms."""
     way = one_batch(job, job.folded())
 
     def plain_forms() -> int:
-        with default_forms():  # which matters while the first call is traced
+        with default_forms():  # matters only while the first call is traced
             return way()
 
     return plain_forms
 
 
 def unfolded(job: Job) -> measure.Way:
-    """As 'plain', with a teacher that standardises its kernels in every step."""
+    """Runs 'plain' with a teacher that standardises its kernels in every step."""
     return one_batch(job, job.unfolded())
 
 
 def fed(job: Job, **how: Any) -> measure.Way:
-    """As a run does it: every batch is made by the pipeline and sent to the device, and dispatched ahead."""
+    """Steps as a run does: the pipeline makes each batch and sends it to the device; steps are dispatched ahead."""
     computation, teacher, data = job.build(), job.folded(), job.pipeline(**how)
     state = computation.begin(computation.init(jax.random.key(0)))
     resident, chunks = sharding.put(data.resident(), sharding.replicated(job.mesh)), data.chunks(0)
@@ -161,17 +161,17 @@ def fed(job: Job, **how: Any) -> measure.Way:
 
 
 def scanned(job: Job, **how: Any) -> measure.Way:
-    """As 'host', with several steps a call."""
+    """Runs 'host' with several steps a call."""
     return fed(job, steps_per_dispatch=STEPS_PER_DISPATCH, **how)
 
 
 def resident(job: Job) -> measure.Way:
-    """The data set is on the device and cropped there; one step a call."""
+    """Runs one step a call; the data set is on the device and cropped there."""
     return fed(job, resident=True)
 
 
 def resident_scanned(job: Job) -> measure.Way:
-    """As 'resident', with several steps a call."""
+    """Runs 'resident' with several steps a call."""
     return scanned(job, resident=True)
 
 
@@ -195,7 +195,7 @@ def rows(effort: measure.Effort) -> Iterator[measure.Row]:
 
 @contextlib.contextmanager
 def default_forms() -> Iterator[None]:
-    """What is traced within takes `layers`' plain operations, on the CPU too."""
+    """Makes traces within it take the plain operations of `layers`, on the CPU too."""
 
     class Lax:
         def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Channels that are cut out: the network computes what it computes without them."""
+"""Checks that a network with channels cut out computes what it computes with these channels silent."""
 
 import dataclasses
 
@@ -47,7 +47,7 @@ def test_a_smaller_network_computes_what_silent_channels_leave(family):
 
 @pytest.mark.parametrize("family", ["lenet5", "lite", "bit"])
 def test_channels_of_factored_layers(family):
-    """Also where as many channels are left as a factor has ranks."""
+    """Factored layers are cut right also if as many channels are left as a factor has ranks."""
     network = networks.make_example(family).network
     layers = initial._dense_layers(network)
     convolution = next(
@@ -77,7 +77,7 @@ def test_channels_of_factored_layers(family):
 
 
 def test_a_bit_without_channels_is_a_bit_that_never_had_them():
-    """The kernels that are left, in a network that was made narrower by hand."""
+    """The cut network has the kernels that are left, as a network made narrower by hand has them."""
     network = networks.make_example("bit").network
     found = initial.prunable(network.architecture)
     kept = [np.arange(0, layer.size, 2) for layer in found]
@@ -104,7 +104,7 @@ def test_which_layers_and_which_axes():
 
 
 def example(sizes):
-    """A chain of layers whose channel i has norm i + 1, the last of each is the largest."""
+    """Makes a chain of layers whose channel i has norm i + 1: the last channel of each is the largest."""
     arrays, found = {}, []
     for i, size in enumerate(sizes):
         norms = np.arange(1, size + 1, dtype="f")

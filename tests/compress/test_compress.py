@@ -1,4 +1,4 @@
-"""Pruned and shared weights: what is zero, what has which value, and that no optimiser leaks through."""
+"""Checks which weights are zero, which values shared weights have, and that no optimiser leaks through."""
 
 import dataclasses
 import itertools
@@ -104,7 +104,7 @@ def test_a_new_head_of_zeros_is_not_taken_for_small():
 
 
 def test_no_layer_is_left_with_nothing():
-    """A head that begins at zero is smaller than all else for long."""
+    """A head that begins at zero stays smaller than all other layers for long."""
     dense = params()
     dense["head"]["kernel"] = 1e-3 * dense["head"]["kernel"]
     asked = plan(sparsity=0.8, prune_end=0.5, total_steps=10, prune_every_steps=1)
@@ -261,7 +261,7 @@ def test_as_many_values_as_weights_lose_nothing():
 
 
 def test_a_values_gradient_is_the_sum_over_its_weights():
-    """Han et al. 2016, figure 3."""
+    """The test follows Han et al. 2016, figure 3."""
     codes = jnp.uint16([[4, 1, 2, 3], [2, 2, 1, 4], [1, 4, 2, 1], [4, 1, 3, 3]]).T
     gradient = jnp.float32(np.random.default_rng(0).normal(size=(4, 4)))
 
@@ -280,7 +280,7 @@ def resolved(config):
 
 @pytest.fixture
 def staged(tiny):
-    """Two stages: pruned while it trains, then its weights shared."""
+    """Makes a config of two stages: the first prunes while it trains, the second shares weights."""
     first = tiny.copy_and_resolve_references()
     first.compress.sparsity, first.compress.prune_end, first.compress.prune_every_steps = 0.6, 0.5, 1
     first.optimizer.weight_decay = 0.1  # would leak through a mask
@@ -350,15 +350,15 @@ def test_both_stages_are_of_one_network(staged):
         ("layer_sparsity", ("fc1=1",), r"layer_sparsity='fc1=1': expected PATTERN=SHARE"),
         ("layer_sparsity", ("fc1/kernel=0.5",), r"needs config.compress.scope='layer'"),
         ("layer_bits", ("fc1=99",), r"layer_bits='fc1=99': expected PATTERN=BITS, 1 to 12"),
-        ("bits", 4, r"config.compress.bits=4 is about a trained network: set config.init_from"),
+        ("bits", 4, r"config.compress.bits=4 needs a trained network: set config.init_from"),
         ("prune_end", 0.0, r"config.compress.prune_end=0.0 prunes before anything is learned: set config.init_from"),
         ("scope", "globl", r"config.compress.scope='globl' is not known; did you mean 'global'\?"),
-        ("prune_begin", 0.7, r"prune_begin=0.7, prune_end=0.5: expected shares, in this order"),
+        ("prune_begin", 0.7, r"prune_begin=0.7, prune_end=0.5: expected prune_begin <= prune_end"),
         ("structure", "chanels", r"config.compress.structure='chanels' is not known; did you mean 'channels'\?"),
         ("structure", "4:2", r"config.compress.structure='4:2': expected N:M with N < M"),
-        ("structure", "2:4", r"config.compress.structure='2:4' says how many stay: no config.compress.sparsity"),
-        ("structure", "channels", r"structure='channels' is about a trained network: set config.init_from or"),
-        ("rank_flops", 0.5, r"rank_flops is about a trained network: set config.init_from or init_config"),
+        ("structure", "2:4", r"config.compress.structure='2:4' says how many stay: unset config.compress.sparsity"),
+        ("structure", "channels", r"structure='channels' needs a trained network: set config.init_from or"),
+        ("rank_flops", 0.5, r"rank_flops needs a trained network: set config.init_from or init_config"),
         ("rank_energy", 1.5, r"config.compress.rank_energy=1.5: expected a number in"),
         ("integer_bits", 9, r"config.compress.integer_bits=9: expected one of 0, 2, 3,"),
         ("rest", "float16", r"config.compress.rest='float16' is not known; did you mean 'bfloat16'"),

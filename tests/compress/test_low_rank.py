@@ -1,4 +1,4 @@
-"""Kernels as products: as near as their ranks allow, and as cheap as was asked."""
+"""Checks that kernels as products are as near as their ranks allow, and as cheap as was asked."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from big_distill.compress.low_rank import Layer
 
 
 def kernel(*shape, decay=0.7):
-    """Singular values that fall, as those of trained kernels do."""
+    """Makes a kernel whose singular values fall, as those of trained kernels do."""
     rng = np.random.default_rng(0)
     flat = rng.normal(size=(int(np.prod(shape[:-1])), shape[-1]))
     left, values, right = np.linalg.svd(flat, full_matrices=False)
@@ -30,7 +30,7 @@ def product(factors):
 
 @pytest.mark.parametrize("shape", [(40, 30), (1, 1, 12, 40)])
 def test_a_matrix_is_as_near_as_its_rank_allows(shape):
-    """Eckart & Young 1936."""
+    """The bound is that of Eckart & Young 1936."""
     full = kernel(*shape)
     values = np.linalg.svd(full.reshape(shape[-2:]).astype(float), compute_uv=False)
     for energy in (0.5, 0.9, 0.99):

@@ -1,4 +1,4 @@
-"""A config is right, or one line says which field is not."""
+"""Checks that a config is right, or that one line says which field is not."""
 
 import dataclasses
 import json
@@ -105,7 +105,7 @@ def test_objective_and_teacher_go_together(tiny):
 
 
 def test_required_fields_are_named():
-    with pytest.raises(ConfigError, match=r"config\.num_classes must be set: number of classes"):
+    with pytest.raises(ConfigError, match=r"config\.num_classes must be set: Number of classes"):
         resolve(template(), 1, "cpu")
 
 
@@ -163,7 +163,7 @@ MARKED = [
 
 @pytest.mark.parametrize(("path", "type_"), MARKED, ids=[path for path, _ in MARKED])
 def test_what_a_field_says_that_it_may_be_is_checked(path, type_):
-    """No text field that is marked may be '(', no number -1."""
+    """A marked text field may not be '(', and a marked number may not be -1."""
     odd = {str: "(", int: -1, float: -1.0}[typing.get_args(type_)[0] if typing.get_args(type_) else type_]
     values = {"num_classes": 10, "batch_size": 8, "view": {"image_size": 8}}
     inner, (*parents, last) = values, path.split(".")[1:]
@@ -238,7 +238,7 @@ def test_a_teachers_path_wins_over_its_config(tiny):
 
 
 def test_fingerprint_survives_new_fields(tiny):
-    """Only what differs from the defaults counts; a change of this one is a change that users notice."""
+    """Only fields that differ from the defaults count. Users notice a change of this fingerprint."""
     assert fingerprint(resolve(distilled(tiny), 1, "cpu")) == "95d35ffd39aa"
 
 

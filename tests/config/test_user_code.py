@@ -1,4 +1,4 @@
-"""Names of the user's own functions, and the options that they read."""
+"""Checks the names of the user's own functions, and the options that they read."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +64,7 @@ def own_source(config, split):
 
 @pytest.fixture
 def own(tiny):
-    """A config of which all three are the user's own."""
+    """Makes a config whose network, objective and source are the user's own."""
     tiny.student.update(name=f"{__name__}:own_model", features=())
     tiny.objective.name = f"{__name__}:own_objective"
     tiny.source.update(name=f"{__name__}:own_source", num_train_examples=80)

@@ -1,4 +1,4 @@
-"""What was decoded as a part, for all that looks at it."""
+"""Records the parts of JPEGs that were decoded alone, for the tests of this directory."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from big_distill.data import jpeg
 
 @pytest.fixture(params=["by the extra", "without the extra"])
 def parts(request, monkeypatch):
-    """The parts that were decoded alone, a list that grows; None without the extra: all is decoded, and then cut."""
+    """Returns the growing list of parts that were decoded alone; None without the extra, which cuts whole images."""
     if request.param == "without the extra":
         monkeypatch.setattr(jpeg, "part_decoder", lambda: None)
         return None

@@ -64,7 +64,7 @@ def test_sixteen_bits_and_one():
 @pytest.mark.parametrize("format_", ["PNG", "JPEG"])
 def test_exif_orientation_is_applied(format_):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown a quarter turn clockwise
+    exif[0x0112] = 6  # shown a quarter turn clockwise
     image = np.zeros((16, 32, 3), np.uint8)
     image[:8, :16] = 255
     expected = np.rot90(image, -1)
@@ -102,7 +102,7 @@ def test_what_cannot_be_read(data):
         decode(data, 3)
 
 
-@pytest.mark.parametrize("limit", [20, 10])  # of Pillow, which warns above it and raises above its double
+@pytest.mark.parametrize("limit", [20, 10])  # Pillow warns above it and raises above its double
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decompression_bombs(monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -123,7 +123,7 @@ def test_damage_never_raises_anything_else(format_):
 
 
 def waves(height, width, channels=3):
-    """A smooth picture, uint8 [H, W, C] or [H, W]: blocks of it have means that a reduced decoding must hit."""
+    """Makes a smooth picture, uint8 [H, W, C] or [H, W]; a reduced decoding must give the means of its blocks."""
     y, x = np.mgrid[:height, :width] / 40
     image = np.stack([127 + 120 * np.sin(y * (c + 1) + x) * np.cos(x * (2 - c)) for c in range(channels)], -1)
     return np.rint(image).astype(np.uint8).squeeze(axis=2 if channels == 1 else ())
@@ -173,7 +173,7 @@ def test_what_is_no_plain_jpeg_is_decoded_whole():
 
 
 def kinds_of_image():
-    """Whatever is no plain JPEG, and one that is; the one on its side is shown as 60 x 90 px."""
+    """Makes a plain JPEG and other kinds of image; the JPEG on its side is shown as 60 x 90 px."""
     image, exif = Image.fromarray(waves(60, 90)), Image.Exif()
     exif[0x0112] = 6
     turned = encoded(Image.fromarray(waves(90, 60)), "JPEG", exif=exif)

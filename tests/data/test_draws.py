@@ -10,7 +10,7 @@ ARRAYS = ("ids", "attempts", "offset", "flip")
 
 
 def test_golden():
-    """Whatever changes these numbers changes every run that is being resumed."""
+    """A change of these numbers changes every run that is resumed."""
     digest = hashlib.sha256()
     for step in (0, 1, 2, 1000):
         for branch in ("student", "teacher"):
@@ -97,7 +97,7 @@ def test_boxes_lie_inside_with_the_area_and_aspect_asked_for(size):
 
 
 def test_boxes_are_distributed_as_tensorflows():
-    """30,000 draws of `tf.image.sample_distorted_bounding_box` (TensorFlow 2) for 100 x 150 px gave these."""
+    """30,000 draws of `tf.image.sample_distorted_bounding_box` (TensorFlow 2) for 100 x 150 px gave these numbers."""
     _, _, height, width = boxes_of(100, 150).T
     assert height.mean() == pytest.approx(63.5, abs=0.4)
     assert (height * width / 15_000).mean() == pytest.approx(0.3105, abs=0.004)
@@ -105,7 +105,7 @@ def test_boxes_are_distributed_as_tensorflows():
 
 def test_the_first_attempt_that_fits_wins():
     attempts = np.full((1, 10, 2), 0.5)
-    attempts[0, 0] = 0.9, 0.0  # of a 40 x 40 image with area >= 0.9: too narrow to be large enough
+    attempts[0, 0] = 0.9, 0.0  # too narrow for area >= 0.9 of a 40 x 40 image
     attempts[0, 2] = 0.0, 0.0
     draws = Draws(np.zeros(1, np.int64), attempts, np.zeros((1, 2)), np.zeros(1, bool), np.float32(1))
     size = np.array([40])
@@ -117,7 +117,7 @@ def test_the_first_attempt_that_fits_wins():
 
 @pytest.mark.parametrize(("size", "area", "attempt", "side"), [(28, (0.05, 1), 0.0, 7), (10, (0.05, 0.57), 0.99, 7)])
 def test_an_area_just_outside_for_rounding_is_mended(size, area, attempt, side):
-    """6 x 6 of 28 x 28 px is less than 5 %, 8 x 8 of 10 x 10 px more than 57 %."""
+    """6 x 6 of 28 x 28 px is less than 5 %, and 8 x 8 of 10 x 10 px is more than 57 %."""
     attempts = np.full((1, 10, 2), 3 / 7)  # an aspect of 1
     attempts[..., 0] = attempt
     draws = Draws(np.zeros(1, np.int64), attempts, np.zeros((1, 2)), np.zeros(1, bool), np.float32(1))

@@ -1,4 +1,4 @@
-"""Parts of JPEGs, with the extra `jpeg` and without."""
+"""Checks the decoding of parts of JPEGs, with the extra `jpeg` and without it."""
 
 import io
 import logging
@@ -16,7 +16,7 @@ from big_distill.data.jpeg import Box, Part
 
 
 def picture(height, width, seed=0):
-    """Noise at two scales: colours that change from pixel to pixel, so that upsampling of chroma shows."""
+    """Makes noise at two scales; its colours change from pixel to pixel, so that upsampling of chroma shows."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
@@ -30,12 +30,12 @@ def encoded(image, format_="JPEG", **options):
 
 
 def decode(data, channels, part, known_size=None):
-    """As a reader does, when the file first comes or, of a known size, later."""
+    """Decodes as a reader does: without a known size when the file first comes, with it later."""
     return decode_part(data, channels, lambda height, width: part, known_size).pixels
 
 
 def boxes(height, width, count=40):
-    """Any, of which some begin or end where a block does, and the corners."""
+    """Generates random boxes (half of them begin and end at the borders of blocks), two corners and the whole."""
     random = np.random.default_rng(0)
     for i in range(count):
         top, left = random.integers(0, (height, width)).tolist()
@@ -66,7 +66,7 @@ def test_a_part_is_the_crop_of_the_whole(encoding, channels, parts):
     pillows = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[..., :channels]
     np.testing.assert_array_equal(whole, pillows)
     for known_size in (None, (93, 141)):
-        assert not parts  # not before the file is known to be intact
+        assert not parts  # none before the file is known to be intact
         for box in boxes(93, 141):
             part = decode(data, channels, Part(box), known_size)
             expected = whole[box.top : box.top + box.height, box.left : box.left + box.width]
@@ -77,7 +77,7 @@ def test_a_part_is_the_crop_of_the_whole(encoding, channels, parts):
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("width", [141, 146])
 def test_boxes_of_few_pixels_are_the_crops_of_the_whole(width):
-    """Where an upsampled chroma has no neighbour the two decoders need not agree."""
+    """Whole and part agree also where upsampled chroma has no neighbour; there the two decoders could differ."""
     data = encoded(picture(93, width), subsampling=2)
     whole = decode(data, 3, Part())
     for box_width in (1, 2, 3):
@@ -117,7 +117,7 @@ def test_a_fault_is_found_wherever_the_box_is(parts):
         with pytest.raises(BadImage, match="truncated"):
             decode(damaged, 3, Part(box), known_size)
     assert not parts
-    if parts is not None:  # and of a file said to be intact nothing below the box is read
+    if parts is not None:  # nothing is read below the box of an intact file
         np.testing.assert_array_equal(decode(damaged, 3, Part(above), (160, 120)), expected)
         assert len(parts) == 1
 
@@ -151,7 +151,7 @@ def test_threads_do_not_mix_their_images(intact, parts):
 
 
 def test_the_extra_is_quiet():
-    """NVIDIA's package reports missing GPU libraries and faults to the standard error, ours again afterwards."""
+    """NVIDIA's package reports missing GPU libraries and faults on stderr; these are hidden, and stderr works again."""
     pytest.importorskip("nvidia.nvimgcodec")
     code = (
         "import sys; from big_distill.data import jpeg_parts; print('still here', file=sys.stderr); "
@@ -171,7 +171,7 @@ def test_the_extra_works_when_the_standard_error_is_closed():
 
 @pytest.fixture
 def anew(monkeypatch):
-    """Lets the extra be looked for again, now and afterwards."""
+    """Makes the code look for the extra again, in the test and after it."""
     monkeypatch.delitem(sys.modules, "big_distill.data.jpeg_parts", raising=False)
     monkeypatch.delattr("big_distill.data.jpeg_parts", raising=False)
     jpeg.part_decoder.cache_clear()

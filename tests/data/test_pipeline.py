@@ -21,7 +21,7 @@ REGIMES = ("consistent", "function_matching", "fixed", "independent")
 
 
 def mixed_source(bad=(), num_classes=5, num_examples=NUM):
-    """PNGs of mixed sizes; the label of example i is i % 5."""
+    """Makes PNGs of mixed sizes; the label of example i is i % 5."""
     random = np.random.default_rng(0)
     data = []
     for i in range(num_examples):
@@ -127,7 +127,7 @@ def test_in_memory_and_read_batch_by_batch_are_the_same(regime, crop, bad, monke
 
 
 def test_a_split_that_turns_out_too_large_is_not_kept():
-    """The sample of 64 that its size is estimated from is every second image here: the small ones."""
+    """The size is estimated from 64 sampled images: here every second one, and these are the small ones."""
     images = [np.full((8 if i % 2 == 0 else 2000, 2, 3), i % 256, np.uint8) for i in range(128)]
     source = dataclasses.replace(
         mixed_source(), num_examples=128, read=lambda ids: [(images[i], int(i) % 5) for i in ids]
@@ -190,7 +190,7 @@ def test_too_many_bad_images_stop_the_run(cache_bytes):
 
 
 def photographs(bad=()):
-    """Smooth JPEGs of 12 to 160 px, every fifth a PNG; the damaged ones have whole headers."""
+    """Makes smooth JPEGs of 12 to 160 px, every fifth a PNG; the damaged ones have whole headers."""
     random = np.random.default_rng(0)
     data = []
     for i in range(NUM):
@@ -205,7 +205,7 @@ def photographs(bad=()):
 @pytest.mark.parametrize("crop", ["inception", "central"])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_parts_of_jpegs_show_what_the_whole_does(regime, crop, parts, monkeypatch):
-    monkeypatch.setattr(reading, "_SAMPLE", 1)  # image 0: the others are read for the first time for a batch
+    monkeypatch.setattr(reading, "_SAMPLE", 1)  # image 0; a batch is the first to read the others
     source = photographs(bad={3, 20, 22})
     expected = batches(make_config(regime, crop, total_steps=12), source)
     config = make_config(regime, crop, total_steps=12, cache_bytes=0, num_threads=1)
@@ -223,7 +223,7 @@ def test_parts_of_jpegs_show_what_the_whole_does(regime, crop, parts, monkeypatc
 
 
 def test_all_of_an_image_is_read_when_it_first_comes(parts):
-    """So that a damaged one is found whichever part is wanted first."""
+    """The whole image is decoded first, so that damage is found whichever part is wanted."""
     reader = Reader(photographs(bad={3}), channels=3, max_bad_fraction=0.5)
     ids, part_fn = np.arange(NUM), lambda row, height, width: jpeg.Part(jpeg.Box(1, 2, 5, 6))
     first = [image for image, _ in reader.decoded(ids, part_fn)]
@@ -288,7 +288,7 @@ def test_reduced_decoding_shows_the_same_crops_whatever_memory_there_is(regime, 
                 continue
             assert (batch[key] != other[key]).any()
             off = np.abs(batch[key].astype(int) - other[key]).mean((1, 2, 3))
-            assert off.max() < 12, off  # another crop of another image is 60 off
+            assert off.max() < 12, off  # a crop of another image is 60 off
     for start, options in ((0, {"cache_bytes": 0}), (4, {"num_threads": 3})):
         config = make_config(regime, reduced_decoding=True, **options)
         assert_same(batches(config, source, start), reduced[start:])

@@ -1,4 +1,4 @@
-"""Tiny archives of random pixels, under upstream's names, become TFDS sets; damaged ones become one clear line."""
+"""Checks that tiny archives with upstream's names become TFDS sets, and damaged ones become one clear line."""
 
 import gzip
 import hashlib
@@ -110,7 +110,7 @@ def read(dataset, data_dir, split, **kwargs):
 
 
 def pairs(examples):
-    """(shape, pixels, label), sorted: TFDS shuffles, and MNIST's examples have no name."""
+    """Returns sorted (shape, pixels, label): TFDS shuffles, and MNIST's examples have no name."""
     return sorted((image.shape, image.tobytes(), int(label)) for image, label in examples)
 
 
@@ -282,7 +282,7 @@ def test_members_of_a_tar_are_read_by_name_alone(source, data_dir, tmp_path):
 @pytest.mark.parametrize("kind", ["SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE", "DIRTYPE"])
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../secret", "test_batch.bin", "data_batch_1.bin"])
 def test_what_is_no_file_in_a_tar_is_not_followed(kind, target, source, data_dir):
-    """A link, even to its neighbour or to itself, a device, a pipe that nobody writes to."""
+    """The member is a link (also to its neighbour or to itself), a device, or a pipe that nobody writes to."""
     cifar10(source)
     (source / "secret").write_bytes(bytes(3073))
     with tarfile.open(source / CIFAR) as tar:
@@ -300,7 +300,7 @@ def test_what_is_no_file_in_a_tar_is_not_followed(kind, target, source, data_dir
 @pytest.mark.parametrize(("dataset", "name"), [("mnist", IMAGES), ("cifar10", CIFAR)])
 def test_an_archive_that_unpacks_to_too_much_is_refused(dataset, name, source, data_dir, monkeypatch):
     WRITERS[dataset](source)
-    monkeypatch.setattr(archives, "_MAX_BYTES", 9000)  # a tenth of what each of them holds, or more
+    monkeypatch.setattr(archives, "_MAX_BYTES", 9000)  # at least a tenth of what each of them holds
     with pytest.raises(DataError, match=f"{name} .*it unpacks to more than 9000 bytes"):
         archives.prepare(dataset, source, data_dir)
 
@@ -353,7 +353,7 @@ def test_data_dir_defaults_to_tfds_own(monkeypatch, tmp_path):
 
 
 def run(*flags):
-    """The command in a process of its own, which says in its last line whether it imported TensorFlow."""
+    """Runs the command in a process of its own; its last line says whether it imported TensorFlow."""
     code = (
         "import runpy, sys\n"
         "try:\n    runpy.run_module('big_distill.prepare', run_name='__main__', alter_sys=True)\n"

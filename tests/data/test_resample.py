@@ -10,7 +10,7 @@ from big_distill.data.resample import Ragged, central_view, crop_resize, pack_gr
 
 
 def reference_resize(image, height, width):
-    """Bilinear in float64, pixel by pixel: the definition, half-pixel centres, edges repeated."""
+    """Resizes by the definition, bilinear in float64, pixel by pixel: half-pixel centres, edges repeated."""
     result = np.zeros((height, width, image.shape[2]))
     for i in range(height):
         for j in range(width):
@@ -40,7 +40,7 @@ TF_VALUES = {
 
 @pytest.fixture(params=["together", "one by one"])
 def way(request, monkeypatch):
-    """Both ways to resample."""
+    """Chooses one of the two ways to resample."""
     monkeypatch.setattr(resample, "_SINGLE_VALUES", 0 if request.param == "one by one" else 1 << 30)
 
 
@@ -64,7 +64,7 @@ def test_crop_resize_against_the_definition(channels, size):
 
 
 def test_crop_resize_gives_tensorflows_numbers():
-    """`tf.image.resize(image, (4, 4))` and `(3, 3)`, TensorFlow 2."""
+    """The numbers come from `tf.image.resize(image, (4, 4))` and `(3, 3)`, TensorFlow 2."""
     image = np.array([[0, 10, 50], [200, 30, 255]], np.uint8)[..., None]
     for size, expected in TF_VALUES.items():
         (view,) = crop_resize(Ragged.pack([image]), np.array([0]), np.array([[0, 0, 2, 3]]), size)
@@ -136,7 +136,7 @@ def test_a_view_of_a_part_is_that_of_the_whole(reduction):
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("reduction", jpeg.REDUCTIONS)
 def test_a_crop_of_a_reduced_image_is_where_the_crop_of_the_whole_is(reduction):
-    """Of a picture of its own coordinates: each block holds its centre, and bilinear interpolation gives them back."""
+    """The picture shows its own coordinates: a block holds its centre, and bilinear interpolation returns them."""
     height, width, size = 203, 180, 9
     rows, columns = -(-height // reduction), -(-width // reduction)
     y, x = ((np.arange(n) + 0.5) * reduction for n in (rows, columns))

@@ -1,4 +1,4 @@
-"""Splits that live on the devices, and several steps in one program: the same run, sent in another way."""
+"""Checks that splits on the devices, and several steps in one program, give the same run."""
 
 import functools
 import importlib.util
@@ -33,7 +33,7 @@ def resolved(config):
 
 
 def pipeline_of(regime, crop, side=16, num_classes=5, flip=True, **options):
-    """Thirty smooth images of mixed sizes, three of them unreadable."""
+    """Makes a pipeline of thirty smooth images of mixed sizes, three of them unreadable."""
     random = np.random.default_rng(0)
     images = []
     for index in range(30):
@@ -57,7 +57,7 @@ def pipeline_of(regime, crop, side=16, num_classes=5, flip=True, **options):
 
 @pytest.fixture(params=["cpu", "gpu", "tpu", "tpu, large"])
 def form(request, monkeypatch):
-    """What picks rows and crops, there."""
+    """Makes rows and crops be picked by the form of one platform."""
     platform, _, large = request.param.partition(", ")
 
     def choose(*args, default, **forms):
@@ -123,7 +123,7 @@ def test_a_split_that_does_not_fit_is_refused(crop):
 
 
 def test_padding_counts():
-    """Of images that fit, but not when each is as high and wide as the largest."""
+    """These images fit, but not if each is padded to the height and width of the largest."""
     pipeline = pipeline_of("consistent", "inception")
     fits = pipeline._split.images.pixels.nbytes + 10_000
     with pytest.raises(
@@ -202,7 +202,7 @@ def test_a_resume_is_bit_exact(tiny, tmp_path, interrupt_after, capsys):
     tiny.total_steps = 9
     tiny = in_chunks(tiny)
     whole = train_and_evaluate(resolved(tiny), tmp_path / "whole")
-    interrupt_after(2, signal.SIGTERM)  # updates of the bar, one a chunk
+    interrupt_after(2, signal.SIGTERM)  # counts updates of the bar, one a chunk
     with pytest.raises(Preempted, match="saved and stopped at step 6 of 9"):
         train_and_evaluate(resolved(tiny), tmp_path / "parts")
     parts = train_and_evaluate(resolved(tiny), tmp_path / "parts")
@@ -215,7 +215,7 @@ def test_a_resume_with_other_chunks_says_that_it_rounds_otherwise(tiny, tmp_path
     interrupt_after(4)
     with pytest.raises(Preempted, match="step 4 of 6"):
         train_and_evaluate(resolved(tiny), tmp_path / "parts")
-    parts = train_and_evaluate(resolved(in_chunks(tiny)), tmp_path / "parts")  # from the middle of one
+    parts = train_and_evaluate(resolved(in_chunks(tiny)), tmp_path / "parts")  # goes on from the middle of a chunk
     said = capsys.readouterr().out
     assert "config.steps_per_dispatch: 1 -> 3" in said and "config.source.resident: False -> True" in said
     assert "not bit-exact" in said
@@ -240,7 +240,7 @@ def test_the_rest_of_a_chunk_is_frozen(tiny, tmp_path, monkeypatch):
 
 
 def test_examples_stay_on_their_devices(tiny, tmp_path):
-    """Eight devices: every one crops its own part; only gradients and mixup's one row travel."""
+    """Each of eight devices crops its own part; only gradients and mixup's one row travel."""
     config = resolved(in_chunks(tiny))
     run = set_up(config, tmp_path, open_data(config))
     chunk = sharding.to_devices(run.mesh, next(run.train_data.chunks(0)), axis=1)
@@ -273,7 +273,7 @@ def test_the_bar_and_the_profile_follow_chunks(tiny, tmp_path, monkeypatch):
         (
             "view.reduced_decoding",
             True,
-            "reduced_decoding=True with config.source.resident=True: what lives on the dev",
+            "reduced_decoding=True with config.source.resident=True: the devices hold whole",
         ),
         ("eval_source.resident", True, "only the training split, config.source, can be resident"),
     ],
@@ -295,7 +295,7 @@ def test_intervals_that_are_not_given_fit(tiny):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 @pytest.mark.parametrize(("num_examples", "shape", "size"), [(50_000, (32, 32, 3), 32), (2000, (96, 128, 3), 64)])
 def test_a_tpu_reads_the_images_that_it_crops(num_examples, shape, size):
-    """And not the whole split, three times a step; small images are picked at once, large ones one by one."""
+    """A TPU does not read the whole split three times a step: it picks small images at once, large ones one by one."""
     where = chips.open_slice("v5e:2x4")
     mesh = sharding.make_mesh(1, where.devices)
 

@@ -22,7 +22,7 @@ def open_(name, split="train", num_classes=10, image_size=8, channels=3, **optio
 
 
 def read(source):
-    """(pixels, labels) of all examples."""
+    """Returns (pixels, labels) of all examples."""
     examples = source.read(np.arange(source.num_examples))
     return [decode(data, 1) for data, _ in examples], [label for _, label in examples]
 
@@ -125,7 +125,7 @@ def test_folder_of_splits(tmp_path):
     )
     (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
     train, test = folder(tmp_path), folder(tmp_path, "test")
-    assert train.class_names == test.class_names == ("cat", "dog", "emu")  # of all splits, empty ones too
+    assert train.class_names == test.class_names == ("cat", "dog", "emu")  # classes of all splits, empty ones too
     assert (train.num_examples, test.num_examples, test.num_classes) == (3, 1, 3)
     images, labels = read(train)
     assert sorted((int(image[0, 0, 0]), label) for image, label in zip(images, labels, strict=True)) == [
@@ -192,7 +192,7 @@ def test_a_file_that_went_away_is_read_as_no_bytes(tmp_path):
 
 
 class Birds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """37 + 11 images, 4 x 4 px; the grey value is the example's number. A mask and a second label come first."""
+    """Builds 37 + 11 images of 4 x 4 px, whose grey is the example's number. A mask and a second label come first."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -240,7 +240,7 @@ def test_tfds(birds, monkeypatch):
 
 
 def test_another_version_of_a_tfds_set_is_another(birds, tmp_path):
-    """Although its examples are the same: a run refuses to go on with it, by its `fingerprint`, and names both."""
+    """The examples are the same, but the `fingerprint` differs, so a run refuses to go on with it and names both."""
     shutil.copytree(f"{birds}/birds/1.0.0", tmp_path / "birds" / "1.0.1")
     info = tmp_path / "birds" / "1.0.1" / "dataset_info.json"
     info.write_text(info.read_text().replace("1.0.0", "1.0.1"))
@@ -335,7 +335,7 @@ def test_own_source_of_another_type():
 
 
 def test_what_is_imported():
-    """Start-up time is a feature: TFDS only for its sets and for slices, TensorFlow never."""
+    """TFDS is imported only for its own sets and for slices, TensorFlow never, so that a run starts fast."""
     code = """
 import sys
 from big_distill.config import SourceConfig

@@ -1,4 +1,4 @@
-"""The networks whose files are tested."""
+"""Makes the networks whose files are tested."""
 
 import pytest
 from networks import FAMILIES, make_example
@@ -8,7 +8,7 @@ from big_distill.models import vit
 
 @pytest.fixture
 def make(monkeypatch):
-    """The `Example` of a family."""
+    """Returns a function that makes the `Example` of a family."""
     monkeypatch.setitem(vit.SIZES, "vit_small", (12, 2, 3))
     return make_example
 

@@ -1,4 +1,4 @@
-"""LiteRT files compute what the network does: in floats alike, in integers nearly."""
+"""Checks that LiteRT files compute what the network does: in floats the same, in integers nearly."""
 
 import collections
 import importlib.util
@@ -14,7 +14,7 @@ from big_distill.export import litert
 from big_distill.export.function import pixels_to_logits
 
 pytestmark = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("tensorflow", "ai_edge_litert"))),  # whose import takes seconds
+    not all(map(importlib.util.find_spec, ("tensorflow", "ai_edge_litert"))),  # their import takes seconds
     reason="the extra tf is not installed",
 )
 
@@ -28,7 +28,7 @@ def test_logits_are_the_networks(example, tmp_path):
 
 
 def interpreter(path):
-    """An interpreter, and how many of each operation it has."""
+    """Returns an interpreter, and the count of each operation in it."""
     from ai_edge_litert.interpreter import Interpreter
 
     made = Interpreter(model_content=path.read_bytes())
@@ -46,7 +46,7 @@ def test_a_mobile_network_is_fused_convolutions(make, tmp_path):
 
 @pytest.mark.parametrize("family", ["mlp_smaller_than_its_view", "cnn", "bit", "lite", "vit"])
 def test_integers_agree(make, tmp_path, family):
-    """With images that no range was taken from; the bias of a class, the same for all images, does not count."""
+    """The images gave no ranges. A class's bias, the same for all images, does not count."""
     network = make(family).network
     seen, unseen = images_like(make(family).pixels, 56).reshape(2, 28, *make(family).pixels.shape[1:])
     litert.write_int8(tmp_path / "net", network, seen)
@@ -67,7 +67,7 @@ def images_like(pixels, count):
 
 
 def test_a_product_does_not_spoil_the_range_of_its_factors(make, tmp_path, monkeypatch):
-    """TensorFlow's own calibration takes the gate to be as large as what it lets through, and rounds it to 0."""
+    """TensorFlow's own calibration gives the gate the range of its product, and rounds it to 0."""
     weights = np.random.default_rng(0).normal(0, 0.1, (64, 64)).astype("f")
 
     def gated(pixels):

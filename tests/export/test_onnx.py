@@ -1,4 +1,4 @@
-"""ONNX files compute what the network does; their graphs are what one would write by hand."""
+"""Checks that ONNX files compute what the network does, with graphs as one would write them by hand."""
 
 import collections
 import json
@@ -52,7 +52,7 @@ def test_max_pools_are_max_pools(make, tmp_path):
 
 
 def test_what_nobody_reads_is_not_written(make, tmp_path):
-    """A ViT normalises its patch tokens for its map alone."""
+    """A ViT normalises its patch tokens only for its map."""
     onnx_graph.write(tmp_path / "net.onnx", make("vit").network)
     graph = onnx.load(tmp_path / "net.onnx").graph
     read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
@@ -70,7 +70,7 @@ def test_names_and_card(make, tmp_path):
     assert card.key == "card" and json.loads(card.value) == {"image_size": 9, "class_names": list("abcdefg")}
 
 
-FUNCTIONS = {  # of float32 [B, 4, 6, 3] in [-1, 1]
+FUNCTIONS = {  # functions of float32 [B, 4, 6, 3] in [-1, 1]
     "hidden_tanh": lambda x: jnp.tanh(x),
     "gelu": lambda x: jax.nn.gelu(x),
     "exact_gelu": lambda x: jax.nn.gelu(x, approximate=False),

@@ -1,4 +1,4 @@
-"""Files of a student: what they weigh is what they are on disk, what they score is what was read back."""
+"""Checks packed files of a student: their sizes are those on disk, their scores are those of the files read back."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 @pytest.fixture
 def run(tiny, tmp_path):
-    """A student pruned and shared, from a teacher."""
+    """Trains a student from a teacher: it is pruned, then its weights are shared."""
     teacher = tiny.copy_and_resolve_references()
     first = tiny.copy_and_resolve_references()
     first.compress.sparsity, first.compress.prune_every_steps = 0.9, 1

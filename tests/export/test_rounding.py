@@ -1,4 +1,4 @@
-"""Networks rounded without training: near to what they were, small in a file, and whole after it."""
+"""Checks networks rounded without training: near to the originals, small in a file, and read back whole."""
 
 import dataclasses
 

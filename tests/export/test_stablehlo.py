@@ -1,4 +1,4 @@
-"""StableHLO files compute what the network does, on every platform they are for."""
+"""Checks that StableHLO files compute what the network does, on each of their platforms."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""One uninterrupted run, for all that is interrupted to be compared with."""
+"""Makes one uninterrupted run, with which interrupted runs are compared."""
 
 import processes
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """Its directory."""
+    """Returns the directory of the uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
     status, _, err = processes.run(processes.STAGED, f"--workdir={workdir}")
     assert status == 0, err

@@ -1,4 +1,4 @@
-"""A real signal, for runs in this very process."""
+"""Sends a real signal to runs in this process."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from big_distill.run_dir import metrics
 
 
 def interrupt_after(patch, num_steps, number=signal.SIGTERM):
-    """Sends this process a signal when its runs have made so many steps from now on, all together."""
+    """Sends this process a signal when its runs have made `num_steps` more steps, all together."""
     update, done = metrics.Progress.update, [0]
 
     def update_and_signal(self, step):

@@ -1,4 +1,4 @@
-"""A command whose save fails while another of its writes is under way, which ends when the save's loop is closed."""
+"""Runs a command whose save fails while another write goes on; the write ends after the save's loop is closed."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ async def save(future):
 
 def main():
     promise, future = ts.Promise.new()
-    loop = asyncio.new_event_loop()  # as Orbax runs it
+    loop = asyncio.new_event_loop()  # Orbax uses such a loop
     loop.run_until_complete(save(future))
     loop.close()
     promise.set_result(0)

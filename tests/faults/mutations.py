@@ -1,4 +1,4 @@
-"""Damage for the fuzz tests, and what every case of them is held to: a time, a memory, one line."""
+"""Makes damage for the fuzz tests, and checks the limits of each case: time, memory, one line."""
 
 import contextlib
 import faulthandler
@@ -9,13 +9,13 @@ import signal
 import pytest
 from hypothesis import strategies as st
 
-SECONDS = 10  # a case takes milliseconds: this is for a hang, on the busiest machine
+SECONDS = 10  # a case takes milliseconds; only a hang takes this long, also on a busy machine
 _NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, (1 << 31) - 1, (1 << 32) - 1, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)
 
 
 @st.composite
 def mutations(draw, *valid):
-    """One of these files with some bits flipped, bytes cut out, put in or cut off, lengths overwritten, or spliced."""
+    """Draws one of the files and damages it: flips bits, cuts or adds bytes, overwrites lengths, or splices."""
     data = bytearray(draw(st.sampled_from(valid)))
     for _ in range(draw(st.integers(1, 4))):
         position = draw(st.integers(0, len(data)))
@@ -63,7 +63,7 @@ ODD_VALUES = (None, True, False, *ODD_NUMBERS, *ODD_TEXTS, [], {}, [1], ["a", 2]
 
 @st.composite
 def json_mutations(draw, value):
-    """A value of JSON in which some are replaced by ones of other types, left out, or put under another name."""
+    """Draws a JSON value in which some parts have another type, are left out, or have another name."""
     for _ in range(draw(st.integers(1, 3))):
         value = _mutated(draw, value)
     return value
@@ -86,10 +86,10 @@ def _mutated(draw, value):
 
 @contextlib.contextmanager
 def bounded(megabytes=None, seconds=SECONDS):
-    """Fails if the block takes too long, or (Linux) its peak is more than `megabytes` above what was in use before.
+    """Fails if the block takes too long, or (Linux) its peak is more than `megabytes` above the memory in use before.
 
-    What is measured is resident memory, so that what Pillow, NumPy and Rust take counts too; memory that is only
-    reserved, never written, does not.
+    It measures resident memory, so that the memory of Pillow, NumPy and Rust counts too. Memory that is only reserved,
+    never written, does not count.
     """
 
     def hangs(*_):
@@ -97,8 +97,8 @@ def bounded(megabytes=None, seconds=SECONDS):
 
     before = _resident("VmRSS", reset=True) if megabytes else None
     previous = signal.signal(signal.SIGALRM, hangs)
-    faulthandler.dump_traceback_later(6 * seconds, exit=True)  # when it is C that hangs, which sees no signal
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)  # again and again: what a callback raises is lost
+    faulthandler.dump_traceback_later(6 * seconds, exit=True)  # for a hang in C, which sees no signal
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)  # repeats: what a callback raises is lost
     try:
         yield
     finally:
@@ -110,17 +110,17 @@ def bounded(megabytes=None, seconds=SECONDS):
 
 
 def _resident(key, reset=False):
-    """kB of this process, None where the system does not tell."""
+    """Returns kB of this process, None if the system does not tell."""
     with contextlib.suppress(OSError):
         if reset:
-            pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+            pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         lines = pathlib.Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
     return None
 
 
 def assert_one_line(error, *parts):
-    """What a person gets to see: one printable line, not endless, that names the file or the field."""
+    """Checks that a message is one printable line of limited length that names the file or the field."""
     message = str(error)
     assert message.isprintable() and 0 < len(message) <= 2003
     assert all(str(part) in message for part in parts)

@@ -1,4 +1,4 @@
-"""The commands as a user runs them, each in a process of its own, and what they leave behind."""
+"""Runs the commands as a user does, each in a process of its own, and reads what they leave behind."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ from big_distill.run_dir.metrics import read_metrics
 ROOT = pathlib.Path(__file__).parents[2]
 STAGED = "--config=tests/faults/staged_digits.py"
 CLOCK = ("seconds", "train/images_per_second")
-CLOCKED = ("wall_seconds", "images_per_second", "resumed_at")  # of a summary
+CLOCKED = ("wall_seconds", "images_per_second", "resumed_at")  # fields of a summary
 
 
 def start(*args, module="big_distill.main", num_devices=1, **env):
-    """Starts a command, with so many devices; it shares the tests' compilation cache."""
+    """Starts a command with `num_devices` devices; it shares the tests' compilation cache."""
     command = [sys.executable, *([module] if module.endswith(".py") else ["-m", module]), *map(str, args)]
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
@@ -36,14 +36,14 @@ def start(*args, module="big_distill.main", num_devices=1, **env):
 
 
 def run(*args, **kwargs):
-    """(exit status, stdout, stderr)."""
+    """Runs a command and returns (exit status, stdout, stderr)."""
     process = start(*args, **kwargs)
     out, err = process.communicate(timeout=240)
     return process.returncode, out, err
 
 
 def cluster(*args, num_processes=2, of_each=None, **kwargs):
-    """Starts the processes of one run; `of_each` has an argument for each of them."""
+    """Starts the processes of one run; `of_each` has one argument for each process."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -53,7 +53,7 @@ def cluster(*args, num_processes=2, of_each=None, **kwargs):
 
 
 def wait_for(condition, process, seconds=120):
-    """Until `condition()`; fails if the process ends first."""
+    """Waits until `condition()`; fails if the process ends first."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -62,22 +62,22 @@ def wait_for(condition, process, seconds=120):
 
 
 def saved_steps(workdir):
-    """Steps of the checkpoints that are there, rising."""
+    """Lists the steps of the checkpoints, rising."""
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
 
 
 def losses(workdir):
-    """Of every logged step."""
+    """Lists the loss of every logged step."""
     return [line["train/loss"] for line in read_metrics(workdir) if "train/loss" in line]
 
 
 def timeless(workdir):
-    """The metrics file without what depends on the clock."""
+    """Reads the metrics file without the values that depend on the clock."""
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in read_metrics(workdir)]
 
 
 def state_sha256(workdir, step):
-    """Of all that a resume would go on with: parameters, their representation, the optimiser's state, the counters."""
+    """Hashes all that a resume restores: parameters, their representation, the optimiser's state, the counters."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         path = workdir.absolute() / "checkpoints" / str(step) / "state"
         args = jax.tree.map(
@@ -87,7 +87,7 @@ def state_sha256(workdir, step):
 
 
 def outcome(workdir):
-    """Of a finished run and the runs inside it: hashes of all that an interruption must not change."""
+    """Hashes all that an interruption must not change, of a finished run and of the runs inside it."""
     found = {}
     for directory in (workdir, workdir / "teacher", workdir / "init"):
         if directory.is_dir():

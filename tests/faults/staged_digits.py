@@ -1,6 +1,6 @@
-"""The digits in three stages of a second or two: a teacher, a student that is pruned, the same with shared weights.
+"""Learns the digits in three stages of a second or two: a teacher, a pruned student, and that one with shared weights.
 
-`:stages=teacher` is the teacher alone.
+`:stages=teacher` trains the teacher alone.
 """
 
 from big_distill.config.template import copied, load_config, parse_arg, with_data_of

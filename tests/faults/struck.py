@@ -1,11 +1,11 @@
-"""`python -m big_distill.main`, which sends itself signals some milliseconds into a moment of its own.
+"""Runs `big_distill.main`, and sends its own process signals some milliseconds after a given moment of the run.
 
   python tests/faults/struck.py KILL "student's init" save 2 13.5 --config=...
   python tests/faults/struck.py TERM,TERM student evaluate 1 3 --config=...
 
-The second save of the student's first stage in this process has begun 13.5 ms ago: nothing is flushed, nobody is told.
-Moments: the start of a `step`, a `save`, an `evaluate`, or (of no stage, '') an `open` of data and networks; a `hang`
-is a step that never ends, in machine code: Python runs no handler of signals in it.
+The first line strikes 13.5 ms after the second save of the student's first stage in this process begins; nothing is
+flushed. Moments are the start of a `step`, a `save`, an `evaluate`, or (with '' as the stage) an `open` of data and
+networks. A `hang` is a step that never ends, in machine code, where Python runs no signal handler.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def strike(names):
 
 
 def arm(names, stage, event, count, milliseconds):
-    """Waits for the count-th such moment of a stage."""
+    """Makes the count-th such moment of a stage send the signals after the milliseconds."""
     now, seen = [""], [0]
 
     def happens(name):

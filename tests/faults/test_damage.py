@@ -1,4 +1,4 @@
-"""Checkpoints that are no longer what was saved: the one before, said aloud, or a refusal; as the doctor foretells."""
+"""Checks that a damaged checkpoint is reported and replaced by the one before, or refused, as the doctor predicts."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ DAMAGES = (truncated, flipped, emptied, missing)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A config, a run that stopped at step 5 with steps 3 and 5 saved, and summary and metrics of one that did not."""
+    """Makes a config, a run stopped at step 5 with steps 3 and 5 saved, and summary and metrics of a whole run."""
     config = load_config(ROOT / "configs" / "digits_fm.py").teacher.config
     config.student.features = (4, 8)
     config.batch_size, config.optimizer.warmup_steps = 40, 1
@@ -61,13 +61,13 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def stopped(runs, tmp_path):
-    """A copy of it, to be damaged."""
+    """Copies the stopped run, so that a test can damage it."""
     shutil.copytree(runs[1], tmp_path / "run")
     return tmp_path / "run"
 
 
 def files(workdir, step):
-    """What of a saved step a restore reads: all but Orbax's last words."""
+    """Lists the files of a saved step that a restore reads: all but Orbax's last two."""
     directory = workdir / "checkpoints" / str(step)
     names = ("_CHECKPOINT_METADATA", "commit_success.txt")
     return [path for path in directory.rglob("*") if path.is_file() and str(path.relative_to(directory)) not in names]
@@ -89,11 +89,11 @@ def test_every_damage_to_every_file_is_seen(stopped):
 
 
 def largest(workdir, step):
-    """The file with the arrays."""
+    """Returns the file with the arrays."""
     return max((path for path in files(workdir, step) if path.parent.name == "d"), key=lambda path: path.stat().st_size)
 
 
-ARRAYS_CHANGED = r"state/(ocdbt\S+/)?d/\S+ has changed"  # of two files about as large, either may be larger
+ARRAYS_CHANGED = r"state/(ocdbt\S+/)?d/\S+ has changed"  # two files are about as large: either may be the largest
 FALLBACKS = {
     "a bit of the weights": (lambda run: flipped(largest(run, 5)), ARRAYS_CHANGED),
     "half of the weights": (lambda run: truncated(largest(run, 5)), ARRAYS_CHANGED),
@@ -166,7 +166,7 @@ def test_what_is_lost_is_said(runs, stopped, capsys):
     assert "its metrics end at step 0; those up to step 5 are lost" in capsys.readouterr().out
     (stopped / "student.npz").unlink()
     assert examine(stopped).outlook == "goes on at step 6 of 6"
-    again = train_and_evaluate(runs[0], stopped)  # no longer finished: its weights are made again
+    again = train_and_evaluate(runs[0], stopped)  # the run is no longer finished: it makes its weights again
     assert again["params_sha256"] == summary["params_sha256"] and (stopped / "student.npz").exists()
     shutil.rmtree(stopped / "checkpoints")
     (stopped / "summary.json").unlink()
@@ -175,7 +175,7 @@ def test_what_is_lost_is_said(runs, stopped, capsys):
 
 
 def test_an_unfinished_save_is_no_checkpoint(runs, stopped):
-    """A process died in it: what is there is neither used nor, in the end, kept."""
+    """A process died during this save: its files are not used, and at the end they are removed."""
     half = stopped / "checkpoints" / "6.orbax-checkpoint-tmp"
     shutil.copytree(stopped / "checkpoints" / "5", half)
     truncated(half / largest(stopped, 5).relative_to(stopped / "checkpoints" / "5"))

@@ -1,4 +1,4 @@
-"""The same config, the same run: by hash, on any devices and processes, and by what JAX has always made of it."""
+"""Checks that the same config gives the same run: by hash, on any devices and processes, and by recorded values."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_twice_is_once(tmp_path):
 
 
 def test_the_stream_does_not_know_of_devices_or_processes(tmp_path, monkeypatch):
-    """The examples, crops, flips and mixtures of every step, as the hash of the view that the network saw."""
+    """The hash of the view that the network saw covers the examples, crops, flips and mixtures of every step."""
     command = [f"{STAGED}:stages=teacher", f"--workdir={tmp_path / 'two'}", "--config.total_steps=12",
                "--config.view.mixup=1.0", "--config.log_view_hash=True"]  # fmt: skip
     together = processes.cluster(*command)
@@ -72,7 +72,7 @@ def test_any_split_of_a_batch_is_the_whole_batch():
 
 
 def smooth(workdir):
-    """Of the metrics, those that a rounding error changes little: no counts of right answers."""
+    """Keeps the metrics that a rounding error changes little: no counts of right answers."""
     kept = ("step", "loss", "grad_norm", "nll", "kl")
     return [
         {key: float(f"{value:.6g}") for key, value in line.items() if key.rpartition("/")[2] in kept}
@@ -81,7 +81,7 @@ def smooth(workdir):
 
 
 def test_golden(tmp_path):
-    """50 steps of a teacher and of its student. What they are on another processor differs in rounding alone.
+    """50 steps of a teacher and of its student give the recorded values; another processor changes only rounding.
 
     `BIG_DISTILL_GOLDEN=write pytest tests/faults/test_determinism.py` records them for the JAX that is installed.
     """
@@ -90,7 +90,7 @@ def test_golden(tmp_path):
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("BIG_DISTILL_GOLDEN") == "write":
         golden[jax.__version__] = found
-        text = json.dumps(golden).replace("{", "\n{")  # a line a step
+        text = json.dumps(golden).replace("{", "\n{")  # one line a step
         GOLDEN.write_text(text + "\n")
     if jax.__version__ not in golden:
         pytest.skip(f"none was recorded for JAX {jax.__version__}, only for {', '.join(golden)}")

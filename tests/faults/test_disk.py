@@ -1,4 +1,4 @@
-"""A full disk and one that cannot be written to: one line, nothing lost, and the same command goes on."""
+"""Checks that a full or read-only disk gives one line, that nothing is lost, and that the same command goes on."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from processes import STAGED
 
 from big_distill.run_dir import checkpoints
 
-# Some 700 kB a checkpoint.
+# A checkpoint takes about 700 kB.
 COMMAND = [f"{STAGED}:stages=teacher", "--config.student.features=(64,128)", "--config.keep_latest=50"]
 
 
@@ -22,7 +22,7 @@ def mount(directory, options):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of 3 MB, as far as the system lets us have one."""
+    """Mounts a disk of 3 MB, if the system allows it."""
     mount(tmp_path, "size=3m")
     yield tmp_path
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
@@ -84,7 +84,7 @@ def test_metrics_that_do_not_fit(whole, disk):
 
 @pytest.mark.xdist_group("disk")
 def test_the_one_of_two_processes_that_writes(disk):
-    """It leaves with its line and its status, and does not wait for the other, which cannot go on."""
+    """The writer leaves with its line and its status, and does not wait for the other process, which cannot go on."""
     args = [*COMMAND, f"--workdir={disk / 'run'}", "--config.total_steps=100000", "--config.checkpoint_every_steps=60"]
     together = processes.cluster(*args, "--peer_timeout_seconds=20")
     processes.wait_for(lambda: processes.saved_steps(disk / "run"), together[0])

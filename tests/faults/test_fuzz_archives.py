@@ -1,4 +1,4 @@
-"""Archives of data sets made of chance: what is in them, or one line that names the archive."""
+"""Checks random archives of data sets: reading gives what is in them, or one line that names the archive."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ def tar():
             info = tarfile.TarInfo(f"folder/{name}")
             info.size = 600
             archive.addfile(info, io.BytesIO(bytes(600)))
-    return file.getvalue()[:4096]  # without most of the zeros at its end
+    return file.getvalue()[:4096]  # cuts off most of the zeros at its end
 
 
 def mat():
@@ -39,7 +39,7 @@ def small_limit(monkeypatch):
 
 
 def reads(read, data, path):
-    """What `read` makes of the archive, None if it refuses it."""
+    """Returns what `read` reads from the archive, None if it refuses it."""
     path.write_bytes(data)
     with bounded(megabytes=60):
         try:

@@ -1,4 +1,4 @@
-"""Configs made of chance, from a run directory, the command line or a program: resolved, or one line."""
+"""Checks that random configs (of a run directory, the command line or a program) are resolved, or give one line."""
 
 import copy
 import json
@@ -52,7 +52,7 @@ def test_fuzzed_json(values, folder):
 
 @given(values=json_mutations(KEPT["config"]))
 def test_fuzzed_fields(values):
-    """As a config file may set them, whatever their types."""
+    """A config file may set fields of any types."""
     if isinstance(values, dict):
         assert_resolves(copy.deepcopy(values))
 
@@ -75,7 +75,7 @@ ODD_FLAG = st.builds("{}{}{}".format, st.sampled_from(("--", "--no", "-", "")), 
 
 
 def parsed(arguments):
-    """The config that the command line makes."""
+    """Returns the config that the command line makes."""
     values, argv = flags.FlagValues(), ["main", f"--config={FILE}", *arguments]
     cli.define_config_flag(values, argv)
     cli.parse_flags(argv, values)

@@ -1,4 +1,4 @@
-"""Containers made of chance: the checksum catches damage; behind a right one, arrays as announced or one line."""
+"""Checks random containers: the checksum catches damage; with a right one, arrays are as announced, or one line."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ from big_distill.weights import container
 from big_distill.weights.container import encodings, huffman
 
 RANDOM = np.random.default_rng(0)
-MEGABYTES = 100  # at the peak, of files of some kB: 4,096 times their size, and twice that on the way
+MEGABYTES = 100  # peak for files of some kB: arrays of 4,096 times their size, and twice that while reading
 
 
 def sparse(values, kept=0.2):
@@ -41,13 +41,13 @@ ARRAYS = {
 
 
 def header_of(whole):
-    """(the list in it, what follows it)."""
+    """Returns (the list in the header, the bytes after the header)."""
     (size,) = struct.unpack_from("<I", whole, 4)
     return json.loads(zlib.decompress(whole[8 : 8 + size])), whole[8 + size : -32]
 
 
 def sealed(header, payload):
-    """A container that nobody damaged: somebody made it so. `header` is a value, or bytes in place of its JSON."""
+    """Makes a container with a right checksum. `header` is a value, or bytes in place of its JSON."""
     packed = zlib.compress(header if isinstance(header, bytes) else json.dumps(header).encode())
     content = b"BDZ\x01" + struct.pack("<I", len(packed)) + packed + payload
     return content + sha256(content).digest()
@@ -70,7 +70,7 @@ def whole(folder):
 
 @pytest.fixture(scope="module")
 def each(folder):
-    """[header, payload] of every array in a container of its own."""
+    """Returns [header, payload] of every array, each in a container of its own."""
     return [header_of(written({name: array}, folder / "each.bdz")) for name, array in ARRAYS.items()]
 
 
@@ -114,7 +114,7 @@ def test_fuzzed_json(data, each, folder):
 
 @given(data=st.data())
 def test_fuzzed_parts(data, each, folder):
-    """What stands in the header is right, but for the sizes of the parts, which follow the damage."""
+    """The header is right: the sizes of its parts are those of the damaged parts."""
     header, payload = data.draw(st.sampled_from(each))
     *entry, sizes = header[0]
     starts = np.cumsum([0, *sizes])
@@ -131,7 +131,7 @@ def test_fuzzed_parts(data, each, folder):
     stream=st.binary(max_size=100),
 )
 def test_fuzzed_codes(lengths, count, sizes, stream):
-    """Tables of any lengths, which no damage of a compressed one would get past zlib's checksum."""
+    """Tables have any lengths; damage to a compressed table alone would not get past zlib's checksum."""
     table = zlib.compress(bytes(lengths))
     data = struct.pack("<II", count, len(table)) + table + np.array(sizes, "<u4").tobytes() + stream
     with bounded(MEGABYTES):

@@ -1,4 +1,4 @@
-"""Images made of chance: pixels, or a `BadImage` that the pipeline replaces and counts; never more."""
+"""Checks that random images give pixels, or a `BadImage` that the pipeline replaces and counts, and no other error."""
 
 import io
 import logging
@@ -17,7 +17,7 @@ from big_distill.data.sources import open_source
 from big_distill.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-MAX_PIXELS = 1 << 20  # in place of Pillow's 89 million: time and memory of a case are those of so many pixels
+MAX_PIXELS = 1 << 20  # in place of Pillow's 89 million: limits the time and memory of a case
 RANDOM = np.random.default_rng(0)
 
 

@@ -1,4 +1,4 @@
-"""The small files of a run directory, and the cards of networks, made of chance: read as meant, or one line."""
+"""Checks that random small files of a run directory, and random cards, are read as meant, or give one line."""
 
 import dataclasses
 import hashlib
@@ -51,7 +51,7 @@ def read_architecture(folder):
 
 
 def built(architecture):
-    """What is not of our own families is not built: it would be imported, and a run directory may ask for that."""
+    """Builds networks of the package's own families only: others would be imported, as a run directory may ask."""
     if ":" not in architecture.model.name:
         shapes = jax.tree.leaves(architecture.abstract_variables())
         assert all(math.prod(leaf.shape) > 0 for leaf in shapes)
@@ -63,7 +63,7 @@ def judge(folder):
 
 
 def read_ranges(folder):
-    """For a network with one convolution."""
+    """Reads ranges for a network with one convolution."""
     if ranges := activation_ranges.read(folder, "identity"):
         kernels = {"params": {"conv": {"kernel": np.ones((1, 1, 2, 2))}, "head": {"kernel": np.ones((2, 2))}}}
         network = weights.Network(MLP, kernels)
@@ -103,7 +103,7 @@ SUMMARY = {
     },
     **{"agreement": 0.9, "kl": 0.1, "steps": 20, "images_per_second": 1.5, "wall_seconds": 3.0, "resumed_at": [4]},
 }
-FILES = {  # name: (what is in it, what reads it)
+FILES = {  # name: (content, reader)
     "summary.json": (SUMMARY, read_summary),
     "resumes.json": ([3, 9], note_resume),
     "environment.json": ([{"step": 0, **ENVIRONMENT}, {"step": 3, **ENVIRONMENT, "cpu": "Xeon"}], note_session),
@@ -118,7 +118,7 @@ FILES = {  # name: (what is in it, what reads it)
 
 @pytest.fixture(params=FILES)
 def file(request, tmp_path, monkeypatch):
-    """A file of a run directory: its path, what is in it, and what reads it."""
+    """Describes a file of a run directory: its path, its content and its reader."""
     monkeypatch.setattr(models, "fold", lambda _, variables: variables)
     monkeypatch.setitem(formats.FORMATS, "onnx", dataclasses.replace(formats.FORMATS["onnx"], read=lambda _: None))
     value, read = FILES[request.param]
@@ -126,7 +126,7 @@ def file(request, tmp_path, monkeypatch):
 
 
 def refusal(file, data):
-    """The line with which the file is refused, None if it is read."""
+    """Returns the line that refuses the file, None if it is read."""
     file.path.write_bytes(data)
     with bounded(megabytes=60):
         try:
@@ -156,7 +156,7 @@ LINES = [{"step": step, "train/loss": 0.5} for step in range(1, 4)]
 
 @given(lines=json_mutations(LINES), tail=mutations(b"", b'{"step": 4}\n', b'{"step": 4, "eval'))
 def test_fuzzed_metrics(lines, tail, tmp_path):
-    """As a resume cuts them."""
+    """A resume cuts the metrics, or one line names the line of the file."""
     lines = lines if isinstance(lines, list) else [lines]
     path = tmp_path / metrics.METRICS_FILE
     path.write_bytes("".join(json.dumps(line) + "\n" for line in lines).encode() + tail)
@@ -176,7 +176,7 @@ def arrays():
 
 @given(data=st.data())
 def test_fuzzed_cards(data, arrays, tmp_path):
-    """Of a whole weight file: its card, or the shapes and types of its arrays."""
+    """The card of a whole weight file, or the shapes and types of its arrays, are changed."""
     card = json.dumps(data.draw(json_mutations(dataclasses.asdict(MLP)))).encode()
     damaged = arrays | {files._CARD: np.frombuffer(card, np.uint8)}
     if data.draw(st.booleans()):

@@ -1,4 +1,4 @@
-"""Networks of others with arrays that are missing, misnamed or of another shape: translated, or one line."""
+"""Checks that other projects' networks with missing, misnamed or misshapen arrays are translated, or give one line."""
 
 import pathlib
 
@@ -24,7 +24,7 @@ def vit():
 
 
 def states():
-    """File name -> state dict."""
+    """Maps file names to state dicts."""
     bit = timm.random_arrays(ModelConfig("bit", blocks=(1, 1), width=0.125))
     mobile = timm.random_arrays(ModelConfig("mobilenet_v3_large"))
     lite = timm.random_arrays(ModelConfig("efficientnet_lite0"))

@@ -1,4 +1,4 @@
-"""Weight files of others made of chance: arrays no larger than the file could hold, or one line; never a crash."""
+"""Checks that random weight files of other projects give arrays no larger than the file allows, or one line."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 
 def assert_robust(data, path, most=1):
-    """Arrays of numbers, of at most `most` times as many bytes as the file, or one line that names it, and none."""
+    """Checks that a file gives arrays of numbers of at most `most` times its bytes, or one line that names it."""
     path.write_bytes(data)
     with bounded(MEGABYTES):
         try:
@@ -60,7 +60,7 @@ def npy(array, order="C"):
 
 
 def zipped(members, compression=zipfile.ZIP_DEFLATED):
-    """Members of which zipfile has nothing to say."""
+    """Zips members about which zipfile does not complain."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         for name, data in members:
@@ -70,7 +70,7 @@ def zipped(members, compression=zipfile.ZIP_DEFLATED):
 
 @given(data=mutations(npz(ARRAYS), npz(ARRAYS, np.savez_compressed)))
 def test_fuzzed_npz(data, folder):
-    """What is still read is what was written: zip has checksums."""
+    """An array that is still read is the one that was written: zip has checksums."""
     for name, array in assert_robust(data, folder / "w.npz", most=1032).items():
         assert array.dtype == ARRAYS[name].dtype and np.array_equal(array, ARRAYS[name])
 
@@ -105,8 +105,8 @@ REFUSED = {
     "EOF": [("w.npy", b"hello")],
     "goes on behind its array": [("w.npy", ONE + b"more")],
     "is there twice": [("w.npy", ONE), ("w", ONE)],
-    "of <U2, which is no weights": [("w.npy", npy(np.array(["ab"])))],
-    "of complex64, which is no weights": [("w.npy", npy(np.complex64([1j])))],
+    "has dtype <U2, which no weights have": [("w.npy", npy(np.array(["ab"])))],
+    "has dtype complex64, which no weights have": [("w.npy", npy(np.complex64([1j])))],
 }
 
 
@@ -173,7 +173,7 @@ PICKLES = tuple(torch_writer.pickled({"w": tensor(OK.array)}, protocol)[0] for p
 
 
 def in_file(format_, pickle):
-    """A whole file around a pickle, so that nothing but its reader has anything to refuse."""
+    """Puts a whole file around a pickle, so that only the pickle's reader can refuse it."""
     return (torch_writer.legacy_file if format_ == "legacy" else torch_writer.zip_file)(pickle, [OK.array])
 
 

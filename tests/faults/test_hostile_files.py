@@ -1,4 +1,4 @@
-"""Files that somebody made to harm: none runs anything, writes anything, or costs more than its size."""
+"""Checks that files made to harm run nothing, write nothing, and cost no more than their size."""
 
 import dataclasses
 import io
@@ -29,7 +29,7 @@ from big_distill.weights.container import huffman
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch):
-    """A file that is there once anything of these files ran: as a pickle, as Ghostscript, or as a module `canary`."""
+    """Names a file that exists once anything of these files ran: a pickle, Ghostscript, or a module `canary`."""
     path, programs = tmp_path / "touched", tmp_path / "bin"
     programs.mkdir()
     (programs / "gs").write_text(f"#!/bin/sh\ntouch {path}\n")
@@ -78,7 +78,7 @@ def zipped(members):
 
 
 def objects(canary):
-    """A .npy file of an object."""
+    """Makes a .npy file of an object."""
     return saved(np.save, np.array([Touch(canary)], object))
 
 
@@ -87,7 +87,7 @@ def pickled(canary):
 
 
 def own_card(canary, name="canary:model"):
-    """A network that says that it is of somebody's own module."""
+    """Makes the card of a network that says it is of the user's own module."""
     model = weights.ConfigArchitecture(ModelConfig(name=name), 2, 1, 8, Card(image_size=8))
     return np.frombuffer(json.dumps(dataclasses.asdict(model)).encode(), np.uint8)
 
@@ -123,7 +123,7 @@ def test_no_weight_file_runs_anything(name, canary, tmp_path):
 
 
 def test_what_a_config_names_is_loaded(tmp_path, monkeypatch):
-    """Code of your own, named by you: in the config, or in that of the run directory that the file lies in."""
+    """A user's own code is loaded if the config names it, or the config of the run directory that the file lies in."""
     params = {"scale": np.ones(2, np.float32)}
     monkeypatch.setattr(models.user_code, "load", lambda *_: lambda *_: Model(lambda *_: {"params": params}, None))
     architecture = weights.ConfigArchitecture(ModelConfig(name="mine:model"), 2, 1, 8, Card(image_size=8))
@@ -180,7 +180,7 @@ def test_no_path_in_an_archive_leads_anywhere(name, tmp_path):
     state = torch_writer.pickled({name: torch_writer.tensor(kernel)})
     (folder / "w.pth").write_bytes(torch_writer.zip_file(*state, folder=name))
     for file in ("w.npz", "w.pth"):
-        with pytest.raises(RunError):  # it is read, and is no network
+        with pytest.raises(RunError):  # it is read, but is no network
             weights.load(folder / file)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["w.npz", "w.pth"]
 
@@ -216,7 +216,7 @@ def test_a_picture_that_says_it_is_huge_costs_nothing(kind):
 
 
 def overlapping():
-    """A zip whose directory lists its one megabyte of zeros a thousand times."""
+    """Makes a zip whose directory lists its one megabyte of zeros a thousand times."""
     whole = zipped([("w.npy", saved(np.save, np.zeros(1 << 17)))])
     start = whole.index(b"PK\x01\x02")
     entry, end = whole[start : whole.index(b"PK\x05\x06")], bytearray(whole[whole.index(b"PK\x05\x06") :])

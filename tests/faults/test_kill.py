@@ -1,4 +1,4 @@
-"""kill -9, at moments drawn by chance: the finished run is, by hash, the one that nobody killed."""
+"""Checks kill -9 at random moments: by hash, the finished run is the one that was never killed."""
 
 import random
 import signal
@@ -8,11 +8,11 @@ import pytest
 from processes import STAGED
 
 STAGES = ("teacher", "student's init", "student")
-MOMENTS = {"step": 8, "save": 150, "evaluate": 60}  # within so many milliseconds of its start: as long as it may last
+MOMENTS = {"step": 8, "save": 150, "evaluate": 60}  # milliseconds that each may last from its start
 
 
 def moments(number):
-    """Where to die, session by session: in every stage and in every kind of moment."""
+    """Draws where each session dies: in every stage and in every kind of moment."""
     chance = random.Random(0)
     kinds = [(STAGES[3 * i // number], list(MOMENTS)[i % 3]) for i in range(number)]
     return [(stage, event, chance.randint(1, 3), chance.uniform(0, MOMENTS[event])) for stage, event in kinds]

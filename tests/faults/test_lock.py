@@ -1,4 +1,4 @@
-"""One run in a run directory: the second refuses, unless the first is dead."""
+"""Checks that a run directory has one run: the second refuses, unless the first is dead."""
 
 import json
 

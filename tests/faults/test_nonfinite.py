@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite, at any step: nothing is updated, and what happened is said."""
+"""Checks that a loss or gradient that is not finite, at any step, updates nothing and is reported."""
 
 import json
 
@@ -16,11 +16,11 @@ from big_distill.errors import NonFiniteError, Preempted
 from big_distill.resolve import resolve
 from big_distill.training.loop import train_and_evaluate
 
-LAM = np.float32(0.625)  # no step draws it: the sign for a gradient that is infinite
+LAM = np.float32(0.625)  # no step draws it: it marks an infinite gradient
 
 
 def fragile(config):
-    """Cross-entropy, whose gradient alone is not finite where the images were mixed by LAM."""
+    """Makes a cross-entropy whose gradient alone is not finite where the images were mixed by LAM."""
 
     def loss(student_logits, teacher_logits, targets):
         struck = jnp.any(targets == LAM)
@@ -43,7 +43,7 @@ def config_of(**optimizer):
 
 @pytest.fixture
 def strike(monkeypatch):
-    """strike({step: lam}): what these steps, from 1, are mixed with."""
+    """Returns `strike({step: lam})`, which sets the lam of mixup of these steps, counted from 1."""
     honest = TrainPipeline.batch
 
     def arm(lams):

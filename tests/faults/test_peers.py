@@ -1,4 +1,4 @@
-"""A process that dies takes the others with it, in time: none waits for it for ever."""
+"""Checks that the other processes end in time when one dies: none waits without end."""
 
 import time
 
@@ -23,7 +23,7 @@ def test_the_others_leave(tmp_path, victim, save_every):
     status = together[1 - victim].returncode
     if status == 75:
         assert "Traceback" not in err and "another process does not answer" in err
-    else:  # JAX was the first to notice, as it often is when process 0 dies; it ends by a signal
+    else:  # JAX noticed first, as it often does when process 0 dies; a signal ends it
         assert status < 0
 
     steps = processes.saved_steps(tmp_path)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: saved, within the grace, with a status of their own; the second one changes nothing."""
+"""Checks that SIGTERM and SIGINT save within the grace and set their own status, and that a second changes nothing."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ MOMENTS = [
     ("INT", "", "open", 2, 1, "stopped by SIGINT, with nothing to save"),
     ("TERM,TERM,TERM", "student", "step", 9, 0, "saved and stopped at step"),
 ]
-GRACE = 30.0  # seconds: what config.grace_seconds says
+GRACE = 30.0  # seconds, as config.grace_seconds
 
 
 @pytest.mark.xdist_group("whole staged run")
@@ -34,13 +34,13 @@ def test_signals_save_and_leave(whole, tmp_path):
         status, out, err = processes.run(*moment, STAGED, f"--workdir={tmp_path}", module="tests/faults/struck.py")
         assert (status, message in err) == (75, True), f"{moment}: {status} {out}{err}"
         assert "Traceback" not in err and err.count("finishing the step") <= 1 and time.monotonic() - began < GRACE + 60
-        if "evaluate" in moment:  # given up, not finished: the step after it was not begun
+        if "evaluate" in moment:  # the evaluation was given up: no step began after it
             assert int(re.search(r"stopped at step (\d+)", err)[1]) % 7 == 0
     status, _, err = processes.run(STAGED, f"--workdir={tmp_path}")
     assert status == 0, err
     got, want = processes.outcome(tmp_path), processes.outcome(whole)
     for stage in (*got.values(), *want.values()):
-        stage["summary"].pop("best_step")  # of a step without time for its evaluation it is not known
+        stage["summary"].pop("best_step")  # unknown if a step had no time for its evaluation
     assert got == want
 
 
@@ -54,7 +54,7 @@ def test_a_step_that_outlasts_the_grace_is_lost(tmp_path):
 
 @pytest.mark.parametrize(("names", "num_processes"), [(["TERM"], 1), (["INT"], 2), (["TERM", "TERM"], 2)])
 def test_processes_save_the_same_step(tmp_path, names, num_processes):
-    """One of them is told, all stop; with `jax.distributed`, which has a handler of its own."""
+    """One process gets the signal and all stop, with `jax.distributed`, which has its own handler."""
     args = [f"{STAGED}:stages=teacher", f"--workdir={tmp_path}", "--config.total_steps=100000"]
     together = processes.cluster(*args, num_processes=num_processes)
     processes.wait_for(lambda: len(processes.losses(tmp_path)) > 3, together[0])
@@ -62,7 +62,7 @@ def test_processes_save_the_same_step(tmp_path, names, num_processes):
 
 
 def test_processes_stop_soon_in_the_next_stage_too(tmp_path):
-    """They agree on the next time that they all ask, not on a number of steps, which begins anew with every stage."""
+    """Processes agree on the next time that they all ask, not on a number of steps: that starts anew in every stage."""
     together = processes.cluster(STAGED, f"--workdir={tmp_path}", "--config.init_config.total_steps=100000")
     processes.wait_for((tmp_path / "teacher" / "summary.json").exists, together[0])
     assert_all_stop(together, ["TERM"], tmp_path / "init")
@@ -82,12 +82,12 @@ def assert_all_stop(together, names, workdir):
 
 
 def test_nothing_of_it_remains():
-    """Who catches `Preempted`, as a notebook does, is not ended by the grace of a run that is over."""
+    """A process that catches `Preempted`, as a notebook does, is not ended by the grace of a run that is over."""
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     for _ in range(50):
         with pytest.raises(Preempted), Preemption(grace_seconds=0.2):
             signal.raise_signal(signal.SIGTERM)
-    time.sleep(0.5)  # in which a timer would have ended this process
+    time.sleep(0.5)  # a timer would have ended this process in this time
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
@@ -106,7 +106,7 @@ def test_a_signal_that_a_library_swallowed_after_the_loop_changes_nothing():
             pass
         with contextlib.suppress(BaseException):
             signal.raise_signal(signal.SIGINT)
-    assert preemption.requested  # for who goes on to another stage
+    assert preemption.requested  # read before another stage begins
 
 
 SWALLOWS = """
@@ -114,7 +114,7 @@ import os, signal, sys, time
 from big_distill import cli
 from big_distill.training import preemption
 
-class Callback:  # as JAX's in the garbage collector
+class Callback:  # like JAX's in the garbage collector
     def __del__(self):
         os.kill(os.getpid(), signal.{0})
         for _ in range(10):
@@ -130,7 +130,7 @@ def does_not():
     Callback()
     time.sleep(600)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's job in the background inherits as ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it as ignored
 cli.run({1})
 """
 
@@ -144,7 +144,7 @@ cli.run({1})
     ],
 )
 def test_a_signal_that_a_callback_swallowed_is_heard(name, main, status, message):
-    """Without a word of Python's: it writes what was raised in a callback to stderr."""
+    """Nothing of Python's own is on stderr, where it writes what a callback raises."""
     script = SWALLOWS.format(name, main)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (status, message)

@@ -1,4 +1,4 @@
-"""A long run: memory, open files and threads stay what they were."""
+"""Checks that memory, open files and threads do not grow in a long run."""
 
 import pathlib
 import threading
@@ -39,8 +39,8 @@ def test_nothing_grows(tmp_path, monkeypatch, one_device, total_steps, mebibytes
     train_and_evaluate(resolve(config, jax.device_count(), "cpu"), tmp_path)
     for step, bytes_, fds, threads in samples:
         print(f"step {step:6,}: {bytes_ / 2**20:7.1f} MiB resident, {fds} open files, {threads} threads")
-    early, late = samples[1:5], samples[5:]  # at first allocators still find their size
+    early, late = samples[1:5], samples[5:]  # memory of allocators still grows at first
     (_, *before), (_, *after) = (map(min, zip(*half, strict=True)) for half in (early, late))  # a save adds some
     assert after[0] - before[0] < mebibytes * 2**20
     saves = (late[0][0] - early[0][0]) // config.checkpoint_every_steps
-    assert after[1] - before[1] < saves / 2 and after[2] - before[2] < saves / 2  # none leaves a file or a thread
+    assert after[1] - before[1] < saves / 2 and after[2] - before[2] < saves / 2  # no save leaves a file or a thread

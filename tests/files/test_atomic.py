@@ -1,4 +1,4 @@
-"""Files are there whole, or not at all."""
+"""Checks that files are written whole or not at all."""
 
 import os
 import resource
@@ -12,7 +12,7 @@ from big_distill.files import atomic
 
 @pytest.fixture
 def small_files():
-    """No file may grow beyond 1,000 bytes."""
+    """Limits the size of files to 1,000 bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     yield
@@ -35,7 +35,7 @@ def test_an_interruption_leaves_all_as_it_was(tmp_path):
 
 
 def test_of_two_processes_the_last_ones_file_stays_whole(tmp_path):
-    """Each has a temporary file of its own: none is taken from under the other."""
+    """Each process has a temporary file of its own, so that neither removes the other's."""
     script = f"""
 import pathlib
 from big_distill.files import atomic

@@ -1,7 +1,7 @@
-"""A checkout's launch scripts, and tools that note what they are asked for instead of asking a cloud.
+"""Runs a checkout's launch scripts with stand-ins for the cloud's tools, which note what they are asked for.
 
-With a machine, `gcloud ssh` and `scp` do what they say, in a directory that stands for it; there, the environment's
-Python leaves with the statuses that the test has written for it. Nobody sleeps.
+Once a machine is added, `gcloud ssh` and `scp` work on a directory that stands for it. There, the environment's Python
+exits with the statuses that the test has written for it. `sleep` takes 0.05 s.
 """
 
 import json
@@ -58,7 +58,7 @@ sys.exit(first)
 
 
 class Checkout:
-    """Scripts and tools in a directory of their own."""
+    """Holds scripts and tools in a directory of their own."""
 
     def __init__(self, home):
         self.home = home
@@ -72,7 +72,7 @@ class Checkout:
         self.statuses([])
 
     def add_machine(self):
-        """From here on there is one, with nothing but uv."""
+        """Adds a machine that has nothing but uv."""
         (self.home / "machine" / ".local" / "bin").mkdir(parents=True)
         self._program(self.home / "machine" / ".local" / "bin" / "uv", UV)
 
@@ -81,15 +81,15 @@ class Checkout:
         path.chmod(0o755)
 
     def answers(self, answers):
-        """What tools say: (words of the command, exit status, output), each once."""
+        """Sets what tools answer: (words of the command, exit status, output), each once."""
         (self.home / "answers").write_text(json.dumps(answers))
 
     def statuses(self, statuses):
-        """How runs end, one after the other; None: only when they are told to."""
+        """Sets the exit statuses of runs, one after the other; a run of None ends only when it is told to."""
         (self.home / "statuses").write_text(json.dumps(statuses))
 
     def environment(self, tools=True):
-        """For a process: its PATH has the tools, or no such tools at all."""
+        """Returns a process's environment, its PATH with the tools or without any of them."""
         path = f"{self.home / 'bin'}:{os.environ['PATH']}" if tools else os.environ["PATH"]
         own = {
             name: value for name, value in os.environ.items() if name not in ("BIG_DISTILL_VENV", "PYTHON", "EXTRAS")
@@ -104,11 +104,11 @@ class Checkout:
         )
 
     def asked(self):
-        """All that tools were asked for since the last time."""
+        """Returns all that tools were asked for since the last call."""
         return self._lines("log")
 
     def runs(self):
-        """The arguments of all runs since the last time."""
+        """Returns the arguments of all runs since the last call."""
         return self._lines("runs")
 
     def _lines(self, name):

@@ -1,4 +1,4 @@
-"""What the scripts for other machines ask for, and that a dry run shows the same."""
+"""Checks what the scripts for other machines ask for, and that a dry run shows the same."""
 
 import json
 import re
@@ -48,7 +48,7 @@ COMMANDS = [
     ("skypilot.sh", ["status"]),
     ("skypilot.sh", ["delete", NAME]),
 ]  # fmt: skip
-# What we use of the flags that the references of gcloud and sbatch list.
+# The flags used here, out of those that the references of gcloud and sbatch list.
 KNOWN = {
     "gcloud compute tpus tpu-vm create": "zone project accelerator-type version spot",
     "gcloud compute tpus queued-resources create": "zone project node-id accelerator-type runtime-version spot",
@@ -77,7 +77,7 @@ def files(checkout):
     ("script", "arguments"), COMMANDS, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:30]
 )
 def test_a_dry_run_is_what_is_done(checkout, script, arguments):
-    """It needs none of the tools; run as a script, it asks them for the same and writes the same."""
+    """A dry run needs none of the tools; its output, run as a script, asks them for the same and writes the same."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
     dry = checkout.bash(f"launch/{script}", *arguments[:split], "--dry-run", *arguments[split:], tools=False)
     assert (dry.returncode, dry.stderr) == (0, "") and not checkout.asked() and not files(checkout)
@@ -115,9 +115,9 @@ def test_without_the_tool_it_is_one_line(checkout):
         ),
         (
             "tpu_vm.sh create --nmae=a",
-            "unknown flag --nmae; did you mean --name?; what main.py is to get comes after a --",
+            "unknown flag --nmae; did you mean --name?; flags of main.py come after --",
         ),
-        ("gke.sh run --config=a.py", "unknown flag --config; what main.py is to get comes after a --"),
+        ("gke.sh run --config=a.py", "unknown flag --config; flags of main.py come after --"),
         ("gke.sh run --name=a --image=i", "--bucket or --claim is needed: the run directory must outlive the pods"),
         ("gke.sh run --name=A", "--name=A: expected at most 40 lower-case letters, digits and dashes, a letter first"),
         (
@@ -130,7 +130,7 @@ def test_without_the_tool_it_is_one_line(checkout):
         ),
         (
             "gke.sh run --name=a --image=i --bucket=b --topology=v4:1x1x2",
-            f"--topology=v4:1x1x2: of v4 there are {THREE_SIDES} up to 4096 chips, e.g. 4x4x8",
+            f"--topology=v4:1x1x2: v4 has the sizes {THREE_SIDES} up to 4096 chips, e.g. 4x4x8",
         ),
         ("gke.sh run --name=a --image=i --bucket=b --claim=c -- --config=a.py",
          "--bucket=b --claim=c: expected one of them: only one can be /bucket"),
@@ -154,7 +154,7 @@ def test_without_the_tool_it_is_one_line(checkout):
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(checkout, command, message):
-    (checkout.home / "bin" / "python3").unlink()  # the real one knows the nearest name
+    (checkout.home / "bin" / "python3").unlink()  # the real python3 would add the nearest name
     run = checkout.bash(*f"launch/{command}".split())
     assert (run.returncode, run.stdout, run.stderr) == (2, "", f"big_distill: {message}\n")
     assert not checkout.asked()
@@ -190,7 +190,7 @@ def test_help_teaches_every_flag_and_word(checkout, script):
     ],
 )
 def test_slices_by_their_other_names(checkout, topology, accelerator, hosts, chips_per_host):
-    """Of v4 and v5p Cloud TPU counts cores, two in a chip; v5e and v6e have up to eight chips in one machine."""
+    """Cloud TPU counts cores for v4 and v5p, two in a chip; v5e and v6e have up to eight chips in one machine."""
     dry = checkout.bash("launch/tpu_vm.sh", "create", *TPU_VM, f"--topology={topology}", "--dry-run", tools=False)
     assert f"--accelerator-type={accelerator} " in dry.stdout
     job = manifest(checkout, "gke.sh", "run", *GKE, f"--topology={topology}", *TRAIN)["spec"]["replicatedJobs"][0]
@@ -209,7 +209,7 @@ def test_a_slice_that_is_not_made_is_refused_with_those_that_are(checkout, topol
     generation = topology.partition(":")[0]
     most = {"v4": 4096, "v5p": 8960}.get(generation)
     known = f"{THREE_SIDES} up to {most} chips, e.g. 4x4x8" if most else TWO_SIDES
-    message = f"big_distill: --topology={topology}: of {generation} there are {known}\n"
+    message = f"big_distill: --topology={topology}: {generation} has the sizes {known}\n"
     for script, arguments in [
         ("gke.sh", ["run", *GKE]),
         ("tpu_vm.sh", ["create", *TPU_VM]),
@@ -250,7 +250,7 @@ def test_a_config_in_each_way_that_main_takes_it(checkout, config):
 )
 @pytest.mark.parametrize("written", ["gs://b", "gs://b/", "b/"])
 def test_a_bucket_may_be_written_as_an_address(checkout, script, arguments, written):
-    checkout.answers([["mountpoint", 1, ""]] * 2)  # not yet
+    checkout.answers([["mountpoint", 1, ""]] * 2)  # not mounted yet
     name, address = (
         checkout.bash(f"launch/{script}", arguments[0], "--dry-run", f"--bucket={bucket}", *arguments[1:])
         for bucket in ("b", written)
@@ -283,7 +283,7 @@ def test_the_jobset(checkout, arguments):
     assert train["args"] == ["--distributed", "--workdir=/bucket/flowers", f"--config.grace_seconds={grace}",
                              *TRAIN[1:-1], TRAIN[-1].replace("$(", "$$(")]  # fmt: skip
     assert pod["terminationGracePeriodSeconds"] > grace
-    # The run's own faults end it; all else, 75 among them, fails the job in the common way, and JobSet starts it again.
+    # The run's own faults end it. All other statuses, 75 among them, fail the job, and JobSet starts it again.
     (rule,) = spec["podFailurePolicy"]["rules"]
     assert rule == {"action": "FailJob",
                     "onExitCodes": {"containerName": "train", "operator": "In", "values": [1, 2, 3, 4, 5]}}  # fmt: skip

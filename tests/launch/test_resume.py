@@ -1,4 +1,4 @@
-"""Runs that are stopped, preempted or at fault, and what each launcher makes of it."""
+"""Checks what each launcher does with runs that are stopped, preempted or at fault."""
 
 import time
 
@@ -17,7 +17,7 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def machine(checkout):
-    """One on which the environment is made."""
+    """Makes a machine that has the environment, and returns a call of machine.sh."""
     (checkout.root / ".venv" / "bin").mkdir(parents=True)
     (checkout.home / "python").rename(checkout.root / ".venv" / "bin" / "python")
 
@@ -52,7 +52,7 @@ def test_a_machine_starts_again_what_goes_on(checkout, machine, statuses, end):
 
 
 def test_a_machine_runs_one_run_and_stops_it(checkout, machine):
-    """The run hears of it, saves (75), and is not started again."""
+    """A stopped run gets the signal, saves (75), and is not started again."""
     checkout.statuses([None, 0])
     machine("start", *TRAIN)
     wait_for(lambda: (checkout.home / "runs").exists())
@@ -89,7 +89,7 @@ def test_a_bucket_is_mounted_or_nothing_runs(checkout, machine):
 
 
 def steps(checkout):
-    """What was asked of gcloud, but for looks."""
+    """Returns what gcloud was asked to do, without the queries of its state."""
     commands = [command[4:] for command in checkout.asked() if command[0] == "gcloud"]
     last = [words[-1].removeprefix("--command=") for words in commands]
     short = [
@@ -114,7 +114,7 @@ def test_a_dry_run_shows_what_resume_does_first(checkout):
 
 
 def test_resume_sees_a_run_through_preemption(checkout):
-    """No slice; one that trains, is preempted, and comes anew; a run that stops with 75 goes on there."""
+    """Resume makes a slice, makes it again after a preemption, and goes on with a run that stops with 75."""
     checkout.add_machine()
     states = ["", "CREATING", "READY", "READY", "PREEMPTED", "", "READY"]
     checkout.answers([["tpu-vm list", 0, state] for state in states] + [["tpu-vm list", 0, "READY"]] * 100
@@ -183,7 +183,7 @@ def test_resume_outlives_a_gcloud_that_does_not_answer(checkout):
         (75, "RUNNING", 7, True),
         (134, "RUNNING", None, True),
         (75, "RUNNING", 100, False),
-        (75, "COMPLETING", None, False),  # cancelled, or queued again by SLURM
+        (75, "COMPLETING", None, False),  # cancelled, or queued again by SLURM itself
         (0, "RUNNING", None, False),
         (3, "RUNNING", None, False),
     ],
@@ -201,7 +201,7 @@ def test_slurm_queues_again_what_goes_on(checkout, status, state, restarts, agai
 
 
 def test_a_slurm_job_outlives_its_signal(checkout):
-    """bash itself is told, too, when a job is preempted."""
+    """SLURM also sends the signal to bash itself when a job is preempted."""
     (checkout.home / "bin" / "srun").write_text("#!/bin/sh\nkill -TERM $PPID\nexit 75\n")
     checkout.answers([["squeue", 0, "RUNNING"]])
     assert checkout.bash("-c", "SLURM_JOB_ID=12 bash launch/slurm_job.sh --config=a.py").returncode == 75
@@ -209,7 +209,7 @@ def test_a_slurm_job_outlives_its_signal(checkout):
 
 
 def test_a_slurm_job_says_what_makes_it_go_on(checkout):
-    """sbatch reads options up to the first command."""
+    """sbatch reads options only up to the first command."""
     text = (checkout.root / "launch" / "slurm_job.sh").read_text()
     head = text[: text.index("set -euo")]
     assert text.startswith("#!") and text.count("#SBATCH") == head.count("\n#SBATCH")

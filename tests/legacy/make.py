@@ -1,22 +1,22 @@
-"""Makes the archives beside this file: what a checkout of some version writes, for later versions to read.
+"""Makes the archives beside this file: a checkout of some version writes them, and later versions read them.
 
   python tests/legacy/make.py CHECKOUT [DIRECTORY]
 
-Those that are kept were made by commit a4d7969 (version 0.1.0), the last one before the modules moved into rooms, with
-JAX 0.10.2, Flax 0.12.8 and Orbax 0.12.8 on a CPU. They stay valid for as long as run directories of version 0.1 are to
-be read. Do not make them again with newer code: then they would prove nothing. A format that changes gets an archive of
-its own beside these.
+The kept archives were made by commit a4d7969 (version 0.1.0), the last one before the modules moved into rooms, with
+JAX 0.10.2, Flax 0.12.8 and Orbax 0.12.8 on a CPU. They stay valid as long as run directories of version 0.1 must be
+readable. Do not make them again with newer code: then they would prove nothing. A format that changes gets an archive
+of its own beside these.
 
   interrupted.tar.xz  the run `distilled`, stopped by SIGTERM at step 6 of 12, before an evaluation that was due
   distilled.tar.xz    the same run to its end, never interrupted; packed in every format, and rounded; scanned
   compressed.tar.xz   an MLP that was pruned, and now shares its weights: a checkpoint with codes
   quantized.tar.xz    a CNN in integers, cut to fewer channels, from a BiT in integers; its first stage had the same
                       teacher
-  cpu.txt             what made them, as `cpu` has it
+  cpu.txt             the CPU that made them, as `cpu` returns it
 
-Every path in them is relative to where they are unpacked, runs/NAME, but for the temporary directory that Orbax notes
-in its commit_success.txt. They leave out what names the machine: event files, locks, directories of source files. The
-runs have one device, and XLA does not optimise, as in the tests.
+Every path in them is relative to runs/NAME, where they are unpacked, but for the temporary directory that Orbax notes
+in its commit_success.txt. They leave out files that name the machine: event files, locks, directories of source files.
+The runs have one device, and XLA does not optimise, as in the tests.
 """
 
 import lzma
@@ -82,7 +82,7 @@ def main(checkout: pathlib.Path, directory: pathlib.Path = HERE) -> None:
 
 
 def cpu() -> str:
-    """Family, model and vector instructions of this CPU, which decide the last bits: names of CPUs say less."""
+    """Returns family, model and vector instructions of this CPU. They decide the last bits; names of CPUs say less."""
     told = pathlib.Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else platform.processor()
     fields = dict(re.findall(r"^(cpu family|model|flags)\s*: (.*)$", told, re.MULTILINE)) or {"model": told}
     fields["flags"] = " ".join(re.findall(r"\b(?:sse|avx|fma|amx)\w*", fields.get("flags", "")))

@@ -1,7 +1,7 @@
-"""Run directories and packed files of the version that `make.py` names are still what they were.
+"""Checks that run directories and packed files of the version that `make.py` names are still what they were.
 
-The last digits depend on the CPU and on the versions of JAX and its company: they are compared where both are those of
-the archives.
+The last digits depend on the CPU and on the versions of JAX and its libraries. They are compared only if both are those
+of the archives.
 """
 
 import json
@@ -40,14 +40,14 @@ PACKED = {
     "quantized": ("student.bdz", "student.tflite"),
 }  # fmt: skip
 RUNTIMES = {".onnx": "onnxruntime", ".tflite": "ai_edge_litert"}
-CLOCKED = ("latency_ms", "machine")  # of a row of pack.json
+CLOCKED = ("latency_ms", "machine")  # fields of a row of pack.json
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture
 def unpack(tmp_path, monkeypatch):
-    """unpack(name): the run directory of an archive, under the relative name that it was trained as."""
+    """Returns `unpack(name)`, which unpacks an archive's run directory under the relative name of its training."""
     monkeypatch.chdir(tmp_path)
 
     def unpacked(name):
@@ -67,19 +67,19 @@ def read(workdir, name):
 
 
 def on_its_machine(workdir):
-    """Whether what this machine computes has the same bits."""
+    """Returns True if this machine computes the same bits."""
     here, there = environment()["versions"], read(workdir, "environment.json")[-1]["versions"]
     same = all(here[name] == there[name] for name in ("jax", "jaxlib", "flax", "optax", "numpy"))
     return same and cpu() == (HERE / "cpu.txt").read_text()
 
 
 def close_to(workdir, value):
-    """Metrics that a run has: to rounding, or to a few examples' answers on another machine."""
+    """Compares metrics of a run: up to rounding, or on another machine up to a few examples' answers."""
     return pytest.approx(value, rel=1e-6) if on_its_machine(workdir) else pytest.approx(value, rel=0.05, abs=0.02)
 
 
 def shared(values, wanted):
-    """Of some metrics those that were known then."""
+    """Keeps the metrics that the old version had."""
     return {key: values[key] for key in wanted}
 
 
@@ -101,7 +101,7 @@ def test_doctor_verifies_all(name, unpack):
     inner = {"distilled": ["teacher"], "compressed": ["init"], "quantized": ["teacher", "init"]}[CONFIGS[name]]
     assert [(run.workdir.name, run.status) for run in found.inner] == [(name, "finished") for name in inner]
     packed = PACKED.get(name, ())
-    unchecked = {"parameters.txt", *(f"{file}.json" for file in packed)}  # the latter with the file that each is about
+    unchecked = {"parameters.txt", *(f"{file}.json" for file in packed)}  # each .json is checked with its file
     files = {path.name for path in workdir.iterdir() if path.is_file()} - unchecked
     assert {finding.name for finding in found.findings} == {f"checkpoints/{found.step}", *files} and files >= {*packed}
 

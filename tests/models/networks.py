@@ -1,4 +1,4 @@
-"""A small network of every family, with what JAX says of some images."""
+"""Makes a small network of every family, with its logits of some images by JAX."""
 
 import dataclasses
 import functools
@@ -34,14 +34,14 @@ FAMILIES = {  # id -> (config, side of the pixels, channels, side that the netwo
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A network, images and their logits."""
+    """Holds a network, images and their logits."""
 
     network: Network
     pixels: np.ndarray
     logits: np.ndarray
 
     def check(self, classify, count=5):
-        """Asserts that a file has JAX's logits: by how much one image's differ from another's, and up to rounding."""
+        """Asserts that a file has JAX's logits up to rounding, relative to how much they differ between images."""
         got, want = classify(self.pixels[:count]), self.logits[:count]
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, want, rtol=3e-6, atol=2e-4 * self.logits.std(0).mean())
@@ -66,7 +66,7 @@ def make_example(family):
 
 
 def random_variables(shapes):
-    """Nothing is zero, kernels have a mean, and BatchNorm's statistics are far from 0 and 1."""
+    """Draws variables: none is zero, kernels have a mean, and BatchNorm's statistics are far from 0 and 1."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):

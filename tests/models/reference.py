@@ -1,4 +1,4 @@
-"""The networks in NumPy and float64, written from their definitions: windows one by one, two-pass moments."""
+"""Computes the networks in NumPy and float64, from their definitions: windows one by one, two-pass moments."""
 
 import math
 
@@ -7,7 +7,7 @@ from scipy.special import erf
 
 
 def _same(n, size, stride):
-    """(before, after) of SAME: the output has ceil(n / stride) pixels, an odd pixel of padding goes after."""
+    """Returns SAME's padding (before, after): the output has ceil(n / stride) pixels, and an odd pixel goes after."""
     total = max((math.ceil(n / stride) - 1) * stride + size - n, 0)
     return total // 2, total - total // 2
 
@@ -21,7 +21,7 @@ def _pad(x, size, stride, padding, value):
 
 
 def _windows(x, size, stride):
-    """[B, H, W, C] -> [B, H', W', size, size, C], one output pixel at a time."""
+    """Maps [B, H, W, C] to [B, H', W', size, size, C], one output pixel at a time."""
     height, width = (x.shape[1] - size) // stride + 1, (x.shape[2] - size) // stride + 1
     rows = [
         [x[:, stride * i : stride * i + size, stride * j : stride * j + size] for j in range(width)]
@@ -130,7 +130,7 @@ def depthwise_conv(x, kernel, stride, padding):
 
 
 def conv_norm(variables, path, x, stride=1, *, padding, train=False):
-    """A convolution, depthwise by the shape of its kernel, and BatchNorm; GroupNorm where there are no statistics."""
+    """Computes a convolution (depthwise by its kernel's shape) and BatchNorm, or GroupNorm without statistics."""
     params, stats = variables["params"], variables.get("batch_stats", {})
     for name in path.split("/"):
         params, stats = params[name], stats.get(name, {})
@@ -178,7 +178,7 @@ def mobilenet_v3(variables, x, strides, activations, conv_norm):
 
 
 def attention(x, params):
-    """One image, one head at a time."""
+    """Computes attention, one head at a time."""
     heads = []
     for i in range(params["query"]["bias"].shape[0]):
         q, k, v = (x @ params[name]["kernel"][:, i] + params[name]["bias"][i] for name in ("query", "key", "value"))

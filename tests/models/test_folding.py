@@ -1,4 +1,4 @@
-"""Folded networks compute what the plain ones do, without the work that does not depend on the input."""
+"""Checks that folded networks compute what the plain ones do, without the work that does not depend on the input."""
 
 import functools
 import sys
@@ -30,7 +30,7 @@ each_network = pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS
 
 
 class Own(nn.Module):
-    """A user's network with a BatchNorm that no convolution precedes."""
+    """Computes a user's network with a BatchNorm that no convolution precedes."""
 
     @nn.compact
     def __call__(self, image, *, train):
@@ -40,7 +40,7 @@ class Own(nn.Module):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Few and narrow blocks."""
+    """Makes networks have few and narrow blocks."""
     units = Unit(32, 8, 3, 1, "relu6"), Unit(48, 8, 3, 2, "relu6")
     monkeypatch.setattr(efficientnet_lite, "units", lambda *_: units)
     units_with_se = Unit(16, 16, 3, 1, "relu"), Unit(64, 24, 3, 2, "hard_swish", 8)
@@ -52,7 +52,7 @@ def small(monkeypatch):
 
 
 def networks(config, dtype="float32"):
-    """(plain, folded)"""
+    """Builds (plain, folded)."""
     return [build.__wrapped__(config, K, dtype, folded=folded) for folded in (False, True)]
 
 
@@ -61,7 +61,7 @@ def shapes(model):
 
 
 def random_variables(model):
-    """Kernels with a mean, statistics far from 0 and 1."""
+    """Draws kernels with a mean, and statistics far from 0 and 1."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -90,7 +90,7 @@ def test_logits_are_the_plain_networks(config):
 
 
 def rsqrts(model, variables):
-    """Shapes of what reciprocal square roots are taken of."""
+    """Lists the shapes of which the program takes reciprocal square roots."""
     image = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
     jaxpr = jax.make_jaxpr(functools.partial(model.apply, train=False))(variables, image)
     return sorted(eqn.outvars[0].aval.shape for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "rsqrt")

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite, MobileNetV3 and ViT, made small, against NumPy in float64; and their real sizes."""
+"""Checks small EfficientNet-Lites, MobileNetV3s and ViTs against NumPy in float64, and the real ones' sizes."""
 
 import functools
 import itertools
@@ -57,7 +57,7 @@ each_network = pytest.mark.parametrize("config, shape, expected", NETWORKS.value
 
 @pytest.fixture
 def small(monkeypatch):
-    """`build`, of networks with few and narrow blocks and without dropout."""
+    """Returns a `build` of networks with few and narrow blocks and without dropout."""
     monkeypatch.setattr(efficientnet_lite, "units", lambda *_: LITE_UNITS)
     monkeypatch.setattr(efficientnet_lite, "DROPOUT", dict.fromkeys(efficientnet_lite.DROPOUT, 0.0))
     monkeypatch.setattr(mobilenet_v3, "units", lambda *_: MOBILE_UNITS)
@@ -71,14 +71,14 @@ def shapes(model, shape):
 
 
 def random_variables(abstract):
-    """Parameters and statistics, none of them zero or one."""
+    """Draws parameters and statistics, none of them zero or one."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         name = jax.tree_util.keystr(path)
         if "var" in name:
             return rng.uniform(0.3, 3, leaf.shape).astype("f")
-        if "embedding" in name or "cls" in name:  # small, as they start: the first LayerNorm's epsilon shows
+        if "embedding" in name or "cls" in name:  # small, as at the start: the first LayerNorm's epsilon shows
             return rng.normal(scale=0.02, size=leaf.shape).astype("f")
         fan_in = int(np.prod(leaf.shape[:-1]))
         return (("scale" in name) + 1.5 * rng.normal(size=leaf.shape) / np.sqrt(fan_in)).astype("f")
@@ -101,7 +101,7 @@ def assert_near(logits, want, tolerance=1e-4):
 
 @each_network
 def test_forward_is_that_of_numpy_in_float64(small, config, shape, expected):
-    """With running statistics, and with the batch's."""
+    """This holds with running statistics, and with the batch's."""
     model, image = small(config, K, "float32"), random_images(shape)
     variables = random_variables(shapes(model, shape))
     both = jax.jit(lambda v: [model.apply(v, image, train=train)[0].logits for train in (False, True)])
@@ -111,7 +111,7 @@ def test_forward_is_that_of_numpy_in_float64(small, config, shape, expected):
 
 @pytest.mark.parametrize("name", ["mobile", "vit"])
 def test_gradient_is_that_of_numpy_in_float64(small, name):
-    """Along one random direction, by central differences of the reference."""
+    """The gradient is checked along one random direction, by central differences of the reference."""
     config, shape, expected = NETWORKS[name]
     model, image = small(config, K, "float32"), random_images(shape)
     variables = random_variables(shapes(model, shape))
@@ -165,7 +165,7 @@ def test_batch_norm_is_over_the_global_batch_and_moves_the_statistics_by_a_tenth
 
 
 @pytest.mark.parametrize(
-    "name, size, expected",  # of timm
+    "name, size, expected",  # expected values are timm's
     [
         ("efficientnet_lite0", 224, 4_652_008),
         ("mobilenet_v3_large", 224, 5_483_032),
@@ -210,7 +210,7 @@ def test_blocks_and_width_make_other_sizes():
 
 @pytest.mark.parametrize("name, num_stages", [("efficientnet_lite0", 7), ("mobilenet_v3_large", 6)])
 def test_dropout_is_before_the_head_and_in_training_alone(name, num_stages):
-    """Read off the program: one draw, of a number for each example and feature."""
+    """The program has one draw: a number for each example and feature."""
     model = build(ModelConfig(name, blocks=(1,) * num_stages, width=0.125), K, "float32")
     shape = (2, 32, 32, 3)
 

@@ -1,4 +1,4 @@
-"""Convolutions in 8 bits: the integers themselves, which layers have them, and what a whole network loses."""
+"""Checks convolutions in 8 bits: the integers, the layers that have them, and the loss of a whole network."""
 
 import functools
 
@@ -37,7 +37,7 @@ def random_variables(model):
 
 
 def frozen(config):
-    """(the folded network, its variables, a batch of images)"""
+    """Returns (the folded network, its variables, a batch of images)."""
     make = functools.partial(build.__wrapped__, config, K, "float32")
     variables = fold(config, random_variables(make()))
     rng = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""The normalisations, and `conv`, `depthwise_conv` and `max_pool` as they are and as the CPU has them."""
+"""Checks the normalisations, and `conv`, `depthwise_conv` and `max_pool` in their plain and their CPU's forms."""
 
 import functools
 import re
@@ -52,7 +52,7 @@ def plain_max_pool(x, size, stride, padding):
 
 
 def assert_equal_and_lower(function, plain, *args):
-    """Outputs and gradients of the two are equal here; returns the first's StableHLO for (cpu, tpu)."""
+    """Checks that outputs and gradients of both are equal here; returns the first's StableHLO for (cpu, tpu)."""
 
     @functools.partial(jax.jit, static_argnums=0)
     def output_and_gradients(function, *args):
@@ -84,7 +84,7 @@ def test_conv_on_the_cpu_is_a_matmul_with_the_same_numbers(shape, size, stride, 
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_gradients_of_a_conv_on_the_cpu_are_convolutions_in_one_layout(size, stride, padding):
-    """XLA does so itself, but not in a loop; some of the images' rows and columns are read by no window."""
+    """XLA does so itself, but not in a loop. No window reads some of the images' rows and columns."""
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 13, 16, 3)).astype("f"), rng.normal(size=(size, size, 3, 4)).astype("f")
     conv = functools.partial(layers.conv, stride=stride, padding=padding)

@@ -1,4 +1,4 @@
-"""The small networks and BiT against NumPy in float64, and what `build` promises."""
+"""Checks the small networks and BiT against NumPy in float64, and what `build` promises."""
 
 import functools
 import re
@@ -37,13 +37,13 @@ each_network = pytest.mark.parametrize("config, shape, expected", TINY.values(),
 
 
 def shapes(config, shape, num_classes=K):
-    """The parameters' ShapeDtypeStructs."""
+    """Returns the parameters' ShapeDtypeStructs."""
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(build(config, num_classes, "float32").init, jax.random.key(0), image)["params"]
 
 
 def random_params(config, shape):
-    """Parameters, none of them zero, and images."""
+    """Draws parameters, none of them zero, and images."""
     rng = np.random.default_rng(0)
 
     def draw(a):
@@ -58,7 +58,7 @@ def doubles(tree):
 
 
 def assert_near(logits, want):
-    """Equal but for rounding, measured by how much one image's logits differ from another's."""
+    """Checks that logits are equal up to rounding, relative to how much logits differ between images."""
     assert logits.shape == want.shape and logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, want, rtol=0, atol=1e-3 * want.std(0).mean())
 
@@ -116,7 +116,7 @@ def test_root_pool_decides_what_pads_negative_values():
     [
         (ModelConfig("mlp", features=(300, 100)), 1, 10, 266_610),  # Han et al. 2016
         (ModelConfig("lenet5"), 1, 10, 431_080),  # Caffe's model zoo
-        (ModelConfig("cnn", features=(256, 512)), 1, 10, 1_433_610),  # Keras's example prints these two
+        (ModelConfig("cnn", features=(256, 512)), 1, 10, 1_433_610),  # Keras's example prints this count and the next
         (ModelConfig("cnn", features=(16, 32)), 1, 10, 20_490),
         (ModelConfig("bit", depth=50), 3, 1000, 25_549_352),  # Big Transfer
         (ModelConfig("bit", depth=50, width=1.0), 3, 1000, 25_549_352),
@@ -173,7 +173,7 @@ def test_build_returns_the_same_object_for_the_same_arguments():
 
 
 class WithState(nn.Module):
-    """BatchNorm and dropout: what the networks here lack and Model foresees."""
+    """Computes BatchNorm and dropout, which these networks lack and `Model` allows."""
 
     num_classes: int
     dtype: str
@@ -187,7 +187,7 @@ class WithState(nn.Module):
 
 @pytest.fixture
 def own(monkeypatch):
-    """An importable module of a user's own functions."""
+    """Makes an importable module of a user's own functions."""
     module = types.ModuleType("own_models")
     module.net = lambda config, num_classes, dtype: from_linen(WithState(num_classes, dtype))
     module.forgot = lambda config, num_classes, dtype: WithState(num_classes, dtype)

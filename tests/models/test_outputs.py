@@ -1,4 +1,4 @@
-"""What every family gives beside its logits, and what it says of itself."""
+"""Checks what every family gives beside its logits, and what it says of itself."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ def small_vit(monkeypatch):
 
 
 def outputs_of(family, params, num_classes=networks.K):
-    """What the network makes of five images."""
+    """Computes the network's outputs of five images."""
     example = networks.make_example(family)
     architecture = dataclasses.replace(example.network.architecture, num_classes=num_classes)
     image = for_network(to_unit(example.pixels), architecture.card)
@@ -76,7 +76,7 @@ def test_a_network_without_classes_has_no_head(family):
 
 
 @pytest.mark.parametrize(
-    "config, expected",  # of timm, but the last of EfficientNet-Lite, which is after the 1 x 1 convolution here
+    "config, expected",  # timm's; EfficientNet-Lite's last map is after the 1 x 1 convolution here
     [
         (ModelConfig("efficientnet_lite0"), [(32, 16), (16, 24), (8, 40), (4, 112), (2, 1280)]),
         (ModelConfig("mobilenet_v3_large"), [(32, 16), (16, 24), (8, 40), (4, 112), (2, 960)]),
@@ -91,7 +91,7 @@ def test_maps_of_the_real_networks(config, expected):
 
 
 def test_patch_tokens_lie_where_their_patches_do():
-    """Attention makes nothing in it, so that a token is of its own patch."""
+    """Attention adds nothing here, so that a token depends only on its own patch."""
     model = build(ModelConfig("vit_small", patch_size=4), 0, "float32")
     image = np.random.default_rng(0).random((1, 8, 12, 3), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -120,7 +120,7 @@ def test_a_map_that_nobody_reads_is_not_in_the_program():
 
 
 def test_what_config_files_say_of_families_is_so():
-    """`config` may not import `models`: names and numbers of stages stand there, too."""
+    """`config` may not import `models`, so it repeats the names and numbers of stages."""
     (name,) = [field for field in dataclasses.fields(ModelConfig) if field.name == "name"]
     assert list(name.metadata["choices"]) == list(FAMILIES)
     with_stages = [name for name, family in FAMILIES.items() if "blocks" in family.fields]

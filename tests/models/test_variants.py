@@ -1,4 +1,4 @@
-"""Factored layers and rounded inputs, in every family."""
+"""Checks factored layers and rounded inputs, in every family."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def logits(network, pixels=None, folded=False):
 
 
 def factored(network, energy):
-    """All kernels that have factors, whether or not that is cheaper."""
+    """Factors all kernels that can have factors, also where that is not cheaper."""
     arrays = weights.arrays_of(network)
     ranks = {}
     for name, (layer, can) in initial._dense_layers(network).items():

@@ -1,4 +1,4 @@
-"""Where arrays live: what is split over `fsdp`, that it changes rounding alone, that any mesh reads what one wrote."""
+"""Checks what is split over `fsdp`, that this changes only rounding, and that any mesh reads what another wrote."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ from big_distill.training.loop import train_and_evaluate
 
 @pytest.fixture
 def distilled(distilled, monkeypatch):
-    """Of networks so small that it takes another threshold for them to be split."""
+    """Lowers the threshold of splitting, so that networks this small are split."""
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     return distilled
 
@@ -41,7 +41,7 @@ def resolved(config, fsdp=1, num_devices=8):
 
 
 def split_axes(tree):
-    """By path, the axis along which an array is split over fsdp."""
+    """Maps paths to the axis along which the array is split over fsdp."""
     found = {}
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         spec = x.sharding.spec
@@ -78,7 +78,7 @@ class Device:
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
 def test_a_process_has_rows_in_a_row(fsdp):
-    """Whatever fsdp is; libtpu lists the devices as the torus has them."""
+    """This holds for any fsdp; libtpu lists the devices in the order of the torus."""
     devices = [
         Device(1, 0),
         Device(0, 5),
@@ -114,7 +114,7 @@ def test_parameters_optimiser_and_teacher_are_split(distilled):
 
 
 def test_only_parameters_are_gathered_and_gradients_reduced(distilled):
-    """No activation travels but the row that mixup has from the next device; what is updated is a part."""
+    """The only activation that travels is mixup's row from the next device; each device updates a part."""
     blueprint = Blueprint(resolved(distilled, 4), open_slice("cpu:8"))
     args = (blueprint.state,), blueprint.teacher, None, blueprint.chunk
     text = blueprint.computation.train_chunk.lower(*args).compile().as_text()
@@ -124,12 +124,12 @@ def test_only_parameters_are_gathered_and_gradients_reduced(distilled):
     split = [x for tree in trees for x in jax.tree.leaves(tree) if "fsdp" in x.sharding.spec]
     assert moved["all-gather"] == sum(4 * x.size for x in split) > 0
     gradients = sum(4 * x.size for x in jax.tree.leaves(blueprint.state.params))
-    assert gradients <= moved["all-reduce"] <= gradients + 200  # and losses, and the norm
+    assert gradients <= moved["all-reduce"] <= gradients + 200  # the rest are losses and the norm
     assert moved["collective-permute"] <= 8 * 8 * 4
 
 
 def test_it_changes_rounding_alone(distilled):
-    """The same views, and the same losses, scores and weights but for rounding; of a student that is pruned, too."""
+    """Views are the same; losses, scores and weights are too, but for rounding, also for a pruned student."""
     distilled.log_view_hash = True
     distilled.compress.sparsity, distilled.compress.prune_every_steps = 0.5, 1
     distilled.accumulate_steps = 5
@@ -161,7 +161,7 @@ def test_it_changes_rounding_alone(distilled):
 
 
 def teacher_on(mesh, config):
-    """One with weights that nobody trained."""
+    """Makes a teacher with untrained weights."""
     architecture = weights.architecture_of(config.teacher.config, (), None)
     variables = architecture.build("float32").init(jax.random.key(1), jnp.zeros(architecture.input_shape))
     network = weights.Network(architecture, variables)
@@ -169,7 +169,7 @@ def teacher_on(mesh, config):
 
 
 def test_any_mesh_reads_what_one_has_written(tiny, tmp_path, monkeypatch, interrupt_after, capsys):
-    """Split over four devices of eight, then whole on each of them, then on two."""
+    """The state is split over four devices of eight, then whole on each of them, then split over two."""
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     make_mesh, hashes = sharding.make_mesh, {}
     tiny.eval_every_steps = 6
@@ -199,7 +199,7 @@ def test_any_mesh_reads_what_one_has_written(tiny, tmp_path, monkeypatch, interr
     [("default", "DEFAULT"), ("bfloat16", "DEFAULT"), ("tensorfloat32", "HIGH"), ("float32", "HIGHEST")],
 )
 def test_products_have_the_precision_that_is_asked_for(distilled, precision, word):
-    """Those of both networks, forward and back, in either step."""
+    """This holds for both networks, forward and backward, in the train step and the eval step."""
     distilled.matmul_precision = precision
     blueprint = Blueprint(resolved(distilled), open_slice("cpu:8"))
     train = blueprint.computation.train_chunk.lower((blueprint.state,), blueprint.teacher, None, blueprint.chunk)

@@ -1,4 +1,4 @@
-"""Slices by their names, and what compiles for them."""
+"""Checks slices by their names, and what compiles for them."""
 
 import importlib.util
 import os
@@ -63,7 +63,7 @@ def test_a_name_as_people_write_it():
     ],
 )
 def test_without_what_compiles_for_it(name, missing, message):
-    """Where a package is hidden, in a process of its own, since JAX loads each once."""
+    """The package is hidden in a process of its own, since JAX loads each package once."""
     script = f"""
 import importlib.metadata, pkgutil, sys
 sys.modules.update(dict.fromkeys({missing}))
@@ -75,7 +75,7 @@ try:
 except errors.ConfigError as error:
     print(error)
 """
-    # JAX leaves its child processes the path of a libtpu.
+    # JAX passes the path of a libtpu to its child processes.
     environment = {variable: value for variable, value in os.environ.items() if variable != "TPU_LIBRARY_PATH"}
     arguments = [sys.executable, "-c", script]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
@@ -98,7 +98,7 @@ class TestWithLibtpu:
 
     @pytest.mark.parametrize("kind", chips.TPUS)
     def test_the_memory_of_a_chip_is_what_the_compiler_has(self, kind):
-        """By its words when it refuses a program that takes a terabyte of every device."""
+        """The compiler names its memory when it refuses a program that takes a terabyte of every device."""
         where = chips.open_slice(f"{kind}:{chips.TPUS[kind].shapes[1]}")
         mesh = jax.sharding.Mesh(np.array(where.devices), ("data",))
         rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

@@ -1,4 +1,4 @@
-"""Times and sizes of a step, by hand."""
+"""Checks times and sizes of a step against sums by hand."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def test_a_roofline():
 
 
 def test_cores_of_a_chip_share_its_links():
-    """What two devices compute, move and have in collectives is their chip's; of what they send, half stays in it."""
+    """Work, moves and collectives of two devices add up for their chip; half of what they send stays in it."""
     mesh = jax.sharding.Mesh(np.array(CPUS.devices), ("data",))
     rows, everywhere = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (["data"], []))
     step = jax.jit(lambda x: x.sum(0), out_shardings=everywhere)
@@ -53,12 +53,12 @@ EXACT = (ROOM - 501_000) // 1_000_000
 @pytest.mark.parametrize(
     ("costs", "expected"),
     [
-        ({8: linear(8)}, (ROOM - 1000) // (1_000_000 + 500_000 // 8)),  # as if the half megabyte grew, too
+        ({8: linear(8)}, (ROOM - 1000) // (1_000_000 + 500_000 // 8)),  # extrapolated as if the half megabyte grew too
         ({8: linear(8), 16: linear(16)}, EXACT),
         ({4: linear(4), 8: linear(8), 16: linear(16)}, EXACT),
         ({8: linear(8), 16: linear(16), EXACT + 1: REFUSED, 100_000: REFUSED}, EXACT),
         ({8: linear(8), 16: linear(16), 1000: REFUSED, 512: REFUSED}, 511),
-        ({8: linear(8), 100_000: linear(100_000)}, EXACT),  # compiled, and yet more than there is
+        ({8: linear(8), 100_000: linear(100_000)}, EXACT),  # it compiles, but is more than there is
         ({8: REFUSED}, None),
         ({}, None),
     ],

@@ -1,4 +1,4 @@
-"""What compiled text says is moved, against sums by hand; and texts that compilers made, for TPUs, a GPU and here."""
+"""Checks the bytes that compiled text moves against sums by hand, and reads compilers' texts for TPU, GPU and CPU."""
 
 import importlib.util
 
@@ -9,7 +9,7 @@ import slice_programs
 
 from big_distill.planning import hlo
 
-KB = 1024  # of f32[256]
+KB = 1024  # size of f32[256]
 
 
 def module(*lines, computations=""):
@@ -28,7 +28,7 @@ def test_operands_and_results_in_hbm_count_and_those_on_the_chip_do_not():
         "ROOT %r = f32[256]{0:T(256)S(0)} add(%d, %a)",
     )
     moved = {move.instruction.name: move.bytes_ for move in read.moves}
-    assert moved == {"a": KB, "c": 2 * KB, "r": 2 * KB}  # b moves within the chip, d and e nothing
+    assert moved == {"a": KB, "c": 2 * KB, "r": 2 * KB}  # b moves within the chip, d and e move nothing
     assert read.hbm_bytes == 5 * KB
 
 
@@ -46,7 +46,7 @@ def test_asynchronous_copies_count_their_side_in_hbm_once():
 @pytest.mark.parametrize(
     ("start", "moved"),
     [
-        # Results that have the operand in them, then what is made, then contexts.
+        # Results hold the operand, then what is made, then contexts.
         ("(f32[256]{0}, f32[1024]{0}) all-gather-start(%p), dimensions={0}", KB + 4 * KB),
         ("((f32[256]{0}, f32[256]{0}), (f32[1024]{0}, f32[1024]{0:S(1)})) all-gather-start(%p, %q)", KB + KB + 4 * KB),
         ("(f32[256]{0}, f32[256]{0:S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p)", KB),
@@ -54,7 +54,7 @@ def test_asynchronous_copies_count_their_side_in_hbm_once():
         ("((f32[256]{0}, s32[]), f32[64]{0}, s32[]{:S(2)}) dynamic-slice-start(%p, %i)", KB // 4 + KB // 4),
         ("((f32[256]{0}), f32[32]{0}, s32[]{:S(2)}) async-start(%p), calls=%scattered", KB + KB // 8),
         ("((f32[256]{0}), f32[64]{0:S(1)}, s32[]{:S(2)}) async-start(%p), calls=%cut", KB // 4),
-        # An all-reduce has only what is made.
+        # An all-reduce's result holds only what is made.
         ("f32[256]{0} all-reduce-start(%p), to_apply=%add", 2 * KB),
         ("(f32[256]{0}, f32[256]{0:S(1)}) all-reduce-start(%p, %q), to_apply=%add", 2 * KB + KB),
     ],
@@ -133,8 +133,8 @@ def test_a_loop_counts_as_often_as_it_runs():
         ("constant(1)", "constant(2)", "constant(0)", 4),
         ("add(%i, %one)", "add(%one, %i)", "constant(0)", 7),
         ("constant(7)", "constant(7)", "constant(9)", 0),
-        ("constant(7)", "constant(7)", "negate(%n)", None),  # it begins who knows where
-        ("constant(7)", "get-tuple-element(%c), index=1", "constant(0)", None),  # ends
+        ("constant(7)", "constant(7)", "negate(%n)", None),  # begin unknown
+        ("constant(7)", "get-tuple-element(%c), index=1", "constant(0)", None),  # end unknown
         ("%one = s32[]{:T(128)S(1)} constant(1)", "%one = s32[]{:T(128)S(1)} negate(%i)", "constant(0)", None),  # steps
         ("constant(1)", "constant(-1)", "constant(0)", None),
         ("add(%i, %one)", "multiply(%i, %one)", "constant(1)", None),
@@ -152,7 +152,7 @@ def test_a_loop_counts_from_its_start_by_its_step(old, new, start, times):
 
 
 def test_what_an_outer_loop_leaves_as_it_is_is_still_known():
-    """The inner loop begins at an element of the outer one's state, and ends at another."""
+    """The inner loop begins at one element of the outer loop's state, and ends at another."""
     nested = """
 %outer_body (c: (s32[], f32[256], s32[])) -> (s32[], f32[256], s32[]) {
   %c = (s32[]{:T(128)}, f32[256]{0}, s32[]{:S(1)}) parameter(0)
@@ -272,7 +272,7 @@ BESIDE = """
 
 
 def test_a_collective_that_runs_beside_others_counts_once():
-    """A TPU's text has it in the first fusion, and in each that computes meanwhile."""
+    """A TPU's text has the collective in the first fusion, and in each that computes meanwhile."""
     read = module(
         "%p = f32[256]{0} parameter(0)",
         "%a = f32[1024]{0} fusion(%p), kind=kCustom, calls=%begin",
@@ -306,7 +306,7 @@ def test_what_a_ring_sends(collective, sent):
 
 @pytest.mark.parametrize("more", [[], ["%n = f32[256]{0} negate(%a)"]], ids=["once", "twice"])
 def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter_in_a_fusion(more):
-    """Where it is written as one; elsewhere all of it is reduced, and then a slice is taken."""
+    """Inside a fusion it counts as a reduce-scatter; elsewhere all of it is reduced, and then a slice is taken."""
     lines = [
         "%p = f32[256]{0} parameter(0)",
         "%i = s32[]{:S(6)} parameter(1)",
@@ -370,7 +370,7 @@ def test_multiplications_of_the_libraries_of_a_gpu():
 
 @pytest.fixture(params=["as it was written", "as it is written here"])
 def text_of(request):
-    """The text of a program of `slice_programs`."""
+    """Returns a function that gives the text of a program of `slice_programs`."""
     if "here" in request.param:
         if importlib.util.find_spec("libtpu") is None:
             pytest.skip("needs libtpu")
@@ -402,12 +402,12 @@ def test_sharded_weights_on_a_tpu():
     assert read.collective_bytes["reduce-scatter"] == 4 * whole and "all-reduce" not in read.collective_bytes
     gathered = read.collective_bytes["all-gather"]
     assert gathered == 4 * whole and read.sent_bytes == (gathered + 4 * whole) * 7 / 8
-    moved = (4 * whole // 8 + whole // 8) + 4 * whole // 8  # at least: weights and images are read, weights written
+    moved = (4 * whole // 8 + whole // 8) + 4 * whole // 8  # the least: weights and images are read, weights written
     assert moved < read.hbm_bytes < 2 * gathered
 
 
 def test_counts_of_texts_that_do_not_change():
-    """Bytes of HBM by another program's count of the same texts, which loads nothing of this one."""
+    """Another program, which loads nothing of this one, counted these bytes of HBM in the same texts."""
     counts = {name: hlo.Module(slice_programs.text_of(name)).hbm_bytes for name in ("scans", "permuted", "sharded")}
     assert counts == {"scans": 2_360_028, "permuted": 524_288, "sharded": 239_075_328}
 
@@ -426,7 +426,7 @@ def test_what_is_no_hlo_is_an_error():
 
 
 def test_a_compiled_loop():
-    """XLA's own text, on the CPU: 6 products of [32, 64] x [64, 64], one of them counted by the compiler."""
+    """XLA's own text for the CPU has 6 products of [32, 64] x [64, 64]; the compiler counts one of them."""
 
     def f(w, xs):
         return jax.lax.scan(lambda c, x: (c + x @ w, None), jnp.zeros((32, 64)), xs)[0]
@@ -438,7 +438,7 @@ def test_a_compiled_loop():
     assert sum(read.multiplications().values()) == 6 * 32 * 64 * 64
     assert sum(read.multiplications(once=True).values()) == 32 * 64 * 64
     assert compiled.cost_analysis()["flops"] == pytest.approx(2 * 32 * 64 * 64, rel=0.05)
-    # Each time w, a slice of xs and the sum are read, and the sum is written; whatever else is moved is smaller.
+    # Each turn reads w, a slice of xs and the sum, and writes the sum; all other moves are smaller.
     least = 6 * 4 * (64 * 64 + 3 * 32 * 64)
     assert least <= read.hbm_bytes <= 2 * least
 

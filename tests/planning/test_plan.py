@@ -1,4 +1,4 @@
-"""Plans: the very program of the run, priced; on slices that are not there."""
+"""Checks plans: they price the program of the run itself, also on slices that are not there."""
 
 import dataclasses
 import importlib.util
@@ -36,7 +36,7 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 @pytest.fixture
 def distilled(tiny):
-    """With a teacher that is trained first."""
+    """Adds a teacher that is trained first."""
     teacher = teacher_of(tiny)
     teacher.student.features = (8, 8)
     tiny.teacher.config = teacher
@@ -55,7 +55,7 @@ def shapes(tree):
 
 @pytest.mark.parametrize(("accumulate_steps", "fsdp"), [(1, 1), (5, 1), (1, 4)])
 def test_what_is_planned_is_what_runs(distilled, tmp_path, monkeypatch, accumulate_steps, fsdp):
-    """The text that the run's own step lowers to, with the run's own arrays, donation and shardings."""
+    """The run's own step lowers to the same text, with the run's own arrays, donation and shardings."""
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     distilled.accumulate_steps, distilled.mesh.fsdp, distilled.teacher.sharded = accumulate_steps, fsdp, fsdp > 1
     config = resolved(distilled)
@@ -142,7 +142,7 @@ def test_a_name_tells_what_is_not_here(tiny, path, expected):
 
 def test_a_teacher_that_nothing_is_known_of(tiny):
     tiny.objective.name, tiny.teacher.path = "function_matching", "teacher.npz"
-    with pytest.raises(ConfigError, match=r"'teacher.npz' is not here .* config.teacher.model.name does"):
+    with pytest.raises(ConfigError, match=r"'teacher.npz' does not exist here, .* set config.teacher.model.name"):
         teachers.announced(resolved(tiny))
     tiny.teacher.model.name, tiny.teacher.model.features = "cnn", (4, 4)
     assert teachers.announced(resolved(tiny))[0].model == ModelConfig("cnn", features=(4, 4))
@@ -174,7 +174,7 @@ def test_the_parts_of_a_batch_are_counted_as_often_as_they_are_computed(distille
         flops[parts] = plan(
             "tiny", resolved(distilled), chips.open_slice("cpu"), with_evaluation=False
         ).student.train.flops
-    assert flops[5] == pytest.approx(flops[1], rel=0.25)  # the update is little, and counted as often
+    assert flops[5] == pytest.approx(flops[1], rel=0.25)  # the update is small, and is counted as often
 
 
 def test_sizes_of_the_state_and_the_batch(tiny):
@@ -182,7 +182,7 @@ def test_sizes_of_the_state_and_the_batch(tiny):
     stage = plan("tiny", resolved(tiny), CPUS, with_evaluation=False).student
     num_params = 4 * 9 + 4 + 8 * 4 * 9 + 8 + (2 * 2 * 8) * 10 + 10
     state = num_params * (4 + 2 + 4)  # parameters; Adam's first moment in bfloat16, its second
-    assert state <= stage.checkpoint_bytes <= state + 32  # and a few counters
+    assert state <= stage.checkpoint_bytes <= state + 32  # the rest are a few counters
     assert (stage.kept_checkpoints, stage.batch_per_chip, stage.eval_batch_size) == (3, 5, 40)
     assert stage.host_bytes_per_step == 5 * (8 * 8 + 4) + 4 + 4  # pixels and labels; the step and lambda
     batch = 5 * 8 * 8
@@ -209,9 +209,7 @@ def test_resident_data_take_room(tiny):
     stage = plan("tiny", resolved(tiny), CPUS).student
     assert stage.resident_bytes == stage.to_json()["resident_bytes"] == room
     assert stage.evaluation_bytes == stage.evaluation.total_bytes + stage.held_bytes + room
-    assert (
-        stage.host_bytes_per_step == 5 * (4 + 4 * 4 + 1) + 4 + 4
-    )  # which, where, mirrored or not; the step and lambda
+    assert stage.host_bytes_per_step == 5 * (4 + 4 * 4 + 1) + 4 + 4  # id, box, flip; the step and lambda
     assert any("images are taken to be 8 px a side" in note for note in stage.notes)
     small = dataclasses.replace(CPUS, chip=dataclasses.replace(V5E.chip, memory=stage.train.total_bytes + room - 1))
     assert not plan("tiny", resolved(tiny), small).student.train.fits
@@ -236,7 +234,7 @@ def test_what_makes_no_sense_is_said(distilled):
     assert "total_epochs=1,000 of 1,200 images are only 1,992 steps of 64" in few
     assert "batch_size=2,048 is more than the 1,200 images" in found(batch_size=2048)
     assert "5 images a device and part: a TPU pads that to 8" in found(batch_size=40)
-    assert "eval_every_steps=20,000: evaluated only at the end" in found(eval_every_steps=20_000)
+    assert "eval_every_steps=20,000 evaluates only at the end" in found(eval_every_steps=20_000)
     assert "saves every 10 s" in found(checkpoint_every_steps=100)
     said = found(Cost(True, seconds={"memory": 2.0}), steps_per_dispatch=30)
     assert "steps_per_dispatch=30 takes longer than grace_seconds=30" in said and "are another program" in said
@@ -275,7 +273,7 @@ def test_json_and_table(distilled, monkeypatch):
 
 
 def priced(compile_step):
-    """Compiles for the CPU, and takes it for a chip that needs a quarter of a second."""
+    """Compiles for the CPU, and prices it as a chip that needs a quarter of a second."""
 
     def compiled(step, args, where, held_bytes=0):
         cost, text = compile_step(step, args, CPUS, held_bytes)
@@ -324,7 +322,7 @@ def test_weak_scaling_keeps_a_chips_part(tiny):
     one = plan("tiny", config, CPUS, with_evaluation=False)
     one = with_slices(one, config, [two])
     ((where, cost),) = one.slices
-    assert where is two and cost.argument_bytes == one.student.train.argument_bytes  # as many images of each device
+    assert where is two and cost.argument_bytes == one.student.train.argument_bytes  # as many images on each device
     found = one.to_json(None)["weak_scaling"]["cpu:2"]
     assert found["num_chips"] == 2 and found["growth"].keys() >= {"flops", "hbm_bytes", "temp_bytes", "all-reduce"}
     assert abs(found["growth"]["flops"]) < 1 and found["growth"]["all-reduce"] == 0
@@ -369,7 +367,7 @@ def test_a_price_that_can_be_read(dollars, text):
 
 
 def run_command(*flags):
-    """In a process of its own, which makes its own devices."""
+    """Runs the command in a process of its own, which makes its own devices."""
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     root = CONFIGS[0].parents[1]
     environment |= {"PYTHONPATH": str(root), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
@@ -378,7 +376,7 @@ def run_command(*flags):
 
 
 def test_the_command(tmp_path):
-    """Figures of a config, the text that they are of, and those of it on fewer devices, with what differs."""
+    """The command gives the figures of a config, the compiled text, and a comparison with fewer devices."""
     text = tmp_path / "step.hlo"
     config = "--config=configs/mnist_teacher.py:smoke"
     different = "configs/mnist_teacher.py:smoke config.optimizer.name=sgd cpu:4"
@@ -429,8 +427,8 @@ def test_flags_that_are_wrong(flags, message):
         ("", "--compare is empty"),
         (" , ", "--compare is empty"),
         ("cpu:2,v9:1", "--compare=v9:1: there is no such slice"),
-        ("--batch_size=3", "nor --config.field=value; did you mean --config.batch_size=3?"),
-        ("lr=3", "nor --config.field=value; did you mean --config.optimizer.lr=3?"),
+        ("--batch_size=3", "or --config.field=value; did you mean --config.batch_size=3?"),
+        ("lr=3", "or --config.field=value; did you mean --config.optimizer.lr=3?"),
         ("--topology=cpu:2", "'--topology=cpu:2' goes without its flag here; did you mean 'cpu:2'?"),
     ],
 )
@@ -475,7 +473,7 @@ def test_a_small_config_for_a_tpu():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_for_a_tpu(path):
-    """The large ones take minutes each."""
+    """The large configs take minutes each."""
     where = chips.open_slice("v5e:2x4")
     one = plan(path.stem, resolved(load_config(path), where), where)
     assert all(stage.fits and stage.train.flops > 0 and not stage.train.unknown_loops for stage in one.stages)

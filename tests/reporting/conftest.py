@@ -1,4 +1,4 @@
-"""A run with a teacher of its own and packed files, for all that reads it."""
+"""Makes a run with a teacher of its own and packed files, for the tests that read it."""
 
 import shutil
 
@@ -13,7 +13,7 @@ from big_distill.training.loop import train_and_evaluate
 
 @pytest.fixture(scope="session")
 def finished(request, tmp_path_factory):
-    """Its directory: nobody changes it."""
+    """Returns the directory of the run, which no test may change."""
     config = load_config(request.config.rootpath / "configs" / "digits_fm.py")
     config.student.features, config.teacher.config.student.features = (4, 8), (8, 16)
     for stage in (config, config.teacher.config):
@@ -28,6 +28,6 @@ def finished(request, tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of it, without its checkpoints, to be changed."""
+    """Copies the run without its checkpoints, so that a test may change it."""
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "events.*"))
     return tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Changes to the files of run directories, and to what is read of their data."""
+"""Changes the files of run directories, and the names of classes that their data have."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from big_distill.training import evaluation
 
 
 def edit(path: pathlib.Path, change: Callable[[Any], Any]) -> None:
-    """Changes a JSON file to what `change` returns, or, of None, to what it made of the value."""
+    """Changes a JSON file to what `change` returns; if that is None, `change` has changed the value in place."""
     value = json.loads(path.read_text())
     changed = change(value)
     path.write_text(json.dumps(value if changed is None else changed))
@@ -20,7 +20,7 @@ def edit(path: pathlib.Path, change: Callable[[Any], Any]) -> None:
 
 @st.composite
 def damaged(draw, text):
-    """JSON, or lines of it, as a disk or a person leaves it: cut short, or a value gone or of another type."""
+    """Damages JSON, or lines of it: cuts it short, or removes a value or gives it another type."""
     if draw(st.booleans()):
         return text[: draw(st.integers(0, len(text)))]
     try:
@@ -46,7 +46,7 @@ def _changed(draw, value):
 
 
 def with_names(monkeypatch, names):
-    """Every split of data from here on has classes of these names, or without any no labels."""
+    """Gives every split opened from here on classes of these names; with no names it has no labels."""
     open_split = evaluation.open_split
 
     def renamed(*args):

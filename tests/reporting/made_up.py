@@ -1,4 +1,4 @@
-"""Finished runs that nobody trained."""
+"""Makes records of finished runs that nobody trained."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""A page, as a browser reads it."""
+"""Reads a page as a browser does, and checks it."""
 
 import html.parser
 import re
@@ -8,7 +8,7 @@ VOID = {"meta", "link", "img", "br"}
 
 
 class Page(html.parser.HTMLParser):
-    """Its elements; fails where one is not closed, or another one is."""
+    """Collects the elements of a page; fails if an element is not closed, or the wrong one is."""
 
     def __init__(self, text):
         super().__init__()
@@ -38,7 +38,7 @@ class Page(html.parser.HTMLParser):
 
 
 def check(path):
-    """What holds of every page."""
+    """Checks what holds for every page, and returns it."""
     text = path.read_text()
     page = Page(text)
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]

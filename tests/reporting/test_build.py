@@ -1,4 +1,4 @@
-"""Run directories of every kind: what there is makes a page, and what there is not has its line."""
+"""Checks reports of run directories of every kind: what is there makes a page, what is missing has its line."""
 
 import json
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("report")
 
 
 def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
-    """One line each, on the terminal and on the page."""
+    """Each has one line, on the terminal and on the page."""
     stopped, damaged, empty = tmp_path / "stopped", tmp_path / "damaged", tmp_path / "empty"
     alone = run / "teacher"
     shutil.copytree(run, stopped)
@@ -40,7 +40,7 @@ def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
         "damaged; run/teacher: no pack.json",
     ):
         assert told.count(line) == 1, line
-    for line in ("line 1 is damaged", "holds no run", "is not a directory", "it is not finished", "Not packed, which"):
+    for line in ("line 1 is damaged", "holds no run", "is not a directory", "it is not finished", "are not packed"):
         assert line in page.text, line
     assert "there is none to compare with" in page.text and "(interrupted at step 120 of 120)" in page.text
     assert values["runs"][1]["comparison"]["classes"], "what is not damaged is shown"
@@ -49,13 +49,13 @@ def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
 
 
 def undrawn(run):
-    """A run without curves, which take their time."""
+    """Removes a run's curves, which take time to draw."""
     shutil.rmtree(run / "teacher")
     (run / "metrics.jsonl").unlink()
 
 
 def test_files_that_do_not_belong_together(run, tmp_path):
-    """Each has its line; weights that are not those of the summary are not compared."""
+    """Each such file has its line; weights that are not those of the summary are not compared."""
     undrawn(run)
     summary = json.loads((run / "summary.json").read_text())
     edit(run / "summary.json", lambda summary: summary | {"config_fingerprint": "0" * 12})
@@ -76,7 +76,7 @@ def test_files_that_do_not_belong_together(run, tmp_path):
 
 
 def test_what_the_files_contradict(run, tmp_path):
-    """An accuracy that the weights do not bear out, a size that the file has not."""
+    """The summary's accuracy is not that of the weights, and a size is not that of the file."""
     undrawn(run)
     measured = f"{100 * json.loads((run / 'summary.json').read_text())['student']['accuracy']:.2f} %"
     edit(run / "summary.json", lambda summary: summary["student"].update(accuracy=0.123))
@@ -88,7 +88,7 @@ def test_what_the_files_contradict(run, tmp_path):
 
 
 def test_scores_that_were_not_measured(run, tmp_path):
-    """Null, or NaN where no image could be read: a dash, in the figures nothing."""
+    """Null, or NaN where no image could be read, is a dash on the page and nothing in the figures."""
     undrawn(run)
     edit(run / "summary.json", lambda summary: summary["student"].update(accuracy=float("nan")))
     edit(run / "summary.json", lambda summary: summary | {"agreement": None, "kl": float("nan")})
@@ -132,7 +132,7 @@ def test_a_teacher_inside_an_unfinished_run(run, tmp_path):
 
 
 def test_latencies_of_different_machines_are_not_compared(run, tmp_path):
-    """Each machine has its front and its figure; one that is not known has none."""
+    """Each machine has its front and its figure; an unknown one has none."""
     undrawn(run)
     other = tmp_path / "other"
     rows = json.loads((run / "pack.json").read_text())
@@ -155,7 +155,7 @@ def test_latencies_of_different_machines_are_not_compared(run, tmp_path):
     (group,) = report([run, other], tmp_path / "report.html", compare=False, figures_dir=tmp_path / "more")["packed"]
     assert [path.stem for path in (tmp_path / "more").iterdir()] == ["packed1_bytes"]
     assert not any(file["on_latency_front"] for file in group["files"])
-    assert "whose machine is not known, not at all" in check(tmp_path / "report.html").text
+    assert "because their machine is not known" in check(tmp_path / "report.html").text
 
 
 @pytest.mark.parametrize("flags", [{"split": "fifth"}, {"data_dir": "/nowhere"}])
@@ -163,7 +163,7 @@ def test_a_flag_that_suits_no_run(run, tmp_path, flags):
     if "data_dir" in flags:
         edit(run / "config.json", lambda saved: saved["config"]["source"].update(name="mnist"))
     ((name, value),) = flags.items()
-    with pytest.raises(ConfigError, match=f"--{name}={value}: of no run can it be read: "):
+    with pytest.raises(ConfigError, match=f"--{name}={value}: no run can be compared with it: "):
         report([run], tmp_path / "report.html", **flags)
     assert not list(tmp_path.glob("report.*"))
 
@@ -194,13 +194,13 @@ def test_without_data_at_hand(run, tmp_path, capsys):
     assert told.startswith("run: not compared with a teacher: /nowhere cannot be read") and told.count("\n") == 1
     assert "/nowhere cannot be read" in page.text
     report([run], tmp_path / "report.html", compare=False)
-    assert not capsys.readouterr().out and "Not looked at: run." in check(tmp_path / "report.html").text
+    assert not capsys.readouterr().out and "These runs were not compared: run." in check(tmp_path / "report.html").text
 
 
 def test_without_labels(run, tmp_path, capsys, monkeypatch):
     with_names(monkeypatch, ())
     (values,) = report([run], tmp_path / "report.html", num_examples=4)["runs"]
-    line = "its data have no labels: what is right is not known"
+    line = "its data have no labels, so its accuracy is not known"
     page = check(tmp_path / "report.html")
     assert line in capsys.readouterr().out and line in page.text
     found = values["comparison"]
@@ -266,7 +266,7 @@ def test_of_many_runs_each_has_its_row_alone(run, tmp_path, capsys, monkeypatch)
 
 
 def test_no_other_file_is_lost(run, tmp_path):
-    """Neither a run's nor one of the user's; but an earlier report's."""
+    """A report does not overwrite a file of a run or of the user; it overwrites an earlier report."""
     undrawn(run)
     (tmp_path / "notes.md").write_text("mine")
     (run / "summary.json").rename(tmp_path / "kept.json")

@@ -1,4 +1,4 @@
-"""A student beside its teacher: what is counted is what the two networks say, one image at a time."""
+"""Checks the comparison of a student with its teacher against what both networks say, one image at a time."""
 
 import io
 
@@ -24,7 +24,7 @@ def found(finished):
 
 @pytest.fixture(scope="module")
 def asked(finished):
-    """Images and labels of the test split, and both networks' probabilities, as anyone would ask for them."""
+    """Returns images and labels of the test split, and both networks' probabilities by `big_distill.load`."""
     source = open_source(read_config(finished).source, "test", num_classes=10, image_size=8, channels=1)
     images, labels = zip(*source.read(np.arange(source.num_examples)), strict=True)
     student, teacher = (big_distill.load(path).predict(list(images)) for path in (finished, finished / "teacher"))
@@ -59,7 +59,7 @@ def test_examples_are_what_only_one_has_right(found, asked):
 
 
 def test_images_that_cannot_be_read_do_not_count(finished, asked, monkeypatch):
-    """Nor does any example get another's picture."""
+    """Such images do not count, and no example gets another's picture."""
 
     class Holed:
         def __init__(self, *args):
@@ -78,7 +78,7 @@ def test_images_that_cannot_be_read_do_not_count(finished, asked, monkeypatch):
 
 
 def check_examples(found, asked):
-    """Each has its picture, and what both networks say of it."""
+    """Checks that each example has its picture, and what both networks say about it."""
     images, labels, student, teacher = asked
     pixels = {np.asarray(image).tobytes(): row for row, image in enumerate(images)}
     for kind, examples in found.examples.items():
@@ -102,7 +102,7 @@ def test_the_worst_classes_take_turns():
 
 
 def scores(*counts):
-    """Of classes in which (lost, won) images are those that only the teacher, and only the student, has right."""
+    """Scores classes in which only the teacher has `lost` images right, and only the student `won` images."""
     label = np.repeat(np.arange(len(counts)), [lost + won + 1 for lost, won in counts])
     student = np.concatenate([[False] * lost + [True] * won + [True] for lost, won in counts])
     teacher = np.concatenate([[True] * lost + [False] * won + [True] for lost, won in counts])
@@ -110,7 +110,7 @@ def scores(*counts):
 
 
 def test_what_chance_does_is_not_significant():
-    """The sign test is exact; among many classes, of which some differ by chance, it takes more."""
+    """The sign test is exact; among many classes, some of which differ by chance, it asks for more."""
     (score,) = scores((5, 0))
     assert score.p_value == 2 / 2**5 and not score.significant, "twice the chance of five heads"
     assert (score.num_examples, score.lost, score.won, score.difference) == (6, 5, 0, -5 / 6)

@@ -1,4 +1,4 @@
-"""Which packed files are the best at their size."""
+"""Checks which packed files are the best at their size."""
 
 import pytest
 
@@ -15,6 +15,6 @@ from big_distill.reporting.document import front
     ],
 )
 def test_nothing_on_the_front_is_beaten(points, best):
-    """Two files of the same cost and accuracy beat neither; one that was not measured takes no part."""
+    """Two files with the same cost and accuracy do not beat each other; an unmeasured file takes no part."""
     files = [{"number": i, "bytes": cost, "accuracy": accuracy} for i, (cost, accuracy) in enumerate(points, 1)]
     assert front(files, "bytes") == best

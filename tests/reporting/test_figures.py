@@ -1,4 +1,4 @@
-"""What is drawn, as Matplotlib has it before it becomes a file."""
+"""Checks figures in Matplotlib's form, before they become files."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from big_distill.reporting.sweep import Point, Spread, Sweep
 
 @pytest.fixture
 def axes(monkeypatch):
-    """Of the last figure, which is not written."""
+    """Returns a function that gives the axes of the last figure, which is not written."""
     seen = []
     monkeypatch.setattr(svg, "drawn", lambda figure: seen.append(figure.axes[0]) or "<svg></svg>")
     return lambda: seen[-1]
@@ -23,7 +23,7 @@ SWEEP = Sweep("total_epochs", (), (), (), {"a": (*SEVERAL, Point(1000, 1, Spread
 
 
 def test_a_point_of_one_seed_has_no_band(axes):
-    """It would look like certainty. It is hollow, and the line goes through it."""
+    """A band there would look like certainty. The point is hollow, and the line goes through it."""
     figures.swept(SWEEP, "accuracy")
     line, hollow = axes().lines
     assert line.get_xydata().tolist() == [[10, 50], [100, 60], [1000, 80]]
@@ -91,7 +91,7 @@ def test_no_two_of_many_curves_look_alike(axes):
 
 def test_calibration_is_accuracy_against_confidence(axes):
     bins = np.zeros((3, 4))
-    bins[:, 1], bins[:, 3] = (4.0, 2.0, 10.0), (27.0, 30.0, 30.0)  # sums of confidence, of what is right, examples
+    bins[:, 1], bins[:, 3] = (4.0, 2.0, 10.0), (27.0, 30.0, 30.0)  # sums of confidence, right answers, examples
     figures.reliability("name", "title", bins)
     (dots,) = axes().collections
     assert dots.get_offsets().data == pytest.approx(np.array([[40, 20], [90, 100]]))

@@ -1,4 +1,4 @@
-"""What runs are called, and their order."""
+"""Checks the names of runs, and their order."""
 
 import pathlib
 
@@ -10,13 +10,13 @@ from big_distill.reporting.sweep import sweep
 
 
 def names(records):
-    """In the order of the records."""
+    """Lists the names in the order of the records."""
     told = [(id(own), name) for name, own in named(records, sweep(records))]
     return [dict(told)[id(own)] for own in records]
 
 
 def test_the_fields_that_set_runs_apart():
-    """And their order: of lines, then along the axis, seeds last."""
+    """Runs are named by these fields, and ordered by line, then along the axis, seeds last."""
     runs = [patient("fixed", 100, 0, 0.8), patient("consistent", 10, 0, 0.7)]
     runs += [patient("fixed", 10, seed, 0.5) for seed in (1, 0)]
     assert [name for name, _ in named(runs, sweep(runs))] == [
@@ -28,7 +28,7 @@ def test_the_fields_that_set_runs_apart():
 
 
 def test_places():
-    """Where the fields do not tell runs apart, or are many, the shortest ends of their paths do."""
+    """If the fields do not tell runs apart, or are many, the shortest ends of their paths do."""
     same = [record(0.5, name="a/run"), record(0.5, name="b/run")]
     assert names(same) == ["a/run", "b/run"]
     assert names(same[:1]) == ["run"]
@@ -45,7 +45,7 @@ def test_places():
 
 
 def test_of_many_runs_names_leave_out_what_others_imply():
-    """As in a sweep of regimes and durations, labels alone among them; and they come in its order."""
+    """The runs are a sweep of regimes and durations, labels alone among them; names come in its order."""
     runs = [
         record(0.5, name=f"{path}{epochs}{seed}", total_epochs=epochs, total_steps=int(10 * epochs), seed=seed, **own)
         for epochs in (100.0, 10.0)

@@ -1,4 +1,4 @@
-"""The page: one file, well formed, that needs no other and runs nothing that a run directory says."""
+"""Checks the page: one well-formed file that needs no other file and runs nothing from a run directory."""
 
 import json
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("report")
 
 @pytest.fixture(scope="module")
 def made(finished, tmp_path_factory):
-    """The page of one finished run, and what it says."""
+    """Makes the page of one finished run, and returns its path and its values."""
     out = tmp_path_factory.mktemp("page") / "report.html"
     return out, report([finished], out, num_examples=3, figures_dir=out.parent / "figures")
 
@@ -65,7 +65,7 @@ def test_the_surest_losses_come_first():
 
 
 def test_figures_stand_alone(made):
-    """On white and on dark: no ground of their own, no colour that only a page has; and none is large."""
+    """Figures suit white and dark: they have no background and no colour that only a page has, and they are small."""
     files = list((made[0].parent / "figures").iterdir())
     assert len(files) == 4 + 1 + 2 + 2
     for path in files:
@@ -84,7 +84,7 @@ def test_the_same_page_again(made, finished, tmp_path):
 
 
 def test_names_are_text(run, tmp_path, monkeypatch):
-    """Of directories, classes, files, and what a config says: none becomes markup, mathematics or a colour."""
+    """Names of directories, classes and files, and values of a config never become markup, mathematics or a colour."""
     names = (r"_<script>alert(0)<script>&$\x$ #010101", r'_<script>&$\x$ url(#q) id="q" font: 8px')
     hostile = [tmp_path / name for name in names]
     edit(run / "pack.json", lambda rows: [{**row, "format": '<i id="runs">', "path": "<b>"} for row in rows])
@@ -108,7 +108,7 @@ def test_names_are_text(run, tmp_path, monkeypatch):
 
 
 def test_a_sweep(run, tmp_path):
-    """The figure of patience: two regimes, two durations, two seeds of one of them."""
+    """The figure of patience has two regimes, two durations, and two seeds of one of them."""
     paths = []
     shutil.rmtree(run / "teacher")
     (run / "pack.json").unlink()
@@ -160,7 +160,7 @@ phone.srcdoc = %s;
 
 @pytest.fixture(scope="module")
 def long_names(finished, tmp_path_factory):
-    """The page of data whose classes have names of 150 letters."""
+    """Makes the page of data whose classes have names of 150 letters."""
     out = tmp_path_factory.mktemp("long") / "report.html"
     with pytest.MonkeyPatch.context() as patched:
         with_names(patched, tuple(str(digit) * 150 for digit in range(10)))
@@ -170,7 +170,7 @@ def long_names(finished, tmp_path_factory):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
 def test_in_a_browser(made, long_names, tmp_path):
-    """No error on its console; at the width of a telephone, with all that is folded open, nothing sticks out."""
+    """The console has no error. At a telephone's width, with all folds open, nothing is wider than the page."""
     wrapper, wide = tmp_path / "wrapper.html", tmp_path / "wide.html"
     for file, page in ((wrapper, made[0]), (wide, long_names)):
         file.write_text(MEASURE % json.dumps(page.read_text()).replace("</", "<\\/"))

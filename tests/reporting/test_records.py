@@ -1,4 +1,4 @@
-"""Run directories in any state: whatever is there is read, whatever is not is one line."""
+"""Checks the reading of run directories in any state: what is there is read, what is missing gives one line."""
 
 import shutil
 from xml.etree import ElementTree
@@ -28,7 +28,7 @@ def test_a_finished_run(run):
 
 
 def test_teachers_by_path(run, tmp_path, monkeypatch):
-    """In words where a run directory tells; a first stage's is that of the second, not of the directory one is in."""
+    """A run directory is named by its model. A first stage's teacher is the second stage's, not that of the cwd."""
     student, first = tmp_path / "student", run / "init"
     for workdir, path in ((student, f"{run}, {run}/student.npz"), (first, "teacher")):
         shutil.copytree(run / "teacher", workdir)
@@ -48,7 +48,7 @@ def test_what_is_no_number_is_not_drawn(run):
 
 
 def test_long_curves_are_thinned():
-    """Evenly on a logarithmic axis, and they begin and end where they did."""
+    """Curves are thinned evenly on a logarithmic axis, and keep their first and last point."""
     steps = np.arange(1.0, 100_001)
     x, y = thinned(steps, 2 * steps)
     assert 100 < len(x) <= 202 and (x[0], x[-1]) == (1, 100_000)
@@ -99,7 +99,7 @@ def test_a_file_of_another_form(run, name, change, told):
 
 
 def test_a_directory_that_cannot_be_read(run, tmp_path):
-    long = tmp_path / ("n" * 300)  # as the file system says of any name: this one for root, too
+    long = tmp_path / ("n" * 300)  # too long for the file system, also for root
     unreadable, found = read_all([long, run])
     assert (unreadable.status, found.status) == ("unreadable", "finished")
     assert "cannot be read: File name too long" in unreadable.problems[0]
@@ -131,7 +131,7 @@ FILES = ("config.json", "summary.json", "pack.json", "environment.json", "metric
 @settings(max_examples=30)
 @given(data=st.data())
 def test_damaged_files_make_a_page(finished, tmp_path_factory, data):
-    """Cut short, or a value gone or of another type; students are run, too."""
+    """Files are cut short, or a value is gone or of another type; students are evaluated, too."""
     workdir = tmp_path_factory.mktemp("damaged") / "run"
     shutil.copytree(finished, workdir, ignore=shutil.ignore_patterns("checkpoints", "events.*", "teacher"))
     name = data.draw(st.sampled_from(FILES))

@@ -1,4 +1,4 @@
-"""The command."""
+"""Checks `python -m big_distill.report`."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""One layer pruned at a time: what it costs, how far it can go, and the picture of it."""
+"""Checks the pruning of one layer at a time: its cost, how far it can go, and its figure."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def test_what_a_layer_costs(run):
 
 
 def test_the_rates_are_for_kernels_alone(run):
-    """What compress.layers matches: a ViT's class token and position embeddings have axes like a kernel's."""
+    """compress.layers matches kernels alone: a ViT's class token and position embeddings have axes like a kernel's."""
     student = evaluation.student_of(run, "final", sharding.make_mesh())
     params = {**student.variables["params"], "cls": np.ones((1, 1, 4), np.float32)}
     more = dataclasses.replace(student, variables={**student.variables, "params": params})
@@ -79,7 +79,7 @@ def test_the_command_and_its_mistakes(run):
     assert lines[0].split()[:3] == ["accuracy", "30", "%"] and lines[-1].startswith(
         "--config.compress.structure=weights"
     )
-    assert "--config.compress.sparsity=0 " in lines[-1]  # or what is not named would lose what the config says
+    assert "--config.compress.sparsity=0 " in lines[-1]  # otherwise unnamed layers would lose the config's sparsity
     assert (run / "sensitivity.svg").is_file()
     for flags, message in (
         (["--layers=fc9"], "--layers='fc9' matches none of conv1/kernel"),

@@ -1,4 +1,4 @@
-"""Names of runs, and the figure that they make."""
+"""Checks sweeps: their lines, the lines' names, and the points of their figure."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ from big_distill.reporting.sweep import Point, Spread, sweep
 
 
 def test_patience():
-    """Regimes against durations, seeds averaged; mixup follows from the regime, and is no field of its own."""
+    """Regimes are lines over durations, seeds are averaged; mixup follows from the regime and is no field."""
     runs = [patient("fixed", 100, 0, 0.8), patient("fixed", 10, 0, 0.5), patient("fixed", 10, 1, 0.7)]
     runs += [patient("function_matching", epochs, 0, 0.9) for epochs in (10, 100)]
     found = sweep(runs)
@@ -25,7 +25,7 @@ def test_patience():
 
 
 def test_a_grid_of_temperature_and_alpha():
-    """The field of most values is the axis, the other makes the lines, in the order of numbers."""
+    """The field with most values is the axis; the other makes the lines, in the order of numbers."""
     runs = [
         record(0.1 * t, objective=ObjectiveConfig(name="hinton", temperature=float(t), alpha=a))
         for a in (0.9, 0.5, 0.25)
@@ -38,7 +38,7 @@ def test_a_grid_of_temperature_and_alpha():
 
 
 def test_what_goes_with_the_duration_makes_no_lines():
-    """As in the paper's variants, whose learning rates fall as they get longer; but it is said."""
+    """The paper's variants have lower learning rates when they are longer; the sweep says so instead."""
     runs = [
         record(0.5, seed=seed, total_epochs=epochs, total_steps=int(10 * epochs), optimizer=OptimizerConfig(lr=lr))
         for epochs, lr in ((10.0, 0.01), (100.0, 0.003), (1000.0, 0.001))
@@ -52,7 +52,7 @@ def test_what_goes_with_the_duration_makes_no_lines():
 
 
 def crossed(*changes):
-    """Runs of 10 and of 100 epochs with each of the changes."""
+    """Makes runs of 10 and of 100 epochs with each of the changes."""
     return [
         record(0.5, total_epochs=epochs, total_steps=int(10 * epochs), **own)
         for epochs in (10.0, 100.0)
@@ -61,7 +61,7 @@ def crossed(*changes):
 
 
 def test_lines_are_named_in_few_words():
-    """Long labels lose what the rest of them tells, rather paths and numbers than words; what was left out is said."""
+    """Long labels lose fields that the others imply, paths and numbers before words; the sweep lists these fields."""
     labels_alone = taught(None, name="cross_entropy")
     found = sweep(crossed(taught("a", "fixed", temperature=2.0), taught("a", temperature=2.0), labels_alone))
     assert list(found.lines) == [
@@ -87,7 +87,7 @@ def test_names_that_tell_lines_apart_stay_however_long():
 
 
 def test_a_seed_counts_once():
-    """Nor does a run that measured nothing."""
+    """A repeated seed counts once, and a run that measured nothing does not count."""
     runs = [patient("fixed", 10, 0, 0.5), patient("fixed", 10, 1, None), patient("fixed", 100, 0, 0.8)]
     again = dataclasses.replace(runs[0], workdir=pathlib.Path("runs/again"))
     found = sweep([*runs, again])
@@ -97,7 +97,7 @@ def test_a_seed_counts_once():
 
 
 def test_seeds_alone_are_averaged():
-    """Also of runs that differ in words."""
+    """Seeds are averaged also if runs differ in words."""
     found = sweep([record(0.5 + 0.1 * seed, seed=seed) for seed in range(3)])
     assert (found.field, found.lines) == (None, {"": (Point(None, 3, Spread(3, pytest.approx(0.6), 0.5, 0.7), ANY),)})
     runs = [

@@ -1,4 +1,4 @@
-"""How values are said."""
+"""Checks how values are written in words."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Where numbers go: the files, and time."""
+"""Checks the files of metrics, and the stopwatch."""
 
 import io
 import json

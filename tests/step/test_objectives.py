@@ -1,4 +1,4 @@
-"""Losses and their gradients against NumPy in float64, written from the formulas."""
+"""Checks losses and their gradients against NumPy in float64, written from the formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def softmax(z):
 
 
 def reference(config, s, t, y):
-    """(loss [B], dloss/ds [B, K]) in float64."""
+    """Computes (loss [B], dloss/ds [B, K]) in float64."""
     temperature, alpha = config.temperature, config.alpha
     p, q = softmax(t / temperature), softmax(s / temperature)
     if config.name == "cross_entropy":
@@ -39,7 +39,7 @@ def reference(config, s, t, y):
 
 
 def losses_of(config):
-    """The losses [B] of a config's objective, as a function of (student_logits, teacher_logits, labels)."""
+    """Builds a function of (student_logits, teacher_logits, labels) that gives an objective's losses [B]."""
     objective = objectives.build(config)
 
     def losses(student, teacher, labels):
@@ -81,7 +81,7 @@ def test_kl_of_a_network_with_itself_is_exactly_zero(logits):
 
 
 def test_large_temperature_limit_is_regression_of_centred_logits(logits):
-    """T^2 KL -> 1/(2K) |(s - mean s) - (t - mean t)|^2: Hinton et al. 2015, section 2.1."""
+    """T^2 KL tends to 1/(2K) |(s - mean s) - (t - mean t)|^2: Hinton et al. 2015, section 2.1."""
     s, t, _ = logits
     objective = losses_of(ObjectiveConfig(name="function_matching", temperature=300.0))
     with jax.enable_x64(True):

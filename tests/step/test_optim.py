@@ -1,4 +1,4 @@
-"""Schedules at their corners, and whole updates against the papers' formulas in NumPy float64."""
+"""Checks schedules at their corners, and whole updates against the papers' formulas in NumPy float64."""
 
 import dataclasses
 import importlib.util
@@ -31,7 +31,7 @@ def test_staircase_with_warmup():
 
 
 def reference(config, params, grads, schedule):
-    """Parameters after each step, in float64: clip, then Adam or momentum, then decay of the kernel alone."""
+    """Computes parameters after each step, in float64: clip, then Adam or momentum, then decay of the kernel alone."""
     mu = {k: np.zeros_like(v) for k, v in params.items()}
     nu = {k: np.zeros_like(v) for k, v in params.items()}
     for step, gradient in enumerate(grads):
@@ -98,7 +98,7 @@ def test_first_moment_moves_in_float32_and_is_rounded_once():
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 def test_a_tpu_copies_no_moment():
-    """XLA copies what one fusion overwrites and another still reads."""
+    """XLA copies an array if one fusion overwrites it while another still reads it; no moment is such an array."""
     (device,) = chips.open_slice("v5e:1x1").devices
     tx = optim.make_optimizer(OptimizerConfig(), 10)
 

@@ -1,4 +1,4 @@
-"""The step as a pure function: what the two branches see, what is differentiated, and when nothing may change."""
+"""Checks the step as a pure function: what both branches see, what is differentiated, when nothing may change."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ CARD = Card(image_size=S)
 
 
 def linear(num_classes=K):
-    """Logits linear in the pixels, with a count of training calls as running statistics."""
+    """Makes a network with logits linear in the pixels, and a count of training calls as running statistics."""
 
     def init(rng, image):
         size = image[0].size
@@ -39,7 +39,7 @@ def linear(num_classes=K):
 
 
 def probe():
-    """A network whose logits are its input's pixels."""
+    """Makes a network whose logits are its input's pixels."""
 
     def apply(variables, image, *, train, rng=None):
         return Outputs(logits=image.reshape(len(image), -1)), {}
@@ -59,7 +59,7 @@ def batch():
 
 
 def step_of_one(student, **kwargs):
-    """The train step of one student, from a state to a state."""
+    """Makes the train step of one student, from a state to a state."""
     train_step = steps.make_train_step([student], num_classes=K, **kwargs)
 
     def step(state, teacher, batch):
@@ -122,7 +122,7 @@ def test_value_range_and_size_are_the_cards(batch):
 
 
 def test_probes_see_the_same_through_the_real_step(batch):
-    """Networks whose logits are their input: the loss is exactly zero if and only if both saw the same."""
+    """The logits of both networks are their input: the loss is exactly zero if and only if both saw the same."""
     tx, variables = optax.sgd(1.0), {"params": {}, "batch_stats": {}}
     objective = objectives.build(ObjectiveConfig(name="logit_regression"))
     step = jax.jit(step_of_one(steps.Student(probe(), CARD, objective, tx), log_view_hash=True))
@@ -198,14 +198,14 @@ def test_two_students_of_one_step_learn_as_each_does_alone(batch, accumulate_ste
         steps.Student(linear(), Card(size), objectives.build(ObjectiveConfig(name=name)), tx, seed=size)
         for name, tx, size in (("function_matching", optax.sgd(0.1), S), ("cross_entropy", optax.adam(0.01), 3))
     ]
-    kernels = [state.params["kernel"], jnp.zeros((9, K))]  # the second sees 3 px a side
+    kernels = [state.params["kernel"], jnp.zeros((9, K))]  # the second student sees 3 px a side
     states = tuple(
         state.replace(params={"kernel": kernel}, opt_state=student.tx.init({"kernel": kernel}))
         for student, kernel in zip(students, kernels, strict=True)
     )
     together = steps.make_train_step(students, num_classes=K, accumulate_steps=accumulate_steps)
     after, metrics = together(states, teacher, batch)
-    assert len(asked) == (1 if accumulate_steps == 1 else 2)  # a scan is traced twice: for its shapes, and itself
+    assert len(asked) == (1 if accumulate_steps == 1 else 2)  # a scan is traced twice: once for its shapes
     for student, before, found, measured in zip(students, states, after, metrics, strict=True):
         alone, wanted = step_of_one(student, accumulate_steps=accumulate_steps)(before, teacher, batch)
         jax.tree.map(np.testing.assert_array_equal, (alone, wanted), (found, measured))
@@ -214,7 +214,7 @@ def test_two_students_of_one_step_learn_as_each_does_alone(batch, accumulate_ste
 
 
 def returning(losses=None, stats=None, metrics=None):
-    """An objective whose loss returns these."""
+    """Makes an objective whose loss returns these."""
 
     def loss(variables, student, targets, rng):
         del variables, targets, rng
@@ -258,7 +258,7 @@ def test_an_objective_reads_what_there_is():
 
 
 def test_parts_of_a_batch_stay_on_their_devices(batch):
-    """Eight devices, four parts: only the gradients and mixup's one row travel."""
+    """With eight devices and four parts, only the gradients and mixup's one row travel."""
     step, state, teacher = setup(accumulate_steps=4)
     mesh = sharding.make_mesh()
     wide = {name: np.concatenate([x, x]) if np.ndim(x) else x for name, x in batch.items()}
@@ -276,7 +276,7 @@ def test_nothing_changes_after_a_step_that_is_not_finite(batch):
     broken = {**batch, "step": np.int32(1), "lam": np.float32(np.nan)}
     state, metrics = step(state, teacher, broken)
     assert not bool(metrics["applied"])
-    later, metrics = step(state, teacher, {**batch, "step": np.int32(2)})  # already on its way when the host notices
+    later, metrics = step(state, teacher, {**batch, "step": np.int32(2)})  # already dispatched when the host notices
     assert not bool(metrics["applied"])
     jax.tree.map(np.testing.assert_array_equal, before, later)
 
@@ -343,7 +343,7 @@ def test_evaluation_counts_every_example_once(batch):
 
 
 def test_a_fixed_teacher_never_changes_its_mind_about_an_example():
-    """Two epochs of the real pipeline through a teacher whose logits are its input."""
+    """A teacher whose logits are its input sees the same in both epochs of the real pipeline."""
     images = np.random.default_rng(0).integers(0, 256, (8, 9, 9), dtype=np.uint8)
     source = array_source("eight", images, np.arange(8) % K, tuple("abcde"))
     view = ViewConfig(image_size=S, channels=1, regime="fixed", mixup=0.0, resize=S)

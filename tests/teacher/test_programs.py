@@ -1,4 +1,4 @@
-"""Teachers that are no network of ours: a program that only JAX knows how to call, and a network without a head."""
+"""Checks teachers that are no network of the package: an exported program, and a network without a head."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ def resolved(config, num_devices=8):
 
 @dataclasses.dataclass(frozen=True)
 class Program(weights.Architecture):
-    """A network as an exported program: (variables, image) -> (logits, embedding)."""
+    """Describes a network as an exported program, from (variables, image) to (logits, embedding)."""
 
     program: bytes
     num_classes: int
@@ -60,7 +60,7 @@ class Program(weights.Architecture):
 
 
 def as_program(network):
-    """A network of ours, given as a program that only JAX knows how to call."""
+    """Exports a network of the package as a program that only JAX can call."""
     model, shape = network.architecture.build("float32"), network.architecture.input_shape
 
     def one(variables, image):
@@ -76,7 +76,7 @@ def as_program(network):
 
 
 def test_a_program_is_a_teacher(distilled, tiny, tmp_path, monkeypatch, interrupt_after):
-    """It teaches as the network does that it was made of, on eight devices, and a resumed run knows it again."""
+    """A program teaches as its network does, on eight devices, and a resumed run recognises it."""
     train_and_evaluate(resolved(distilled.teacher.config), tmp_path / "teacher")
     native, load_native = weights.load(tmp_path / "teacher"), weights.load
     program = as_program(native)

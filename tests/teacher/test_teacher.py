@@ -1,4 +1,4 @@
-"""Teachers: their cards, their proof before training, and data that know nothing of their labels."""
+"""Checks teachers: their cards, their check before training, and data that do not have their labels."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def resolved(config, platform="cpu"):
 
 
 def save_bit(path, image_size=8, num_classes=10, seed=0):
-    """A small BiT with random weights whose logits vary."""
+    """Saves a small BiT with random weights whose logits vary."""
     architecture = weights.ConfigArchitecture(
         ModelConfig("bit", blocks=(1,), width=0.125), num_classes, 1, image_size, Card(image_size, class_names=CLASSES)
     )
@@ -60,7 +60,7 @@ def distilled(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A teacher that knows the digits well enough for a wrong card to show."""
+    """Trains a teacher that knows the digits well enough for a wrong card to show."""
     config = template()
     config.num_classes, config.batch_size, config.total_steps = 10, 40, 100
     config.eval_every_steps = 100
@@ -149,7 +149,7 @@ def test_ranges_of_the_first_session_hold_for_the_next(distilled, tmp_path, monk
 
 
 def stop_after(monkeypatch, config, workdir, step):
-    """Trains a run as far as the first checkpoint and stops as after a SIGTERM."""
+    """Trains a run for `step` steps and stops it with a SIGTERM."""
     with monkeypatch.context() as patch, pytest.raises(Preempted):
         interruption.interrupt_after(patch, step)
         train_and_evaluate(resolved(config), workdir)
@@ -175,7 +175,7 @@ def test_int8_without_a_teacher_is_nothing(tiny, tmp_path):
 
 
 def test_int8_that_breaks_the_teacher_does_not_reach_min_accuracy(distilled, trained, tmp_path, monkeypatch):
-    """It is the frozen network that trains the student."""
+    """The check is of the frozen network, which is the one that teaches the student."""
     distilled.teacher.path, distilled.teacher.min_accuracy = str(trained), 0.6
     distilled.teacher.max_fold_kl = 100.0
     honest = frozen._stored
@@ -196,7 +196,7 @@ def test_a_stricter_gate_holds_for_a_resumed_run(distilled, tmp_path, monkeypatc
 
 
 def test_teachers_of_unlabelled_data_agree_on_an_order(distilled, tmp_path):
-    """The first one's; the student takes its names, too."""
+    """The order is that of the first teacher; the student takes its names, too."""
     network = weights.load(tmp_path / "bit.npz")
     order = np.roll(np.arange(10), 3)
     params = dict(network.variables["params"])
@@ -313,7 +313,7 @@ def test_classes_in_another_order_in_the_evaluation_split(tiny, tmp_path, monkey
     own.reordered = reordered
     monkeypatch.setitem(sys.modules, "own_data", own)
     tiny.eval_source.name, tiny.eval_source.test = "own_data:reordered", "test"
-    with pytest.raises(DataError, match="class 0 of digits train is '0', of the evaluation split '9'"):
+    with pytest.raises(DataError, match="class 0 of digits train is '0', but '9' in the evaluation split"):
         train_and_evaluate(resolved(tiny), tmp_path / "run")
 
 
@@ -355,7 +355,7 @@ def test_logits_come_in_the_order_of_the_datas_classes(distilled, tmp_path):
 
 
 def test_teachers_and_student_each_have_their_own_resolution(distilled, tmp_path):
-    """A view of 16 pixels, teachers at 8 and 16, a student at 8."""
+    """The view has 16 pixels; the teachers see 8 and 16, the student 8."""
     large = save_bit(tmp_path / "large.npz", image_size=16, seed=1)
     distilled.teacher.path = f"{distilled.teacher.path},{large}"
     distilled.view.image_size, distilled.view.student_size = 16, 8
@@ -397,7 +397,7 @@ def test_out_of_domain_images_without_labels(distilled, tmp_path):
     assert summary["scores"]["test"]["num_examples"] == 200
     assert summary["student"]["accuracy"] is not None and summary["agreement"] is not None
 
-    for index, name in enumerate(("cats", "dogs")):  # labels of another set, which mean nothing here
+    for index, name in enumerate(("cats", "dogs")):  # labels of another set: they mean nothing here
         (tmp_path / "labelled" / name).mkdir(parents=True)
         for image in range(20 * index, 20 * index + 20):
             (tmp_path / "images" / f"{image}.png").rename(tmp_path / "labelled" / name / f"{image}.png")

@@ -1,4 +1,4 @@
-"""Stages that change the network: smaller, factored or rounded, resumed to the bit, and whole in every file."""
+"""Checks stages that make the network smaller, factored or rounded: they resume to the bit, and files are whole."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def resolved(config):
 
 @pytest.fixture
 def staged(tiny, request):
-    """A dense network, then the same in another form."""
+    """Makes a config of two stages: a dense network, then the same network in another form."""
     tiny.init_config = tiny.copy_and_resolve_references()
     tiny.compress.update(FORMS[getattr(request, "param", "channels")])
     return tiny

@@ -1,4 +1,4 @@
-"""The loop, in this process: what it leaves behind, and that nothing it can meet changes the result."""
+"""Checks the loop, in this process: what it leaves behind, and that no interruption or error changes the result."""
 
 import dataclasses
 import json
@@ -50,9 +50,9 @@ def test_distillation_end_to_end(distilled, tmp_path):
     steps = [line["step"] for line in timeless(tmp_path) if "train/loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert any(name.startswith("events.out.tfevents") for name in os.listdir(tmp_path))
-    assert train_and_evaluate(config, tmp_path) == summary  # finished: only read
+    assert train_and_evaluate(config, tmp_path) == summary  # finished: the run is only read
 
-    # The same student, evaluated by itself, from a file and by hand.
+    # This evaluates the same student by itself, from a file and by hand.
     scores = summary["scores"]["test"]
     for step in ("final", "latest"):
         assert evaluate_run(tmp_path, "validation", step) == pytest.approx(scores, rel=1e-6)
@@ -68,7 +68,7 @@ def test_distillation_end_to_end(distilled, tmp_path):
 
 @pytest.mark.parametrize(("step", "number"), [(4, signal.SIGTERM), (4, signal.SIGINT), (3, signal.SIGTERM)])
 def test_resume_is_bit_exact(distilled, tmp_path, interrupt_after, step, number):
-    """At step 3 an evaluation is due: the signal leaves no time for it, and the resumed run makes up for it."""
+    """At step 3 an evaluation is due; the signal leaves no time for it, and the resumed run does it."""
     config = resolved(distilled)
     whole = train_and_evaluate(config, tmp_path / "whole")
     train_and_evaluate(config.teacher.config, tmp_path / "parts" / "teacher")
@@ -85,7 +85,7 @@ def test_resume_is_bit_exact(distilled, tmp_path, interrupt_after, step, number)
 
 
 def test_metrics_after_the_checkpoint_are_cut_back(tiny, tmp_path, monkeypatch):
-    """A run that dies between two checkpoints has written steps that its resumption writes again."""
+    """A run that dies between two checkpoints has written metrics of steps that the resumed run writes again."""
     config = resolved(tiny)
     whole = train_and_evaluate(config, tmp_path / "whole")
 
@@ -189,7 +189,7 @@ def test_several_teachers_by_path(tiny, tmp_path):
 
 
 def explodes(config):
-    """Cross-entropy that is not finite any more once it is below the temperature."""
+    """Makes a cross-entropy that stops being finite when it falls below the temperature."""
 
     def loss(student_logits, teacher_logits, targets):
         loss = optax.softmax_cross_entropy(student_logits, targets)
@@ -199,7 +199,7 @@ def explodes(config):
 
 
 def test_non_finite_loss_stops_before_the_update(tiny, tmp_path):
-    """Noticed steps later, it is the first such step that counts, and its examples."""
+    """The report names the first such step and its examples, also if the loop notices steps later."""
     tiny.log_every_steps = tiny.eval_every_steps = tiny.total_steps = 40
     tiny.optimizer.lr = 0.01
     tiny.objective.name = f"{__name__}:explodes"
@@ -240,13 +240,13 @@ def test_a_signal_during_the_teachers_last_step_leaves_its_evaluation_to_a_resum
 
 def test_checkpoints_are_read_on_another_number_of_devices(tiny, tmp_path, request):
     tiny.keep_latest = 1
-    train_and_evaluate(resolved(tiny), tmp_path)  # on eight
+    train_and_evaluate(resolved(tiny), tmp_path)  # on eight devices
     under_way = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp-1"
     under_way.mkdir()
     eight = evaluate_run(tmp_path, "validation", "latest")
     request.getfixturevalue("one_device")
     assert evaluate_run(tmp_path, "validation", "latest") == pytest.approx(eight, rel=1e-4)
-    assert under_way.exists()  # of a run that may be alive
+    assert under_way.exists()  # it may belong to a run that is alive
 
 
 def test_unlabelled_folder(distilled, tmp_path):
@@ -289,7 +289,7 @@ def test_a_config_of_before_a_field_existed(distilled, tmp_path, capsys):
     assert "other numerics" not in capsys.readouterr().out
     kept["config"]["dtype"] = "auto"
     file.write_text(json.dumps(kept))
-    with pytest.raises(RunError, match=r"config.json cannot be read: config.dtype='auto': expected what it became"):
+    with pytest.raises(RunError, match=r"config.json cannot be read: config.dtype='auto': expected float32 or"):
         evaluate_run(tmp_path, "validation")
 
 
@@ -304,7 +304,7 @@ def test_numerics_may_change_cosmetics_too(tiny, tmp_path, interrupt_after, caps
 
 
 def test_what_computed_a_run_is_kept(tiny, tmp_path, interrupt_after, monkeypatch):
-    """Each machine with the step after which it began; one whose steps are computed again is forgotten."""
+    """Each machine is kept with the step after which it began; one whose steps are computed again is removed."""
     config = resolved(tiny)
     interrupt_after(4)
     with pytest.raises(Preempted):
@@ -325,13 +325,13 @@ def test_what_computed_a_run_is_kept(tiny, tmp_path, interrupt_after, monkeypatc
 
 
 def unlabelled(config, split):
-    """Forty images without labels."""
+    """Makes forty images without labels."""
     del config
     return array_source(split, np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8))
 
 
 def test_without_labels_no_checkpoint_is_the_best(distilled, tmp_path):
-    """They are evaluated by agreement, and saved as any."""
+    """Such runs are evaluated by agreement, and saved as any other."""
     train_and_evaluate(resolved(distilled.teacher.config), tmp_path / "teacher")
     distilled.teacher.path = str(tmp_path / "teacher")
     distilled.source.name, distilled.source.num_train_examples = f"{__name__}:unlabelled", 40
@@ -340,7 +340,7 @@ def test_without_labels_no_checkpoint_is_the_best(distilled, tmp_path):
 
 
 def two_logits(config, num_classes, dtype):
-    """A network for two classes, whatever is asked for."""
+    """Makes a network for two classes, whatever number is asked for."""
     del config, num_classes, dtype
 
     def apply(variables, image, *, train, rng=None):

@@ -1,6 +1,6 @@
-"""Objectives with variables of their own: a projection that is trained, a queue that moves on.
+"""Checks objectives with variables of their own: a projection that is trained, a queue that moves on.
 
-What is trained for an objective is trained, saved, split and resumed as the student is, and is in no file of it.
+An objective's variables are trained, saved, split and resumed as the student's are. No file of the student has them.
 """
 
 import jax
@@ -23,7 +23,7 @@ from big_distill.training.loop import train_and_evaluate
 
 
 def fitnets(config):
-    """Function matching, and 1/2 mean |r(student's map) - teacher's map|^2: Romero et al. 2015 (arXiv 1412.6550)."""
+    """Adds 1/2 mean |r(student's map) - teacher's map|^2 to function matching: Romero et al. 2015, arXiv 1412.6550."""
     matching = objectives.function_matching(config)
 
     def init(rng, student, targets):
@@ -40,7 +40,7 @@ def fitnets(config):
 
 
 def seed(config):
-    """Equal similarities to a queue of the teacher's outputs: after Fang et al. 2021, "SEED" (arXiv 2101.04731)."""
+    """Matches similarities to a queue of the teacher's outputs: after Fang et al. 2021, "SEED" (arXiv 2101.04731)."""
 
     def init(rng, student, targets):
         return {"stats": {"queue": jax.random.normal(rng, (64, targets.logits.shape[-1]))}}
@@ -64,7 +64,7 @@ def hinted(distilled):
 
 
 def saved_of_objective(workdir, config, step):
-    """What a checkpoint holds of the objective."""
+    """Reads the objective's variables from a checkpoint."""
     mesh = sharding.make_mesh(config.mesh.fsdp)
     run = build(config, weights.read_architecture(workdir), mesh, teachers.load(config, workdir, mesh, ()))
     with Checkpoints(config, workdir) as checkpoints:
@@ -88,7 +88,7 @@ def test_a_projection_is_trained_and_is_in_no_file(hinted, one_device, tmp_path)
 
 
 def test_a_projection_is_split_as_the_student_is(hinted, monkeypatch, tmp_path, interrupt_after):
-    """Over two of eight devices; the run is that of whole ones, and it resumes to the bit."""
+    """It is split over two of eight devices; the run is as with whole ones, and it resumes to the bit."""
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     states = []
     for fsdp in (1, 2):
@@ -107,7 +107,7 @@ def test_a_projection_is_split_as_the_student_is(hinted, monkeypatch, tmp_path, 
 
 
 def test_a_mistake_shows_before_the_teacher_is_trained(hinted, tmp_path):
-    """A teacher without maps."""
+    """The mistake is a teacher without maps."""
     hinted.teacher.config.student.name, hinted.teacher.config.student.features = "mlp", (8,)
     with pytest.raises(ConfigError, match="it reads 'maps', which a teacher does not have"):
         train_and_evaluate(resolved(hinted), tmp_path / "run")
@@ -130,7 +130,7 @@ def test_what_an_objective_keeps_is_resumed_to_the_bit(distilled, tmp_path, inte
 
 
 def test_a_queue_moves_on_with_every_part(distilled, one_device, tmp_path):
-    """Two parts of twenty: what came last is in front."""
+    """The batch has two parts of twenty; what came last is in front."""
     distilled.objective.name, distilled.accumulate_steps = f"{__name__}:seed", 2
     config = resolved(distilled, 1)
     train_and_evaluate(config, tmp_path / "run")

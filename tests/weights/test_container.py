@@ -1,4 +1,4 @@
-"""Huffman codes, and arrays that come back bit by bit from a small file or not at all."""
+"""Checks Huffman codes, and that arrays come back bit by bit from a small file or not at all."""
 
 import contextlib
 import json
@@ -146,7 +146,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed(arrays, tmp_path):
 
 
 def signed(header, payload=b""):
-    """A container that nobody damaged: somebody made it so."""
+    """Makes a container with a right checksum."""
     packed = zlib.compress(json.dumps(header).encode())
     data = b"BDZ\x01" + struct.pack("<I", len(packed)) + packed + payload
     return data + sha256(data).digest()

@@ -1,4 +1,4 @@
-"""Weight files: ours, with a card, and the bare ones of the BiT distillation release."""
+"""Checks weight files: the package's own with a card, and the bare ones of the BiT distillation release."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def test_round_trip(network, tmp_path):
 
 
 def bare(network):
-    """As the release has it: no card, no params/, normalisation with axes of length one."""
+    """Makes the release's form: no card, no params/, and normalisation with axes of length one."""
     leaves = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(network.variables["params"])}
     return {name: x.reshape(1, 1, 1, -1) if "gn" in name or "norm" in name else x for name, x in leaves.items()}
 

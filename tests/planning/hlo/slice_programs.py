@@ -1,7 +1,7 @@
-"""Small programs for slices that are not there, and their texts as compilers wrote them, `*.hlo.gz` beside this file.
+"""Makes small programs for slices that are not there, and reads their compiled texts, `*.hlo.gz` beside this file.
 
-`python tests/planning/hlo/slice_programs.py` compiles them anew, with whatever libtpu and CUDA plugin are installed,
-and needs neither TPU nor GPU. Those here are from JAX 0.10.2 and libtpu 0.0.42. Sums by hand are in `test_hlo.py`.
+`python tests/planning/hlo/slice_programs.py` compiles them anew with the installed libtpu and CUDA plugin. It needs
+neither TPU nor GPU. The kept texts are from JAX 0.10.2 and libtpu 0.0.42. Sums by hand are in `test_hlo.py`.
 """
 
 import gzip
@@ -20,12 +20,12 @@ TOPOLOGIES = {"scans": "v5e:2x4", "sharded": "v5e:2x4", "permuted": "v5e:2x4", "
 
 
 def text_of(name):
-    """As the compiler wrote it."""
+    """Reads the kept text, as the compiler wrote it."""
     return gzip.decompress((HERE / f"{name}.hlo.gz").read_bytes()).decode()
 
 
 def compile_text(name):
-    """As the compiler that is installed writes it."""
+    """Compiles the text with the installed compiler."""
     where = chips.open_slice(TOPOLOGIES[name])
     mesh = Mesh(np.array(where.devices), ("data",))
 
@@ -36,7 +36,7 @@ def compile_text(name):
 
 
 def scans(array):
-    """Five products in each of nine turns."""
+    """Computes five products in each of nine turns."""
 
     def outer(w, xs):
         def inner(carry, x):
@@ -48,7 +48,7 @@ def scans(array):
 
 
 def sharded(array):
-    """A step of four layers whose weights are split over all chips."""
+    """Computes a step of four layers whose weights are split over all chips."""
 
     def loss(weights, x):
         for w in weights:
@@ -64,12 +64,12 @@ def sharded(array):
 
 
 def permuted(array):
-    """Rows to the next chip, and to the opposite one."""
+    """Sends rows to the next chip, and to the opposite one."""
     return jax.jit(lambda x: (jnp.roll(x, 1, 0), jnp.flip(x, 0))).lower(array((64, 4096), "float32", "data"))
 
 
 def convolutions(array):
-    """The gradients of two convolutions and a product."""
+    """Computes the gradients of two convolutions and a product."""
 
     def loss(weights, x):
         for kernel, stride in zip(weights[:2], (2, 1), strict=True):

@@ -1,4 +1,4 @@
-"""Files of PyTorch, right and wrong, and a cache with a server to fill it from."""
+"""Reads files of PyTorch, right and wrong, and makes a cache with a server that fills it."""
 
 import threading
 
@@ -17,7 +17,7 @@ def format_(request):
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads bytes as a file."""
+    """Returns a function that reads bytes as a file."""
 
     def read_bytes(data):
         path = tmp_path / "w.pth"
@@ -29,7 +29,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def refuse(read, tmp_path):
-    """Reads bytes as a file, which has to fail in one line; returns that line."""
+    """Returns a function that reads bytes as a file, checks that this fails in one line, and returns that line."""
 
     def refuse_bytes(data):
         with pytest.raises(RunError) as error:

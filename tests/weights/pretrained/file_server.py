@@ -1,4 +1,4 @@
-"""A server of files that cuts, changes, lies and is slow."""
+"""Serves files, and can cut them, change them, lie and be slow."""
 
 import http.server
 import time
@@ -50,7 +50,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.files = {"/a/w.npz": DATA}
         self.etag, self.has_ranges, self.ignores_if_range, self.range_error = '"one"', True, False, 0
         self.says_length = True
-        self.cuts, self.statuses = [], []  # of the next answers: after how many bytes, with what status
+        self.cuts, self.statuses = [], []  # for the next answers: length before the cut, status
         self.moved = {}  # path -> address
         self.delay = 0
         self.seen = []

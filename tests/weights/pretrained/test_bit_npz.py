@@ -1,4 +1,4 @@
-"""Both public namings of BiT: what is inferred, and the logits against NumPy in float64."""
+"""Checks both public namings of BiT: what is inferred, and the logits against NumPy in float64."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ K = 7
 
 
 def random_bit(blocks, features):
-    """(name, array) of every parameter of a BiT as the papers describe it, named as (block, unit, layer)."""
+    """Draws every parameter of a BiT as the papers describe it, by (block, unit) and layer."""
     rng = np.random.default_rng(0)
 
     def kernel(size, before, after):
@@ -47,7 +47,7 @@ def random_bit(blocks, features):
 
 
 def distillation(bit):
-    """The names of the distillation release, whose scales and biases are [1, 1, 1, C]."""
+    """Gives arrays the names of the distillation release, whose scales and biases are [1, 1, 1, C]."""
     arrays = {"root_block/conv_root/kernel": bit["root"]}
     for place, unit in ((place, unit) for place, unit in bit.items() if isinstance(place, tuple)):
         for layer, value in unit.items():
@@ -61,7 +61,7 @@ def distillation(bit):
 
 
 def big_transfer(bit, number=""):
-    """The names of Big Transfer; `number` is what some of its files have after a layer's name."""
+    """Gives arrays the names of Big Transfer; some of its files have a `number` after a layer's name."""
     conv, norm = f"standardized_conv2d{number}/kernel", f"group_norm{number}"
     arrays = {f"resnet/root_block/{conv}": bit["root"]}
     places = {"conv_proj": "a/proj", "conv1": "a", "conv2": "b", "conv3": "c", "gn1": "a", "gn2": "b", "gn3": "c"}

@@ -1,4 +1,4 @@
-"""Downloads, from a server that cuts, changes, lies and is slow."""
+"""Checks downloads from a server that cuts, changes, lies and is slow."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 def left(cache):
-    """What is in the cache, without the hash that every name starts with."""
+    """Lists the names in the cache, without the hash that every name starts with."""
     return sorted(path.name[13:] for path in cache.iterdir())
 
 
@@ -119,7 +119,7 @@ def test_without_a_strong_etag_it_starts_anew(server, etag):
 
 
 def test_a_start_as_long_as_the_source_is_dropped(server, cache):
-    """As a process leaves it that is killed between the last byte and the new name; here with one wrong byte."""
+    """A process killed between the last byte and the new name leaves such a file; here it has one wrong byte."""
     path = fetch(server.url)
     for file in cache.iterdir():
         file.unlink()

@@ -1,4 +1,4 @@
-"""What a user may call weights by."""
+"""Checks the names by which a user may ask for weights."""
 
 import pathlib
 

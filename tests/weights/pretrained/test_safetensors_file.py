@@ -1,4 +1,4 @@
-"""`.safetensors`: all types that NumPy and ml_dtypes have, and one line for what is damaged."""
+"""Checks `.safetensors`: all types that NumPy and ml_dtypes have, and one line for a damaged file."""
 
 import json
 

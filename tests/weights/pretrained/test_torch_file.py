@@ -1,6 +1,6 @@
-"""State dicts of PyTorch: right ones bit for bit, and no harm from wrong ones.
+"""Checks state dicts of PyTorch: right ones are read bit for bit, and wrong ones do no harm.
 
-`torch_legacy.pth` and `torch_zip.pth` are torch.save's own (PyTorch 2.13) of what `test_files_of_pytorch` expects.
+torch.save (PyTorch 2.13) wrote `torch_legacy.pth` and `torch_zip.pth` from what `test_files_of_pytorch` expects.
 """
 
 import collections
@@ -103,7 +103,7 @@ def test_only_tensors_are_kept(read, format_):
 
 
 def test_as_python_2_wrote_it(read):
-    """str as BINSTRING, items as an argument of OrderedDict, and torch 0.3's function without hooks."""
+    """It has str as BINSTRING, items as an argument of OrderedDict, and torch 0.3's function without hooks."""
     root = torch_writer.pickled(
         Call(
             Global("collections", "OrderedDict"),

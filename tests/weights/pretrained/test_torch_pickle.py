@@ -1,4 +1,4 @@
-"""Pickles of PyTorch that are meant to do harm, odd or damaged: refused, with nothing called."""
+"""Checks that harmful, odd or damaged pickles of PyTorch are refused, with nothing called."""
 
 import copyreg
 import os
@@ -29,7 +29,7 @@ def calls(function, argument):
 
 
 def payloads(canary):
-    """Pickles that make the file `canary` when the standard library loads them."""
+    """Makes pickles that write the file `canary` when the standard library loads them."""
     text = command(canary).encode()
     quoted = b"X" + len(text).to_bytes(4, "little") + text
     code = f"open({str(canary)!r}, 'w')"
@@ -54,7 +54,7 @@ def payloads(canary):
 
 @pytest.fixture
 def extension():
-    """A copyreg code for os.system, which the standard library caches once it was used."""
+    """Adds a copyreg code for os.system, which the standard library caches after its first use."""
     copyreg.add_extension(os.system.__module__, "system", 0xE9)
     yield
     copyreg.remove_extension(os.system.__module__, "system", 0xE9)
@@ -171,7 +171,7 @@ def test_two_types_of_one_storage(refuse, format_):
 
 
 def test_deep_nesting_is_no_crash(tmp_path):
-    """In a process of its own: it would take this one with it."""
+    """The test has a process of its own, since a crash would end this one."""
     deep = b")" + b"\x85" * 200_000
     (tmp_path / "key.pth").write_bytes(torch_writer.zip_file(b"\x80\x02}" + deep + b"K\x01s."))
     (tmp_path / "keys.pth").write_bytes(torch_writer.legacy_file(b"\x80\x02}.\x80\x02]" + deep + b"a."))

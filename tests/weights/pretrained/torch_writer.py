@@ -61,7 +61,7 @@ class Storage:
 
 
 class Pickler(pickle._Pickler):
-    """Knows `Global` and `Storage`, and collects the storages under keys "0", "1", ..."""
+    """Pickles `Global` and `Storage`, and collects the storages under keys "0", "1", ..."""
 
     def __init__(self, file, protocol=2, legacy=False):
         super().__init__(file, protocol)
@@ -86,19 +86,19 @@ class Pickler(pickle._Pickler):
 
 
 def view(storage, offset, shape, strides, *more):
-    """A tensor; offset and strides are in elements."""
+    """Makes a tensor; offset and strides are in elements."""
     arguments = (storage, offset, tuple(shape), tuple(strides), False, collections.OrderedDict(), *more)
     return Call(Global("torch._utils", "_rebuild_tensor_v2"), arguments)
 
 
 def tensor(array):
-    """A tensor with a storage of its own."""
+    """Makes a tensor with a storage of its own."""
     strides = [stride // array.itemsize for stride in array.strides]
     return view(Storage(array.reshape(-1)), 0, array.shape, strides)
 
 
 def pickled(obj, protocol=2, legacy=False):
-    """The pickle, and the arrays that it refers to."""
+    """Returns the pickle, and the arrays that it refers to."""
     file = io.BytesIO()
     pickler = Pickler(file, protocol, legacy)
     pickler.dump(obj)
@@ -106,7 +106,7 @@ def pickled(obj, protocol=2, legacy=False):
 
 
 def legacy_file(root, storages=()):
-    """The format up to PyTorch 1.5 around a pickle."""
+    """Puts the format up to PyTorch 1.5 around a pickle."""
     info = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
     keys = [str(i) for i in range(len(storages))]
     head = b"".join(pickle.dumps(obj, 2) for obj in (MAGIC, 1001, info))
@@ -115,7 +115,7 @@ def legacy_file(root, storages=()):
 
 
 def zip_file(root, storages=(), byte_order=None, compression=zipfile.ZIP_STORED, folder="archive"):
-    """The format since PyTorch 1.6 around a pickle."""
+    """Puts the format since PyTorch 1.6 around a pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr(f"{folder}/data.pkl", root)
@@ -129,6 +129,6 @@ def zip_file(root, storages=(), byte_order=None, compression=zipfile.ZIP_STORED,
 
 
 def saved(obj, format_, protocol=2):
-    """A file of torch.save(obj), `format_` being "legacy" or "zip"."""
+    """Makes a file of torch.save(obj); `format_` is "legacy" or "zip"."""
     root, storages = pickled(obj, protocol, format_ == "legacy")
     return legacy_file(root, storages) if format_ == "legacy" else zip_file(root, storages)
