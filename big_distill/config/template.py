@@ -130,14 +130,14 @@ def smoke(config: ConfigDict) -> ConfigDict:
         small.student.update(depth=0, blocks=(1,) * _NUM_STAGES[small.student.name], width=0.125, features=())
     small.student.features = tuple(min(8, units) for units in small.student.features)
     if config.init_config:
-        small.init_config = _two_steps(smoke(config.init_config))
+        small.init_config = _two_steps(with_data_of(smoke(config.init_config), small))
     elif config.init_from and not own:
         small.compress = _template(CompressConfig)  # it shares the weights of a network that is not there
     if (config.teacher.path or config.teacher.config) and config.teacher.path != OWN_TEACHER:
         teacher = smoke(config.teacher.config) if config.teacher.config else _supervised(small)
         small.teacher.path, small.teacher.model = None, _template(ModelConfig)
         small.teacher.update(image_size=(), input_mean=(), input_std=(), min_accuracy=0.0)
-        small.teacher.config = _two_steps(teacher)
+        small.teacher.config = _two_steps(with_data_of(teacher, small))
     return small.lock()
 
 

@@ -282,6 +282,13 @@ def test_smoke_is_small_random_and_complete(tiny):
     assert resolved.num_classes == 10
 
 
+def test_the_teacher_of_a_smoke_stays_on_the_students_data(tiny):
+    small = smoke(distilled(tiny))
+    small.num_classes, small.source.train = 2, "train[:90%]"
+    teacher = resolve(small, 1, "cpu").teacher.config
+    assert (teacher.num_classes, teacher.source.train) == (2, "train[:90%]")
+
+
 @pytest.mark.parametrize(
     ("name", "field", "value", "message"),
     [
