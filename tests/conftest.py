@@ -1,13 +1,22 @@
-"""Sets up all tests: eight fake CPU devices, programs that compile fast, and a cache of them in `.pytest_cache`.
+"""Sets up all tests: their tiers, fake CPU devices, programs that compile fast, and a cache of them.
 
-Fuzz tests run the same 200 cases every time; with --hypothesis-profile=long they run 10,000 others.
+Tests marked `full` run with --all alone. Fuzz tests run the same 25 cases every time, with --all the same 200, and with
+--hypothesis-profile=long 10,000 others. Compiled programs are kept in `.pytest_cache/jax`, which may be deleted.
+
+A run takes one device, although there are eight: `eight_devices` is for tests of several.
 """
 
 import functools
+import json
 import os
 import pathlib
+import shutil
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false",  # compile in two thirds of the time
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import interruption
@@ -16,25 +25,74 @@ import pytest
 from absl import flags
 from hypothesis import HealthCheck, settings
 
+from big_distill.config import to_dict
 from big_distill.config.template import template
 from big_distill.parallel import sharding
+from big_distill.training.loop import train_and_evaluate
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)  # what takes less is made sooner than read
 flags.FLAGS.mark_as_parsed()
-fuzzing = settings(deadline=None, suppress_health_check=list(HealthCheck))  # `mutations.bounded` limits the time
-settings.register_profile("short", fuzzing, max_examples=200, derandomize=True, database=None)
+fuzzing = settings(deadline=None, suppress_health_check=list(HealthCheck))  # `mutations.bounded` has the time
+settings.register_profile("fast", fuzzing, max_examples=25, derandomize=True, database=None)
+settings.register_profile("all", fuzzing, max_examples=200, derandomize=True, database=None)
 settings.register_profile("long", fuzzing, max_examples=10_000)
-settings.load_profile("short")
+
+every_device = sharding.make_mesh
+
+
+def first_device(fsdp=1, devices=None):
+    """Makes a mesh of the first device, unless devices are named."""
+    return every_device(fsdp, devices) if devices is not None else every_device(1, jax.devices()[:1])
+
+
+sharding.make_mesh = first_device
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="Runs the tests marked full, too, and 200 cases a fuzz test.")
+
+
+def pytest_configure(config):
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("all" if config.getoption("--all") else "fast")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all"):
+        full = [item for item in items if "full" in item.keywords]
+        config.hook.pytest_deselected(items=full)
+        items[:] = [item for item in items if item not in full]
 
 
 @pytest.fixture
-def one_device(monkeypatch):
-    """Makes a test run on the first device alone."""
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda fsdp=1: mesh)
+def eight_devices(monkeypatch):
+    """Lets runs take all eight devices."""
+    monkeypatch.setattr(sharding, "make_mesh", every_device)
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory):
+    """Keeps the runs that `train_once` has trained in this session, by config."""
+    return tmp_path_factory.mktemp("finished"), {}
+
+
+@pytest.fixture
+def train_once(finished_runs):
+    """train_once(config, workdir): trains a run, or copies it if this session has trained it; returns its summary."""
+    directory, places = finished_runs
+
+    def train(config, workdir):
+        key = json.dumps(to_dict(config), sort_keys=True)
+        if key not in places:
+            train_and_evaluate(config, directory / str(len(places)))
+            places[key] = directory / str(len(places))
+        shutil.copytree(places[key], workdir)
+        return json.loads((workdir / "summary.json").read_text())
+
+    return train
 
 
 @pytest.fixture

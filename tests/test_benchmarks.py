@@ -18,6 +18,7 @@ def benchmarks(*args):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.full
 def test_every_section_runs(tmp_path):
     done = benchmarks("--tiny", f"--json={tmp_path / 'rows.json'}")
     assert done.returncode == 0, done.stderr

@@ -52,7 +52,7 @@ def launch(checkout, script, *arguments, **variables):
     command = ["bash", str(checkout / "launch" / script), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, cwd=checkout.parent, **pipes) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
     log = checkout / "uv.log"
     return Run(process.pid, process.returncode, out, err, log.read_text().splitlines() if log.exists() else [])
 

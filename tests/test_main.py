@@ -1,5 +1,6 @@
 """Checks the command as a user runs it, in its own processes: mistakes, two processes. Faults are in `faults/`."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,7 +9,8 @@ import socket
 import numpy as np
 import pytest
 from absl import flags
-from processes import ROOT, cluster, losses, run, saved_steps, start, timeless
+from processes import HANGS, ROOT, cluster, losses, run, saved_steps, start, timeless
+from tiers import cases
 
 from big_distill import cli, weights
 from big_distill.errors import ConfigError
@@ -28,20 +30,22 @@ FM = "--config=configs/digits_fm.py"
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [
+    cases(
         ([FM, "--config.optimzer.lr=1"], "config.optimzer is not a field of the config; did you mean 'optimizer'?"),
-        ([FM, "--config.batch_size=abc"], "config.batch_size='abc': expected an integer"),
-        ([FM, "--config.mesh=2"], "config.mesh='2': it has no value of its own, only fields: config.mesh.fsdp"),
-        (
-            ["--config=configs/digits.py"],
-            "config file configs/digits.py does not exist; did you mean 'configs/digits_fm.py'?",
-        ),
-        (
-            ["--config=configs/mnist_teacher.py", "--config.teacher.config.total_steps=3"],
-            "config.teacher.config.total_steps cannot be set: this config has no teacher.config",
-        ),
-        ([], "--config=FILE is needed, e.g. --config=configs/digits_fm.py"),
-    ],
+        full=[
+            ([FM, "--config.batch_size=abc"], "config.batch_size='abc': expected an integer"),
+            ([FM, "--config.mesh=2"], "config.mesh='2': it has no value of its own, only fields: config.mesh.fsdp"),
+            (
+                ["--config=configs/digits.py"],
+                "config file configs/digits.py does not exist; did you mean 'configs/digits_fm.py'?",
+            ),
+            (
+                ["--config=configs/mnist_teacher.py", "--config.teacher.config.total_steps=3"],
+                "config.teacher.config.total_steps cannot be set: this config has no teacher.config",
+            ),
+            ([], "--config=FILE is needed, e.g. --config=configs/digits_fm.py"),
+        ],
+    ),
 )
 def test_a_mistake_is_one_line_and_status_2(args, message):
     status, out, err = run(*args)
@@ -87,6 +91,7 @@ def test_a_config_file_is_run_once(tmp_path):
     assert (tmp_path / "runs").read_text() == "x"
 
 
+@pytest.mark.full
 def test_training_imports_no_tensorflow(tmp_path):
     """Python lists on stderr all that a run imports: it trains a teacher and a student, evaluates and saves."""
     status, _, stderr = run(f"{FM}:smoke", f"--workdir={tmp_path}", PYTHONPROFILEIMPORTTIME="1")
@@ -117,6 +122,7 @@ def whole(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.full
 @on_one_worker
 @pytest.mark.parametrize("fsdp", [1, 2, 4])
 def test_two_processes_are_one(whole, tmp_path, fsdp):
@@ -124,7 +130,7 @@ def test_two_processes_are_one(whole, tmp_path, fsdp):
     args = [f"--config.teacher.path={whole}/teacher", f"--config.mesh.fsdp={fsdp}"]
     args += ["--config.teacher.sharded"] if fsdp > 1 else []
     processes = cluster(*DIGITS, f"--workdir={tmp_path}", *args, num_devices=2)
-    outputs = [process.communicate(timeout=240) for process in processes]
+    outputs = [process.communicate(timeout=HANGS) for process in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     assert "agreement" in outputs[0][0] and "agreement" not in outputs[1][0]  # process 0 alone speaks
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
@@ -139,6 +145,7 @@ def test_two_processes_are_one(whole, tmp_path, fsdp):
     assert got["agreement"] == pytest.approx(want["agreement"], abs=1.01 / 397)
 
 
+@pytest.mark.full
 @on_one_worker
 def test_evaluate_command(whole):
     status, out, err = run(f"--workdir={whole}", "--split=validation", "--json", module="big_distill.evaluate")
@@ -156,6 +163,7 @@ def cluster_flags(**changed):
     return [f"--{name}={value}" for name, value in (CLUSTER | changed).items() if value]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -174,6 +182,7 @@ def test_flags_that_name_half_a_cluster(args, message):
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
@@ -189,18 +198,27 @@ def test_a_cluster_that_jax_does_not_find_is_one_line(environment, message):
     assert err.startswith("big_distill: --distributed: ") and "give --coordinator=HOST:PORT" in err
 
 
+def free_job():
+    """Finds the number of a SLURM job for whose coordinator JAX takes a port that is free."""
+    for number in range(os.getpid(), os.getpid() + 100):
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("localhost", 61440 + number % 4096))
+            return number
+    pytest.fail("no port is free")
+
+
+@pytest.mark.full
 def test_slurm_is_found():
     """Two processes as srun starts them see two devices."""
-    with socket.socket() as free:
-        free.bind(("localhost", 61440 + os.getpid() % 4096))  # JAX puts this job's coordinator there
-    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    job = {"SLURM_JOB_ID": str(free_job()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     args = [FM, "--distributed", "--config.batch_size=3", "--config.teacher.config.batch_size=3"]
     processes = [start(*args, **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
-    outputs = [process.communicate(timeout=240) for process in processes]
+    outputs = [process.communicate(timeout=HANGS) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
     assert all("3" in err and "2 devices" in err for _, err in outputs), outputs
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("process_id", ["0", "1"])
 def test_processes_that_do_not_meet_leave_in_time(process_id):
     """Process 1 finds no coordinator that answers; process 0 is a coordinator that stays alone."""
@@ -213,6 +231,7 @@ def test_processes_that_do_not_meet_leave_in_time(process_id):
     assert f"not all processes have met at {coordinator} within --start_timeout_seconds=2" in err
 
 
+@pytest.mark.full
 def test_a_port_that_is_taken_is_one_line():
     with socket.create_server(("::", 0), family=socket.AF_INET6) as taken:
         coordinator = f"localhost:{taken.getsockname()[1]}"
@@ -221,6 +240,7 @@ def test_a_port_that_is_taken_is_one_line():
     assert err.count("\n") == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("each", "changed"),
     [
@@ -231,7 +251,7 @@ def test_a_port_that_is_taken_is_one_line():
 def test_processes_with_different_flags_say_so(tmp_path, each, changed):
     """The processes also do not wait for each other without end."""
     together = cluster(*DIGITS, f"--workdir={tmp_path}", of_each=each)
-    errors = [process.communicate(timeout=120)[1] for process in together]
+    errors = [process.communicate(timeout=HANGS)[1] for process in together]
     assert [process.returncode for process in together] == [2, 2], errors
     assert "process 1 of 2 was given another config than this one" in errors[0]
     assert "this process has another config than process 0 (" in errors[1] and changed in errors[1]

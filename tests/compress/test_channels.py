@@ -6,6 +6,7 @@ import jax
 import networks
 import numpy as np
 import pytest
+from tiers import cases
 
 from big_distill import models, weights
 from big_distill.compress import channels, low_rank
@@ -24,7 +25,7 @@ def logits(network):
     return np.asarray(jax.jit(lambda v: model.apply(v, image, train=False)[0].logits)(network.variables))
 
 
-@pytest.mark.parametrize("family", networks.FAMILIES)
+@pytest.mark.parametrize("family", networks.EACH)
 def test_a_smaller_network_computes_what_silent_channels_leave(family):
     network = networks.make_example(family).network
     found = initial.prunable(network.architecture)
@@ -45,7 +46,7 @@ def test_a_smaller_network_computes_what_silent_channels_leave(family):
     np.testing.assert_allclose(logits(smaller), want, rtol=0, atol=1e-4 * want.std())
 
 
-@pytest.mark.parametrize("family", ["lenet5", "lite", "bit"])
+@pytest.mark.parametrize("family", cases("lenet5", full=["lite", "bit"]))
 def test_channels_of_factored_layers(family):
     """Factored layers are cut right also if as many channels are left as a factor has ranks."""
     network = networks.make_example(family).network

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import cases
 
 from big_distill import compress, weights
 from big_distill.compress import pruning, sharing
@@ -126,12 +127,14 @@ def test_zeros_of_what_a_run_starts_from_stay():
     assert (zeros(masks["fc1/kernel"]), zeros(masks["head/kernel"])) == (0, 0)
 
 
+@pytest.mark.full
 def test_the_final_count_is_exact_for_many_weights():
     sizes = {"kernel": jnp.ones(17_000_001)}
     (mask,) = jax.jit(lambda p: pruning.keep_largest(sizes, 0.9, p))(jnp.float32(1)).values()
     assert int((~mask).sum()) == round(0.9 * 17_000_001)
 
 
+@pytest.mark.full
 def test_iterative_rounds_lose_the_same_share_of_what_is_left():
     fields = {"sparsity": 0.936, "prune_schedule": "iterative", "prune_begin": 0.1, "prune_end": 0.4}
     asked = plan(total_steps=100, prune_every_steps=10, **fields)
@@ -312,10 +315,11 @@ def test_prune_then_share(staged, tmp_path):
     )
 
 
-@pytest.mark.parametrize("stop", [2, 6 + 2])
-def test_every_stage_resumes_to_the_bit(staged, tmp_path, interrupt_after, stop):
+@pytest.mark.full
+@pytest.mark.parametrize("stop", cases(6 + 2, full=[2]))
+def test_every_stage_resumes_to_the_bit(staged, train_once, tmp_path, interrupt_after, stop):
     staged.checkpoint_every_steps = staged.init_config.checkpoint_every_steps = 1
-    whole = train_and_evaluate(resolved(staged), tmp_path / "whole")
+    whole = train_once(resolved(staged), tmp_path / "whole")
     interrupt_after(stop)
     with pytest.raises(Preempted):
         train_and_evaluate(resolved(staged), tmp_path / "run")
@@ -325,8 +329,9 @@ def test_every_stage_resumes_to_the_bit(staged, tmp_path, interrupt_after, stop)
     assert (first, second) == ((True, False) if stop < 6 else (False, True))
 
 
-def test_a_begun_second_stage_does_not_need_the_first(staged, tmp_path, interrupt_after):
-    whole = train_and_evaluate(resolved(staged), tmp_path / "whole")
+@pytest.mark.full
+def test_a_begun_second_stage_does_not_need_the_first(staged, train_once, tmp_path, interrupt_after):
+    whole = train_once(resolved(staged), tmp_path / "whole")
     interrupt_after(6 + 3)
     with pytest.raises(Preempted):
         train_and_evaluate(resolved(staged), tmp_path / "run")

@@ -71,7 +71,7 @@ def own(tiny):
     return tiny
 
 
-def test_own_code_reads_its_options(own, tmp_path, one_device):
+def test_own_code_reads_its_options(own, tmp_path):
     own.student.options = ("units=6",)
     own.objective.options = ("scale=2.5", "shift=true")
     own.source.options = ("widths=(3,4,5)", "note=a=b")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from processes import timeless
+from tiers import cases
 
 from big_distill.config import Config, SourceConfig, ViewConfig
 from big_distill.data import Source
@@ -55,7 +56,7 @@ def pipeline_of(regime, crop, side=16, num_classes=5, flip=True, **options):
     return TrainPipeline(Config(num_classes=5, batch_size=16, total_steps=9, view=view, source=options), source)
 
 
-@pytest.fixture(params=["cpu", "gpu", "tpu", "tpu, large"])
+@pytest.fixture(params=cases("cpu", "tpu", full=["gpu", "tpu, large"]))
 def form(request, monkeypatch):
     """Makes rows and crops be picked by the form of one platform."""
     platform, _, large = request.param.partition(", ")
@@ -82,6 +83,7 @@ def test_the_devices_make_what_the_host_makes(regime, crop, form):
     assert np.mean(exact) > 0.9999
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("crop", ["inception", "central"])
 def test_without_flips_none_are_made(crop):
     pipeline = pipeline_of("independent", crop, flip=False)
@@ -173,11 +175,12 @@ def without_rounding(lines):
     return [{key: pytest.approx(value, rel=1e-4, abs=1e-5) for key, value in line.items()} for line in lines]
 
 
-@pytest.mark.parametrize("accumulate_steps", [1, 5])
-def test_it_is_the_same_run(distilled, tmp_path, accumulate_steps):
+@pytest.mark.full
+@pytest.mark.parametrize("accumulate_steps", cases(1, full=[5]))
+def test_it_is_the_same_run(distilled, train_once, tmp_path, accumulate_steps):
     distilled.total_steps = 8
     distilled.accumulate_steps = accumulate_steps
-    whole = train_and_evaluate(resolved(distilled), tmp_path / "whole")
+    whole = train_once(resolved(distilled), tmp_path / "whole")
     for resident in (True, False)[: 2 if accumulate_steps == 1 else 1]:
         run = tmp_path / f"resident={resident}"
         run.mkdir()
@@ -188,6 +191,7 @@ def test_it_is_the_same_run(distilled, tmp_path, accumulate_steps):
         assert [line["step"] for line in timeless(run) if "train/loss" in line] == list(range(1, 9))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("regime", REGIMES)
 def test_it_can_prove_who_saw_what(distilled, tmp_path, regime):
     distilled.view.regime, distilled.log_view_hash = regime, True
@@ -198,10 +202,10 @@ def test_it_can_prove_who_saw_what(distilled, tmp_path, regime):
     assert all((ours == theirs) is (regime in ("consistent", "function_matching")) for ours, theirs in seen)
 
 
-def test_a_resume_is_bit_exact(tiny, tmp_path, interrupt_after, capsys):
+def test_a_resume_is_bit_exact(tiny, train_once, tmp_path, interrupt_after, capsys):
     tiny.total_steps = 9
     tiny = in_chunks(tiny)
-    whole = train_and_evaluate(resolved(tiny), tmp_path / "whole")
+    whole = train_once(resolved(tiny), tmp_path / "whole")
     interrupt_after(2, signal.SIGTERM)  # counts updates of the bar, one a chunk
     with pytest.raises(Preempted, match="saved and stopped at step 6 of 9"):
         train_and_evaluate(resolved(tiny), tmp_path / "parts")
@@ -210,8 +214,9 @@ def test_a_resume_is_bit_exact(tiny, tmp_path, interrupt_after, capsys):
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
 
 
-def test_a_resume_with_other_chunks_says_that_it_rounds_otherwise(tiny, tmp_path, interrupt_after, capsys):
-    whole = train_and_evaluate(resolved(tiny), tmp_path / "whole")
+@pytest.mark.full
+def test_a_resume_with_other_chunks_says_that_it_rounds_otherwise(tiny, train_once, tmp_path, interrupt_after, capsys):
+    whole = train_once(resolved(tiny), tmp_path / "whole")
     interrupt_after(4)
     with pytest.raises(Preempted, match="step 4 of 6"):
         train_and_evaluate(resolved(tiny), tmp_path / "parts")
@@ -239,7 +244,7 @@ def test_the_rest_of_a_chunk_is_frozen(tiny, tmp_path, monkeypatch):
     assert (summary["steps"], summary["skipped_steps"]) == (6, 1)
 
 
-def test_examples_stay_on_their_devices(tiny, tmp_path):
+def test_examples_stay_on_their_devices(tiny, eight_devices, tmp_path):
     """Each of eight devices crops its own part; only gradients and mixup's one row travel."""
     config = resolved(in_chunks(tiny))
     run = set_up(config, tmp_path, open_data(config))
@@ -251,6 +256,7 @@ def test_examples_stay_on_their_devices(tiny, tmp_path):
     assert "all-gather" not in text and "all-to-all" not in text
 
 
+@pytest.mark.full
 def test_the_bar_and_the_profile_follow_chunks(tiny, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(metrics.Progress, "update", lambda self, step: shown.append(step))
@@ -292,6 +298,7 @@ def test_intervals_that_are_not_given_fit(tiny):
     assert (config.eval_every_steps, config.checkpoint_every_steps) == (9, 9)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 @pytest.mark.parametrize(("num_examples", "shape", "size"), [(50_000, (32, 32, 3), 32), (2000, (96, 128, 3), 64)])
 def test_a_tpu_reads_the_images_that_it_crops(num_examples, shape, size):

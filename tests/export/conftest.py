@@ -2,6 +2,7 @@
 
 import pytest
 from networks import FAMILIES, make_example
+from tiers import cases
 
 from big_distill.models import vit
 
@@ -13,6 +14,6 @@ def make(monkeypatch):
     return make_example
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=cases("cnn", full=[family for family in FAMILIES if family != "cnn"]))
 def example(request, make):
     return make(request.param)

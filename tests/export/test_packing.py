@@ -18,13 +18,10 @@ from big_distill.export import packing
 from big_distill.export.evaluation import evaluate_file
 from big_distill.resolve import resolve
 from big_distill.training.evaluation import evaluate_run
-from big_distill.training.loop import train_and_evaluate
-
-pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture
-def run(tiny, tmp_path):
+def run(tiny, train_once, tmp_path):
     """Trains a student from a teacher: it is pruned, then its weights are shared."""
     teacher = tiny.copy_and_resolve_references()
     first = tiny.copy_and_resolve_references()
@@ -32,7 +29,7 @@ def run(tiny, tmp_path):
     tiny.teacher.config, tiny.init_config = teacher, first
     tiny.objective.name = "function_matching"
     tiny.compress.bits = 2
-    train_and_evaluate(resolve(tiny, jax.device_count(), "cpu"), tmp_path / "run")
+    train_once(resolve(tiny, jax.device_count(), "cpu"), tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -69,6 +66,7 @@ def test_a_container_is_a_network(run):
     assert evaluate_file(run / "student.bdz", run, "validation")["num_examples"] == 200
 
 
+@pytest.mark.full
 def test_exported_files_are_networks_too(run):
     for module in ("onnxruntime", "tensorflow", "ai_edge_litert"):
         pytest.importorskip(module)
@@ -104,6 +102,7 @@ def network_of(run):
     return weights.load(run)
 
 
+@pytest.mark.full
 def test_mistakes_are_one_line(run, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"--formats=conteiner: 'conteiner' is not known; did you mean 'container'\?"):
         packing.pack(run, ["conteiner"], "final", "validation")
@@ -152,6 +151,7 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch):
     assert not (run / "student.onnx").exists() and not (run / ".packing").exists()
 
 
+@pytest.mark.full
 def test_the_command(run):
     command = [
         sys.executable,

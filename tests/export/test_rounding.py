@@ -12,15 +12,13 @@ from big_distill.export import predictor, rounding
 from big_distill.models import vit
 from big_distill.weights import container
 
-pytestmark = pytest.mark.usefixtures("one_device")
-
 
 @pytest.fixture(autouse=True)
 def small_vit(monkeypatch):
     monkeypatch.setitem(vit.SIZES, "vit_small", (12, 2, 3))
 
 
-@pytest.mark.parametrize("family", networks.FAMILIES)
+@pytest.mark.parametrize("family", networks.EACH)
 def test_eight_bits_are_near_in_every_family(family):
     example = networks.make_example(family)
     rounded = rounding.quantize(example.network, "int8", lambda: example.pixels)

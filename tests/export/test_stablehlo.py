@@ -21,6 +21,7 @@ def test_one_file_is_for_all_batch_sizes(make, tmp_path):
         make("cnn").check(classify, count)
 
 
+@pytest.mark.full
 def test_one_file_is_for_all_platforms(make, tmp_path):
     stablehlo.write(tmp_path / "net", make("mobile").network)
     assert [path.name for path in tmp_path.iterdir()] == ["net"]

@@ -17,29 +17,37 @@ from big_distill import weights
 from big_distill.run_dir.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
+HANGS = 240  # seconds: a process that takes longer hangs, on the busiest machine, too
 STAGED = "--config=tests/faults/staged_digits.py"
 CLOCK = ("seconds", "train/images_per_second")
 CLOCKED = ("wall_seconds", "images_per_second", "resumed_at")  # fields of a summary
 
 
-def start(*args, module="big_distill.main", num_devices=1, **env):
-    """Starts a command with `num_devices` devices; it shares the tests' compilation cache."""
-    command = [sys.executable, *([module] if module.endswith(".py") else ["-m", module]), *map(str, args)]
+def start(*args, module="big_distill.main", **kwargs):
+    """Starts a command of the package, or a script, as `start_command` does."""
+    return start_command(sys.executable, *([module] if module.endswith(".py") else ["-m", module]), *args, **kwargs)
+
+
+def start_command(*command, num_devices=1, cwd=ROOT, **env):
+    """Starts any command with `num_devices` devices; it shares the tests' compilation cache."""
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={num_devices}"),
     }
-    return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **cache, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*map(str, command)], cwd=cwd, env={**os.environ, **cache, **env}, **pipes)
+
+
+def finish(process):
+    """Waits for a process and returns (exit status, stdout, stderr)."""
+    out, err = process.communicate(timeout=HANGS)
+    return process.returncode, out, err
 
 
 def run(*args, **kwargs):
     """Runs a command and returns (exit status, stdout, stderr)."""
-    process = start(*args, **kwargs)
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
+    return finish(start(*args, **kwargs))
 
 
 def cluster(*args, num_processes=2, of_each=None, **kwargs):
@@ -52,7 +60,7 @@ def cluster(*args, num_processes=2, of_each=None, **kwargs):
     return [start(*common, f"--process_id={i}", *own[i], **kwargs) for i in range(num_processes)]
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=HANGS):
     """Waits until `condition()`; fails if the process ends first."""
     deadline = time.monotonic() + seconds
     while not condition():

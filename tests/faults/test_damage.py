@@ -9,6 +9,7 @@ import jax
 import pytest
 from interruption import interrupt_after
 from processes import ROOT, timeless
+from tiers import cases
 
 from big_distill.config.template import load_config
 from big_distill.errors import Preempted, RunError
@@ -109,7 +110,7 @@ FALLBACKS = {
 }
 
 
-@pytest.mark.parametrize("name", FALLBACKS)
+@pytest.mark.parametrize("name", cases("a bit of the weights", full=[*FALLBACKS][1:]))
 def test_the_checkpoint_before_takes_over(runs, stopped, capsys, name):
     config, _, whole, metrics = runs
     damage, what = FALLBACKS[name]

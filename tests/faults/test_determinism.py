@@ -29,6 +29,7 @@ def config_of(total_steps):
     return config
 
 
+@pytest.mark.full
 def test_twice_is_once(tmp_path):
     config = resolve(config_of(12), jax.device_count(), "cpu")
     for name in ("first", "second"):
@@ -36,6 +37,7 @@ def test_twice_is_once(tmp_path):
     assert processes.outcome(tmp_path / "first") == processes.outcome(tmp_path / "second")
 
 
+@pytest.mark.full
 def test_the_stream_does_not_know_of_devices_or_processes(tmp_path, monkeypatch):
     """The hash of the view that the network saw covers the examples, crops, flips and mixtures of every step."""
     command = [f"{STAGED}:stages=teacher", f"--workdir={tmp_path / 'two'}", "--config.total_steps=12",
@@ -50,7 +52,7 @@ def test_the_stream_does_not_know_of_devices_or_processes(tmp_path, monkeypatch)
         monkeypatch.setattr(sharding, "make_mesh", lambda fsdp, mesh=mesh: mesh)
         train_and_evaluate(config, tmp_path / str(num_devices))
         hashes[num_devices] = view_hashes(tmp_path / str(num_devices))
-    outputs = [process.communicate(timeout=240) for process in together]
+    outputs = [process.communicate(timeout=processes.HANGS) for process in together]
     assert [process.returncode for process in together] == [0, 0], outputs
     hashes["two processes"] = view_hashes(tmp_path / "two")
     assert len(hashes[1]) == 12 == len(set(hashes[1]))

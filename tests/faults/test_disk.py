@@ -36,6 +36,7 @@ def whole(tmp_path_factory):
     return processes.outcome(workdir)
 
 
+@pytest.mark.full
 @pytest.mark.xdist_group("disk")
 def test_a_save_that_does_not_fit(whole, disk):
     workdir = disk / "run"
@@ -67,13 +68,14 @@ def fill(disk):
             filler.flush()
 
 
+@pytest.mark.full
 @pytest.mark.xdist_group("disk")
 def test_metrics_that_do_not_fit(whole, disk):
     workdir, command = disk / "run", [*COMMAND, "--config.checkpoint_every_steps=60"]
     process = processes.start(*command, f"--workdir={workdir}")
     processes.wait_for(lambda: processes.saved_steps(workdir), process)
     fill(disk)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=processes.HANGS)
     assert process.returncode == 4 and "Traceback" not in err
     assert re.fullmatch(r"big_distill: the metrics in \S+ cannot be written: No space left on device\n", err)
     (disk / "filler").unlink()
@@ -82,6 +84,7 @@ def test_metrics_that_do_not_fit(whole, disk):
     assert processes.outcome(workdir)[""]["metrics"] == whole[""]["metrics"]
 
 
+@pytest.mark.full
 @pytest.mark.xdist_group("disk")
 def test_the_one_of_two_processes_that_writes(disk):
     """The writer leaves with its line and its status, and does not wait for the other process, which cannot go on."""
@@ -89,7 +92,7 @@ def test_the_one_of_two_processes_that_writes(disk):
     together = processes.cluster(*args, "--peer_timeout_seconds=20")
     processes.wait_for(lambda: processes.saved_steps(disk / "run"), together[0])
     fill(disk)
-    (_, err), _ = (process.communicate(timeout=120) for process in together)
+    (_, err), _ = (process.communicate(timeout=processes.HANGS) for process in together)
     assert together[0].returncode == 4 and "Traceback" not in err
     assert "the metrics in" in err and "No space left on device" in err
     assert together[1].returncode == 75 or together[1].returncode < 0  # JAX may be the first to notice, and abort

@@ -18,6 +18,7 @@ def moments(number):
     return [(stage, event, chance.randint(1, 3), chance.uniform(0, MOMENTS[event])) for stage, event in kinds]
 
 
+@pytest.mark.full
 @pytest.mark.xdist_group("whole staged run")
 @pytest.mark.parametrize("number", [4, pytest.param(24, marks=pytest.mark.soak)])
 def test_kill_9(whole, tmp_path, number):

@@ -3,9 +3,11 @@
 import json
 
 import processes
+import pytest
 from processes import STAGED
 
 
+@pytest.mark.full
 def test_the_second_run_refuses(tmp_path):
     command = [f"{STAGED}:stages=teacher", f"--workdir={tmp_path}", "--config.total_steps=100000"]
     first = processes.start(*command)
@@ -24,5 +26,5 @@ def test_the_second_run_refuses(tmp_path):
     third = processes.start(*command)  # the lock died with its process
     processes.wait_for(lambda: processes.saved_steps(tmp_path)[-1] > steps[-1], third)
     third.terminate()
-    out, err = third.communicate(timeout=60)
+    out, err = third.communicate(timeout=processes.HANGS)
     assert third.returncode == 75 and "resumes at step" in out, err

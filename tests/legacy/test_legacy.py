@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from make import cpu
 from processes import timeless
+from tiers import cases
 
 import big_distill
 from big_distill import weights
@@ -41,8 +42,6 @@ PACKED = {
 }  # fmt: skip
 RUNTIMES = {".onnx": "onnxruntime", ".tflite": "ai_edge_litert"}
 CLOCKED = ("latency_ms", "machine")  # fields of a row of pack.json
-
-pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture
@@ -125,7 +124,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(unpack, capsys):
         np.testing.assert_allclose(leaf, wanted_leaf, atol=0.02)
 
 
-@pytest.mark.parametrize("name", FINISHED)
+@pytest.mark.parametrize("name", cases("compressed", full=["distilled", "quantized"]))
 def test_a_finished_run_is_read_evaluated_and_restored(name, unpack, capsys):
     workdir, config = unpack(name), config_of(name)
     summary = read(workdir, "summary.json")
@@ -182,6 +181,7 @@ def test_packed_again_it_has_the_same_bytes(name, unpack):
             assert got == untimed
 
 
+@pytest.mark.full
 def test_they_are_reported_on_one_page(unpack):
     runs = [unpack(name) for name in CONFIGS]
     values = report(runs, pathlib.Path("report.html"))
@@ -200,6 +200,7 @@ def test_they_are_reported_on_one_page(unpack):
     assert not [run["name"] for run in values["runs"] if run["name"] not in page]
 
 
+@pytest.mark.full
 def test_a_run_and_its_file_are_teachers_of_a_new_one(unpack):
     student = unpack("distilled")
     config = load_config(HERE / "digits.py", "run=distilled")

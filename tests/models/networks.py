@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+from tiers import cases
 
 from big_distill.config import ModelConfig
 from big_distill.state import Card
@@ -12,6 +13,7 @@ from big_distill.step.views import for_network, to_unit
 from big_distill.weights import ConfigArchitecture, Network
 
 K = 7
+OFTEN = ("mlp_smaller_than_its_view", "cnn", "bit_zero", "vit")  # the others take longer to compile
 FAMILIES = {  # id -> (config, side of the pixels, channels, side that the network sees)
     "mlp_smaller_than_its_view": (ModelConfig("mlp", features=(30, 10)), 9, 3, 6),
     "lenet5": (ModelConfig("lenet5"), 20, 1, 20),
@@ -30,6 +32,7 @@ FAMILIES = {  # id -> (config, side of the pixels, channels, side that the netwo
     "mobile_group": (ModelConfig("mobilenet_v3_large", blocks=(1,) * 6, width=0.2, norm="group"), 32, 3, 32),
     "vit": (ModelConfig("vit_small", patch_size=4), 12, 3, 12),
 }
+EACH = cases(*OFTEN, full=[family for family in FAMILIES if family not in OFTEN])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from tiers import cases
 
 from big_distill.config import ModelConfig
 from big_distill.models import build, cast, efficientnet_lite, fold, from_linen, mobilenet_v3, vit
@@ -26,7 +27,8 @@ NETWORKS = {
     "cnn": ModelConfig("cnn", features=(4, 6)),
     "own": ModelConfig("own_models:net"),
 }
-each_network = pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
+OFTEN = [name for name in NETWORKS if name in ("bit", "cnn", "own")]
+each_network = pytest.mark.parametrize("name", cases(*OFTEN, full=[name for name in NETWORKS if name not in OFTEN]))
 
 
 class Own(nn.Module):
@@ -79,7 +81,8 @@ def logits_of(model, variables):
 
 
 @each_network
-def test_logits_are_the_plain_networks(config):
+def test_logits_are_the_plain_networks(name):
+    config = NETWORKS[name]
     plain, folded = networks(config)
     variables = random_variables(plain)
     folded_variables = fold(config, variables)

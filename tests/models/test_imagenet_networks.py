@@ -146,7 +146,7 @@ def test_bfloat16_computes_near_float32_and_keeps_variables_and_logits_in_float3
     assert np.any(half != half.astype(jnp.bfloat16)), "the logits were rounded to bfloat16"
 
 
-def test_batch_norm_is_over_the_global_batch_and_moves_the_statistics_by_a_tenth(small):
+def test_batch_norm_is_over_the_global_batch_and_moves_the_statistics_by_a_tenth(small, eight_devices):
     shape = (8, 5, 5, 3)
     model, image = small(ModelConfig("efficientnet_lite0"), K, "float32"), 3 + random_images(shape)
     variables = random_variables(shapes(model, shape))
@@ -164,6 +164,7 @@ def test_batch_norm_is_over_the_global_batch_and_moves_the_statistics_by_a_tenth
     np.testing.assert_allclose(after["var"], 0.9 * before["var"] + 0.1 * x.var((0, 1, 2)), rtol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name, size, expected",  # expected values are timm's
     [

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from tiers import cases
 
 from big_distill.config import ModelConfig
 from big_distill.models import build, cast, efficientnet_lite, fold, input_ranges, layers, quantize
@@ -73,7 +74,7 @@ def test_both_operations_have_the_same_integers(monkeypatch):
     np.testing.assert_array_equal(floats, layers.int8_conv(*args))
 
 
-@pytest.mark.parametrize("config", [BIT, LITE], ids=["bit", "lite"])
+@pytest.mark.parametrize("config", cases(BIT, full=[LITE]), ids=["bit", "lite"])
 def test_logits_are_nearly_those_of_floats(config):
     model, variables, image = frozen(config)
     ranges = {name: float(value) for name, value in input_ranges(model, variables, image).items()}

@@ -88,6 +88,7 @@ def test_forward_and_gradient_are_those_of_numpy_in_float64(config, shape, expec
     np.testing.assert_allclose(slope, (moved(1e-6) - moved(-1e-6)) / 2e-6, rtol=1e-3)
 
 
+@pytest.mark.full
 @each_network
 def test_bfloat16_computes_near_float32_and_keeps_parameters_and_logits_in_float32(config, shape, expected):
     params, image = random_params(config, shape)

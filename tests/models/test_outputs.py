@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
+from tiers import cases
 
 from big_distill.config import ModelConfig, template
 from big_distill.models import FAMILIES, build, vit
@@ -26,7 +27,7 @@ SHAPES = {  # the embedding's width, and (side, channels) of each map
     "mobile_group": (1280, [(16, 8), (8, 8), (4, 8), (2, 24), (1, 192)]),
     "vit": (12, [(3, 12)]),
 }
-each_family = pytest.mark.parametrize("family", networks.FAMILIES)
+each_family = pytest.mark.parametrize("family", networks.EACH)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def test_an_embedding_and_a_map_a_stage(family):
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-5, atol=1e-5 * logits.std())
 
 
-@pytest.mark.parametrize("family", ["bit", "bit_zero", "lite", "lite_symmetric"])
+@pytest.mark.parametrize("family", cases("bit_zero", full=["bit", "lite", "lite_symmetric"]))
 def test_the_last_map_is_what_is_pooled(family):
     outputs = outputs_of(family, params_of(family))
     means = np.float64(outputs.maps[-1]).mean((1, 2))
@@ -75,6 +76,7 @@ def test_a_network_without_classes_has_no_head(family):
     np.testing.assert_allclose(outputs.embedding, outputs_of(family, params_of(family)).embedding, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "config, expected",  # timm's; EfficientNet-Lite's last map is after the 1 x 1 convolution here
     [

@@ -26,6 +26,8 @@ from big_distill.training.computation import build
 from big_distill.training.evaluation import evaluate, evaluate_run, open_eval, open_split
 from big_distill.training.loop import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 
 @pytest.fixture
 def distilled(distilled, monkeypatch):
@@ -128,6 +130,7 @@ def test_only_parameters_are_gathered_and_gradients_reduced(distilled):
     assert moved["collective-permute"] <= 8 * 8 * 4
 
 
+@pytest.mark.full
 def test_it_changes_rounding_alone(distilled):
     """Views are the same; losses, scores and weights are too, but for rounding, also for a pruned student."""
     distilled.log_view_hash = True
@@ -168,6 +171,7 @@ def teacher_on(mesh, config):
     return teachers.freeze((network,), config, mesh, ())
 
 
+@pytest.mark.full
 def test_any_mesh_reads_what_one_has_written(tiny, tmp_path, monkeypatch, interrupt_after, capsys):
     """The state is split over four devices of eight, then whole on each of them, then split over two."""
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)

@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tiers import cases
 
 from big_distill import plan as command
 from big_distill import teacher as teachers
@@ -53,8 +54,8 @@ def shapes(tree):
     return jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype), x.sharding), tree)
 
 
-@pytest.mark.parametrize(("accumulate_steps", "fsdp"), [(1, 1), (5, 1), (1, 4)])
-def test_what_is_planned_is_what_runs(distilled, tmp_path, monkeypatch, accumulate_steps, fsdp):
+@pytest.mark.parametrize(("accumulate_steps", "fsdp"), cases((1, 4), full=[(1, 1), (5, 1)]))
+def test_what_is_planned_is_what_runs(distilled, eight_devices, tmp_path, monkeypatch, accumulate_steps, fsdp):
     """The run's own step lowers to the same text, with the run's own arrays, donation and shardings."""
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     distilled.accumulate_steps, distilled.mesh.fsdp, distilled.teacher.sharded = accumulate_steps, fsdp, fsdp > 1
@@ -85,7 +86,7 @@ def test_what_is_planned_is_what_runs(distilled, tmp_path, monkeypatch, accumula
 
 
 @pytest.mark.parametrize("regime", ["fixed", "independent", "consistent"])
-def test_batches_are_what_the_pipeline_makes(distilled, tmp_path, regime):
+def test_batches_are_what_the_pipeline_makes(distilled, eight_devices, tmp_path, regime):
     distilled.view.regime = regime
     config = resolved(distilled)
     run = set_up(config, tmp_path, open_data(config))
@@ -167,6 +168,7 @@ def test_stages_in_the_order_of_training(tiny):
     ]
 
 
+@pytest.mark.full
 def test_the_parts_of_a_batch_are_counted_as_often_as_they_are_computed(distilled):
     flops = {}
     for parts in (1, 5):
@@ -317,6 +319,7 @@ def test_a_larger_batch_that_is_refused_bounds_the_largest(distilled, monkeypatc
     assert with_batches(one, config, [10, 20]).student.largest_batch == 15
 
 
+@pytest.mark.full
 def test_weak_scaling_keeps_a_chips_part(tiny):
     config, two = resolved(tiny), chips.open_slice("cpu:2")
     one = plan("tiny", config, CPUS, with_evaluation=False)
@@ -375,6 +378,7 @@ def run_command(*flags):
     return subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=root, env=environment)
 
 
+@pytest.mark.full
 def test_the_command(tmp_path):
     """The command gives the figures of a config, the compiled text, and a comparison with fewer devices."""
     text = tmp_path / "step.hlo"
@@ -401,6 +405,7 @@ def test_the_command(tmp_path):
     assert text.read_text().startswith("HloModule")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -454,6 +459,7 @@ def test_where_the_text_cannot_be_kept(tmp_path):
         command._write(tmp_path, "text")
 
 
+@pytest.mark.full
 @needs_libtpu
 def test_a_small_config_for_a_tpu():
     where = chips.open_slice("v5e:2x4")

@@ -18,6 +18,7 @@ from big_distill.reporting.build import report
 pytestmark = pytest.mark.xdist_group("report")
 
 
+@pytest.mark.full
 def test_what_there_is_of_broken_runs(run, tmp_path, capsys):
     """Each has one line, on the terminal and on the page."""
     stopped, damaged, empty = tmp_path / "stopped", tmp_path / "damaged", tmp_path / "empty"
@@ -54,6 +55,7 @@ def undrawn(run):
     (run / "metrics.jsonl").unlink()
 
 
+@pytest.mark.full
 def test_files_that_do_not_belong_together(run, tmp_path):
     """Each such file has its line; weights that are not those of the summary are not compared."""
     undrawn(run)
@@ -87,6 +89,7 @@ def test_what_the_files_contradict(run, tmp_path):
     assert "pack.json: bytes is 1 of student.bdz, which has" in problem
 
 
+@pytest.mark.full
 def test_scores_that_were_not_measured(run, tmp_path):
     """Null, or NaN where no image could be read, is a dash on the page and nothing in the figures."""
     undrawn(run)

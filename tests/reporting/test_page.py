@@ -83,6 +83,7 @@ def test_the_same_page_again(made, finished, tmp_path):
     assert again == made[1] and (tmp_path / "report.html").read_bytes() == made[0].read_bytes()
 
 
+@pytest.mark.full
 def test_names_are_text(run, tmp_path, monkeypatch):
     """Names of directories, classes and files, and values of a config never become markup, mathematics or a colour."""
     names = (r"_<script>alert(0)<script>&$\x$ #010101", r'_<script>&$\x$ url(#q) id="q" font: 8px')
@@ -182,7 +183,7 @@ def test_in_a_browser(made, long_names, tmp_path):
         "--dump-dom",
     ]  # fmt: skip
     for page in (made[0], wrapper, wide):
-        done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, check=False, timeout=240)
         assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr
         if page != made[0]:
             (found,) = re.findall(r'<p id="found">(.*?)</p>', done.stdout)

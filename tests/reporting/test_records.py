@@ -128,7 +128,8 @@ def test_a_config_of_what_cannot_be(run, change, told):
 FILES = ("config.json", "summary.json", "pack.json", "environment.json", "metrics.jsonl")
 
 
-@settings(max_examples=30)
+@pytest.mark.full
+@settings(max_examples=settings().max_examples // 6)  # each makes a page
 @given(data=st.data())
 def test_damaged_files_make_a_page(finished, tmp_path_factory, data):
     """Files are cut short, or a value is gone or of another type; students are evaluated, too."""

@@ -10,6 +10,7 @@ from pages import check
 pytestmark = pytest.mark.xdist_group("report")
 
 
+@pytest.mark.full
 def test_the_command_and_its_mistakes(finished, tmp_path):
     command = [sys.executable, "-m", "big_distill.report"]
     out, comma = tmp_path / "page.html", tmp_path / "other"

@@ -17,16 +17,13 @@ from big_distill.reporting.sensitivity import Scan
 from big_distill.resolve import resolve
 from big_distill.training import evaluation
 from big_distill.training.evaluation import evaluate_run
-from big_distill.training.loop import train_and_evaluate
-
-pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture
-def run(tiny, tmp_path):
+def run(tiny, train_once, tmp_path):
     tiny.total_steps = tiny.eval_every_steps = 150
     tiny.optimizer.lr, tiny.view.crop, tiny.view.flip = 2e-2, "central", False
-    train_and_evaluate(resolve(tiny, jax.device_count(), "cpu"), tmp_path / "run")
+    train_once(resolve(tiny, jax.device_count(), "cpu"), tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -71,6 +68,7 @@ def test_the_picture_has_a_line_a_layer(tmp_path):
     assert all(f'id="layer{i}"' in text for i in range(4))
 
 
+@pytest.mark.full
 def test_the_command_and_its_mistakes(run):
     command = [sys.executable, "-m", "big_distill.sensitivity", f"--workdir={run}", "--shares=0.5,0.3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -257,8 +257,8 @@ def test_an_objective_reads_what_there_is():
     assert objectives.Objective("logits", returning().loss).reads == {"logits"}
 
 
-def test_parts_of_a_batch_stay_on_their_devices(batch):
-    """With eight devices and four parts, only the gradients and mixup's one row travel."""
+def test_parts_of_a_batch_stay_on_their_devices(batch, eight_devices):
+    """Eight devices compute four parts each; only the gradients and mixup's one row travel."""
     step, state, teacher = setup(accumulate_steps=4)
     mesh = sharding.make_mesh()
     wide = {name: np.concatenate([x, x]) if np.ndim(x) else x for name, x in batch.items()}
@@ -296,7 +296,7 @@ def test_a_skipped_step_moves_nothing_but_the_counts(batch):
     jax.tree.map(np.testing.assert_array_equal, state, frozen)
 
 
-def test_eight_devices_are_one(batch):
+def test_eight_devices_are_one(batch, eight_devices):
     mesh = sharding.make_mesh()
     assert mesh.size == 8
     step, state, teacher = setup()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tiers import cases
 
 import big_distill
 from big_distill import teacher as teachers
@@ -30,8 +31,6 @@ from big_distill.teacher import activation_ranges, check, frozen
 from big_distill.training import loop
 from big_distill.training.evaluation import evaluate_run
 from big_distill.training.loop import train_and_evaluate
-
-pytestmark = pytest.mark.usefixtures("one_device")
 
 CLASSES = tuple("0123456789")
 
@@ -92,6 +91,7 @@ def test_preflight_measures_the_teacher_and_keeps_what_it_found(distilled, train
     assert "sees 8 px, (x - (0.5)) / (0.5)" in said
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("field", "value"), [("input_mean", (5.0,)), ("input_std", (50.0,))])
 def test_a_wrong_card_is_noticed_before_a_step_is_spent(distilled, trained, tmp_path, field, value):
     distilled.teacher.path = str(trained)
@@ -139,6 +139,7 @@ def test_an_int8_teacher_is_calibrated_once_and_gated(distilled, tmp_path):
         evaluate_run(tmp_path / "run", "validation")
 
 
+@pytest.mark.full
 def test_ranges_of_the_first_session_hold_for_the_next(distilled, tmp_path, monkeypatch):
     distilled.teacher.dtype, distilled.teacher.max_fold_kl = "int8", 0.5
     whole = train_and_evaluate(resolved(distilled), tmp_path / "whole")
@@ -185,7 +186,7 @@ def test_int8_that_breaks_the_teacher_does_not_reach_min_accuracy(distilled, tra
         train_and_evaluate(resolved(distilled), tmp_path / "run")
 
 
-@pytest.mark.parametrize("field, value", [("min_accuracy", 0.99), ("max_fold_kl", 1e-12)])
+@pytest.mark.parametrize("field, value", cases(("min_accuracy", 0.99), full=[("max_fold_kl", 1e-12)]))
 def test_a_stricter_gate_holds_for_a_resumed_run(distilled, tmp_path, monkeypatch, field, value):
     distilled.teacher.dtype, distilled.teacher.max_fold_kl = "bfloat16", 0.5
     stop_after(monkeypatch, distilled, tmp_path / "run", step=3)
@@ -195,6 +196,7 @@ def test_a_stricter_gate_holds_for_a_resumed_run(distilled, tmp_path, monkeypatc
         train_and_evaluate(resolved(distilled), tmp_path / "run")
 
 
+@pytest.mark.full
 def test_teachers_of_unlabelled_data_agree_on_an_order(distilled, tmp_path):
     """The order is that of the first teacher; the student takes its names, too."""
     network = weights.load(tmp_path / "bit.npz")
@@ -218,6 +220,7 @@ def test_teachers_of_unlabelled_data_agree_on_an_order(distilled, tmp_path):
     assert weights.load(tmp_path / "both").architecture.card.class_names == CLASSES
 
 
+@pytest.mark.full
 def test_a_refused_command_leaves_the_run_as_it_was(distilled, tmp_path):
     train_and_evaluate(resolved(distilled), tmp_path / "run")
     kept = (tmp_path / "run" / "config.json").read_text()
@@ -241,6 +244,7 @@ def test_classes_of_what_a_run_starts_from(tiny, trained, tmp_path):
     train_and_evaluate(resolved(tiny), tmp_path / "run")
 
 
+@pytest.mark.full
 def test_a_card_that_changed_is_another_teacher(distilled, tmp_path, monkeypatch):
     network = weights.load(tmp_path / "bit.npz")
     names = {"/".join(str(key.key) for key in path): x for path, x in jax.tree.leaves_with_path(network.variables)}
@@ -257,6 +261,7 @@ def test_a_card_that_changed_is_another_teacher(distilled, tmp_path, monkeypatch
         train_and_evaluate(resolved(distilled), tmp_path / "run")
 
 
+@pytest.mark.full
 def test_a_resumed_run_measures_a_teacher_of_another_dtype_again(distilled, tmp_path, monkeypatch):
     stop_after(monkeypatch, distilled, tmp_path / "run", step=3)
     distilled.teacher.dtype, distilled.teacher.max_fold_kl = "bfloat16", 3e-6
@@ -266,6 +271,7 @@ def test_a_resumed_run_measures_a_teacher_of_another_dtype_again(distilled, tmp_
     assert train_and_evaluate(resolved(distilled), tmp_path / "run")["resumed_at"] == [3]
 
 
+@pytest.mark.full
 def test_without_an_evaluation_split_the_gate_reads_training_images(distilled, tmp_path):
     distilled.source.validation = distilled.source.test = None
     distilled.teacher.dtype, distilled.teacher.max_fold_kl = "bfloat16", 1e-9
@@ -294,6 +300,7 @@ def test_a_vit_is_for_one_resolution(distilled, tmp_path):
         teachers.read(resolved(distilled), tmp_path)
 
 
+@pytest.mark.full
 def test_a_resume_does_not_need_what_the_run_began_from(tiny, tmp_path, monkeypatch):
     start = save_bit(tmp_path / "start.npz")
     tiny.student.name, tiny.student.features = "bit", ()
@@ -354,6 +361,7 @@ def test_logits_come_in_the_order_of_the_datas_classes(distilled, tmp_path):
         teachers.plain(network, config, mesh, (*CLASSES[:9], "ten"))
 
 
+@pytest.mark.full
 def test_teachers_and_student_each_have_their_own_resolution(distilled, tmp_path):
     """The view has 16 pixels; the teachers see 8 and 16, the student 8."""
     large = save_bit(tmp_path / "large.npz", image_size=16, seed=1)
@@ -378,6 +386,7 @@ def test_teachers_and_student_each_have_their_own_resolution(distilled, tmp_path
         resolved(distilled)
 
 
+@pytest.mark.full
 def test_out_of_domain_images_without_labels(distilled, tmp_path):
     """The student learns from a flat folder and is judged on the digits."""
     (tmp_path / "images").mkdir()
@@ -435,7 +444,7 @@ def hashes(workdir):
     ]
 
 
-@pytest.mark.parametrize("regime", ["fixed", "independent", "consistent", "function_matching"])
+@pytest.mark.parametrize("regime", cases("function_matching", full=["fixed", "independent", "consistent"]))
 def test_a_run_can_prove_who_saw_what(distilled, tmp_path, regime):
     distilled.view.regime = regime
     distilled.log_view_hash = True

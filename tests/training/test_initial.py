@@ -6,6 +6,7 @@ import jax
 import networks
 import numpy as np
 import pytest
+from tiers import cases
 
 import big_distill
 from big_distill import weights
@@ -17,8 +18,6 @@ from big_distill.resolve import resolve
 from big_distill.training import initial
 from big_distill.training.evaluation import evaluate_run
 from big_distill.training.loop import train_and_evaluate
-
-pytestmark = pytest.mark.usefixtures("one_device")
 
 FORMS = {
     "channels": {"structure": "channels", "sparsity": 0.5},
@@ -39,11 +38,11 @@ def staged(tiny, request):
     return tiny
 
 
-@pytest.mark.parametrize("staged", FORMS, indirect=True)
-def test_a_stage_changes_the_network_and_resumes_to_the_bit(staged, tmp_path, interrupt_after):
+@pytest.mark.parametrize("staged", cases("channels", full=["ranks", "flops"]), indirect=True)
+def test_a_stage_changes_the_network_and_resumes_to_the_bit(staged, train_once, tmp_path, interrupt_after):
     staged.checkpoint_every_steps = 1
     staged.student.activation_bits = 8
-    whole = train_and_evaluate(resolved(staged), tmp_path / "whole")
+    whole = train_once(resolved(staged), tmp_path / "whole")
     dense, small = (weights.load(tmp_path / "whole" / name).architecture.model for name in ("init", ""))
     assert small != dense and small.activation_bits == 8 and (small.ranks or small.features != dense.features)
     interrupt_after(6 + 3)
@@ -70,6 +69,7 @@ def test_half_of_the_channels(staged, tmp_path):
     assert row["ratio"] == pytest.approx(4 * before / row["bytes"]), "to the network that the config names"
 
 
+@pytest.mark.full
 def test_what_is_pruned_next_are_the_factors(staged, tmp_path):
     first = staged.copy_and_resolve_references()
     first.compress.update(structure="weights", sparsity=0.0, rank_energy=0.5)
@@ -83,6 +83,7 @@ def test_what_is_pruned_next_are_the_factors(staged, tmp_path):
     assert sum(int((x == 0).sum()) for x in factors) == round(0.5 * sum(x.size for x in factors))
 
 
+@pytest.mark.full
 def test_from_its_own_teacher(tiny, tmp_path):
     tiny.teacher.config = tiny.copy_and_resolve_references()
     tiny.init_from = "teacher"
@@ -99,6 +100,7 @@ def test_from_its_own_teacher(tiny, tmp_path):
     assert weights.load(tmp_path / "brighter").architecture.card.mean == (0.1,), "it sees what its teacher sees"
 
 
+@pytest.mark.full
 def test_all_stages_have_one_teacher(tiny, tmp_path):
     teacher = tiny.copy_and_resolve_references()
     tiny.objective.name = "hinton"

@@ -12,6 +12,7 @@ import optax
 import pytest
 from PIL import Image
 from processes import timeless
+from tiers import cases
 
 import big_distill
 from big_distill import weights
@@ -66,11 +67,11 @@ def test_distillation_end_to_end(distilled, tmp_path):
     assert predictor.class_names == tuple("0123456789")
 
 
-@pytest.mark.parametrize(("step", "number"), [(4, signal.SIGTERM), (4, signal.SIGINT), (3, signal.SIGTERM)])
-def test_resume_is_bit_exact(distilled, tmp_path, interrupt_after, step, number):
+@pytest.mark.parametrize(("step", "number"), cases((3, signal.SIGTERM), full=[(4, signal.SIGTERM), (4, signal.SIGINT)]))
+def test_resume_is_bit_exact(distilled, train_once, tmp_path, interrupt_after, step, number):
     """At step 3 an evaluation is due; the signal leaves no time for it, and the resumed run does it."""
     config = resolved(distilled)
-    whole = train_and_evaluate(config, tmp_path / "whole")
+    whole = train_once(config, tmp_path / "whole")
     train_and_evaluate(config.teacher.config, tmp_path / "parts" / "teacher")
     interrupt_after(step, number)
     with pytest.raises(Preempted, match=f"step {step} of 6"):
@@ -84,10 +85,10 @@ def test_resume_is_bit_exact(distilled, tmp_path, interrupt_after, step, number)
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
 
 
-def test_metrics_after_the_checkpoint_are_cut_back(tiny, tmp_path, monkeypatch):
+def test_metrics_after_the_checkpoint_are_cut_back(tiny, train_once, tmp_path, monkeypatch):
     """A run that dies between two checkpoints has written metrics of steps that the resumed run writes again."""
     config = resolved(tiny)
-    whole = train_and_evaluate(config, tmp_path / "whole")
+    whole = train_once(config, tmp_path / "whole")
 
     def die(self, step):
         if step == 5:
@@ -104,12 +105,13 @@ def test_metrics_after_the_checkpoint_are_cut_back(tiny, tmp_path, monkeypatch):
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
 
 
+@pytest.mark.full
 def test_one_and_eight_devices_train_alike(distilled, tmp_path, request):
     distilled.total_steps = 20
     config = resolved(distilled)
-    eight = train_and_evaluate(config, tmp_path / "eight")
-    request.getfixturevalue("one_device")
     one = train_and_evaluate(config, tmp_path / "one")
+    request.getfixturevalue("eight_devices")
+    eight = train_and_evaluate(config, tmp_path / "eight")
     losses = [[line["train/loss"] for line in timeless(tmp_path / d) if "train/loss" in line] for d in ("one", "eight")]
     assert len(losses[0]) == 20
     np.testing.assert_allclose(*losses, rtol=1e-4)
@@ -161,8 +163,8 @@ def test_other_teachers_are_refused(distilled, tmp_path, interrupt_after):
         train_and_evaluate(config, tmp_path)
 
 
-def test_warm_start(tiny, tmp_path):
-    first = train_and_evaluate(resolved(tiny), tmp_path / "first")
+def test_warm_start(tiny, train_once, tmp_path):
+    first = train_once(resolved(tiny), tmp_path / "first")
     tiny.init_from = str(tmp_path / "first")
     tiny.optimizer.lr = 0.0
     second = train_and_evaluate(resolved(tiny), tmp_path / "second")
@@ -227,9 +229,12 @@ def test_a_mistake_shows_before_the_teacher_is_trained(distilled, tmp_path):
     assert not (tmp_path / "teacher").exists()
 
 
-def test_a_signal_during_the_teachers_last_step_leaves_its_evaluation_to_a_resume(distilled, tmp_path, interrupt_after):
+@pytest.mark.full
+def test_a_signal_during_the_teachers_last_step_leaves_its_evaluation_to_a_resume(
+    distilled, train_once, tmp_path, interrupt_after
+):
     config = resolved(distilled)
-    whole = train_and_evaluate(config, tmp_path / "whole")
+    whole = train_once(config, tmp_path / "whole")
     interrupt_after(6)
     with pytest.raises(Preempted, match="saved and stopped at step 6 of 6"):
         train_and_evaluate(config, tmp_path / "parts")
@@ -240,16 +245,16 @@ def test_a_signal_during_the_teachers_last_step_leaves_its_evaluation_to_a_resum
 
 def test_checkpoints_are_read_on_another_number_of_devices(tiny, tmp_path, request):
     tiny.keep_latest = 1
-    train_and_evaluate(resolved(tiny), tmp_path)  # on eight devices
+    train_and_evaluate(resolved(tiny), tmp_path)  # on one device
     under_way = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp-1"
     under_way.mkdir()
-    eight = evaluate_run(tmp_path, "validation", "latest")
-    request.getfixturevalue("one_device")
-    assert evaluate_run(tmp_path, "validation", "latest") == pytest.approx(eight, rel=1e-4)
+    one = evaluate_run(tmp_path, "validation", "latest")
+    request.getfixturevalue("eight_devices")
+    assert evaluate_run(tmp_path, "validation", "latest") == pytest.approx(one, rel=1e-4)
     assert under_way.exists()  # it may belong to a run that is alive
 
 
-def test_unlabelled_folder(distilled, tmp_path):
+def test_unlabelled_folder(distilled, train_once, tmp_path):
     """Function matching needs images, not labels."""
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
@@ -257,7 +262,7 @@ def test_unlabelled_folder(distilled, tmp_path):
         pixels = rng.integers(0, 256, (9 + index % 3, 10), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
     (tmp_path / "images" / "7.png").write_bytes(b"no image")
-    train_and_evaluate(resolved(distilled.teacher.config), tmp_path / "teacher")
+    train_once(resolved(distilled.teacher.config), tmp_path / "teacher")
     distilled.teacher.config = None
     distilled.teacher.path = str(tmp_path / "teacher")
     distilled.source.name, distilled.source.path = "folder", str(tmp_path / "images")
@@ -272,6 +277,7 @@ def test_unlabelled_folder(distilled, tmp_path):
         train_and_evaluate(resolved(distilled), tmp_path / "hinton")
 
 
+@pytest.mark.full
 def test_a_config_of_before_a_field_existed(distilled, tmp_path, capsys):
     distilled.total_steps = 2
     distilled.teacher.config.total_steps = 1
@@ -293,6 +299,7 @@ def test_a_config_of_before_a_field_existed(distilled, tmp_path, capsys):
         evaluate_run(tmp_path, "validation")
 
 
+@pytest.mark.full
 def test_numerics_may_change_cosmetics_too(tiny, tmp_path, interrupt_after, capsys):
     config = resolved(tiny)
     interrupt_after(4)
@@ -303,6 +310,7 @@ def test_numerics_may_change_cosmetics_too(tiny, tmp_path, interrupt_after, caps
     assert "not bit-exactly (config.dtype: 'float32' -> 'bfloat16')" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_what_computed_a_run_is_kept(tiny, tmp_path, interrupt_after, monkeypatch):
     """Each machine is kept with the step after which it began; one whose steps are computed again is removed."""
     config = resolved(tiny)
@@ -330,9 +338,9 @@ def unlabelled(config, split):
     return array_source(split, np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8))
 
 
-def test_without_labels_no_checkpoint_is_the_best(distilled, tmp_path):
+def test_without_labels_no_checkpoint_is_the_best(distilled, train_once, tmp_path):
     """Such runs are evaluated by agreement, and saved as any other."""
-    train_and_evaluate(resolved(distilled.teacher.config), tmp_path / "teacher")
+    train_once(resolved(distilled.teacher.config), tmp_path / "teacher")
     distilled.teacher.path = str(tmp_path / "teacher")
     distilled.source.name, distilled.source.num_train_examples = f"{__name__}:unlabelled", 40
     summary = train_and_evaluate(resolved(distilled), tmp_path / "run")

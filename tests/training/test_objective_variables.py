@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import cases
 
 from big_distill import teacher as teachers
 from big_distill import weights
@@ -71,7 +72,8 @@ def saved_of_objective(workdir, config, step):
         return checkpoints.restore(step, run.abstract_state).objective
 
 
-def test_a_projection_is_trained_and_is_in_no_file(hinted, one_device, tmp_path):
+@pytest.mark.full
+def test_a_projection_is_trained_and_is_in_no_file(hinted, tmp_path):
     config = resolved(hinted, 1)
     train_and_evaluate(config, tmp_path / "run")
     before, after = (saved_of_objective(tmp_path / "run", config, step) for step in (3, 6))
@@ -87,7 +89,8 @@ def test_a_projection_is_trained_and_is_in_no_file(hinted, one_device, tmp_path)
         )
 
 
-def test_a_projection_is_split_as_the_student_is(hinted, monkeypatch, tmp_path, interrupt_after):
+@pytest.mark.full
+def test_a_projection_is_split_as_the_student_is(hinted, eight_devices, monkeypatch, tmp_path, interrupt_after):
     """It is split over two of eight devices; the run is as with whole ones, and it resumes to the bit."""
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     states = []
@@ -114,11 +117,11 @@ def test_a_mistake_shows_before_the_teacher_is_trained(hinted, tmp_path):
     assert not (tmp_path / "run" / "teacher").exists()
 
 
-@pytest.mark.parametrize("name", ["fitnets", "seed"])
-def test_what_an_objective_keeps_is_resumed_to_the_bit(distilled, tmp_path, interrupt_after, name):
+@pytest.mark.parametrize("name", cases("fitnets", full=["seed"]))
+def test_what_an_objective_keeps_is_resumed_to_the_bit(distilled, train_once, tmp_path, interrupt_after, name):
     distilled.objective.name = f"{__name__}:{name}"
     config = resolved(distilled)
-    whole = train_and_evaluate(config, tmp_path / "whole")
+    whole = train_once(config, tmp_path / "whole")
     interrupt_after(6 + 4)  # the teacher's six steps, then four
     with pytest.raises(Preempted):
         train_and_evaluate(config, tmp_path / "stopped")
@@ -129,7 +132,8 @@ def test_what_an_objective_keeps_is_resumed_to_the_bit(distilled, tmp_path, inte
     jax.tree.map(np.testing.assert_array_equal, wanted, found)
 
 
-def test_a_queue_moves_on_with_every_part(distilled, one_device, tmp_path):
+@pytest.mark.full
+def test_a_queue_moves_on_with_every_part(distilled, tmp_path):
     """The batch has two parts of twenty; what came last is in front."""
     distilled.objective.name, distilled.accumulate_steps = f"{__name__}:seed", 2
     config = resolved(distilled, 1)

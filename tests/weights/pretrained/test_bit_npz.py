@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import reference
+from tiers import cases
 
 from big_distill.errors import RunError
 from big_distill.models import build
@@ -90,12 +91,14 @@ def as_tree(arrays):
 
 @pytest.mark.parametrize(
     "blocks, features, naming, root_pool, depth",
-    [
+    cases(
         ((2, 2, 2, 2), 16, big_transfer, "zero", 26),
-        ((3, 4, 6, 3), 16, distillation, "-inf", 50),
-        ((1, 1), 192, lambda bit: big_transfer(bit, "_3"), "zero", 0),
-        ((1, 1), 192, distillation, "-inf", 0),
-    ],
+        full=[
+            ((3, 4, 6, 3), 16, distillation, "-inf", 50),
+            ((1, 1), 192, lambda bit: big_transfer(bit, "_3"), "zero", 0),
+            ((1, 1), 192, distillation, "-inf", 0),
+        ],
+    ),
     ids=["r26", "r50", "x3_numbered", "x3"],
 )
 def test_translated_weights_give_the_logits_of_numpy_in_float64(blocks, features, naming, root_pool, depth):

