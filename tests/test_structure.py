@@ -1,6 +1,7 @@
 """Checks the structure of the package: which module may import which."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -52,6 +53,7 @@ OWNERS = {  # only these may import it
 }
 
 
+@functools.cache
 def imports(path):
     """Returns the absolute names of all that a module imports, inside functions too."""
     names = set()
@@ -100,30 +102,31 @@ def test_training_needs_no_exporter_no_planner_and_no_report():
     assert not [name for name in closure if name.split(".")[1] in ("export", "planning", "reporting")]
 
 
-def test_the_promises_of_the_readme_name_tests_that_exist():
+def test_the_promises_name_tests_that_exist():
     tests = PACKAGE.parent / "tests"
-    section = (
-        (PACKAGE.parent / "README.md").read_text().partition("## A run that cannot be lost")[2].partition("\n## ")[0]
-    )
-    functions = re.findall(r"`(test_\w+)`", section)
+    page = (tests / "faults" / "README.md").read_text()
+    functions = re.findall(r"`(test_\w+)`", page)
     written = "".join(path.read_text() for path in tests.rglob("test_*.py"))
     assert len(functions) > 20 and not [name for name in functions if f"def {name}(" not in written]
-    files = re.findall(r"`(test_[\w*]+\.py)`", section)
+    files = re.findall(r"`(test_[\w*]+\.py)`", page)
     assert files and all(list(tests.rglob(name)) for name in files)
 
 
-def test_the_readme_says_where_every_module_is():
-    """README names a module in the row of its directory, or has a row for the whole package."""
-    section = (PACKAGE.parent / "README.md").read_text().partition("## Where everything is")[2]
-    named = set()
-    for row in re.findall(r"^\| (`big_distill/[^|]*) \|", section, re.MULTILINE):
-        first, *others = re.findall(r"`([^`]+)`", row)
-        directory = first.rpartition("/")[0]
-        named |= {first, *(f"{directory}/{other}" for other in others)}
-    paths = [path.relative_to(PACKAGE.parent) for path in MODULES.values() if path.name != "__init__.py"]
-    missing = [str(path) for path in paths if not {str(path), f"{path.parent}/"} & named]
-    assert not missing
-    assert not [name for name in named if not (PACKAGE.parent / name).exists()]
+def test_the_readme_shows_the_rooms_in_their_order():
+    tree = (PACKAGE.parent / "README.md").read_text().partition("```text\nbig_distill/\n")[2].partition("```")[0]
+    shown = [re.match(r"  (\w+)", line) for line in tree.splitlines()]
+    names = [match[1] for match in shown if match]
+    assert [room(f"big_distill.{name}") for name in names] == list(range(len(ROOMS)))
+
+
+def test_the_readme_lists_the_commands():
+    page = (PACKAGE.parent / "README.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == ROOMS[0].split()
+    for name in ROOMS[0].split():
+        functions = {
+            node.name for node in ast.parse(MODULES[f"big_distill.{name}"].read_text()).body if hasattr(node, "name")
+        }
+        assert {"define_flags", "main"} <= functions
 
 
 @pytest.mark.parametrize("package", OWNERS)
