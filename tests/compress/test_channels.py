@@ -77,6 +77,7 @@ def test_channels_of_factored_layers(family):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * want.std())
 
 
+@pytest.mark.full
 def test_a_bit_without_channels_is_a_bit_that_never_had_them():
     """The cut network has the kernels that are left, as a network made narrower by hand has them."""
     network = networks.make_example("bit").network

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiers import cases
 
 from big_distill import compress, weights
 from big_distill.compress import pruning, sharing
@@ -316,7 +315,7 @@ def test_prune_then_share(staged, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("stop", cases(6 + 2, full=[2]))
+@pytest.mark.parametrize("stop", [2, 6 + 2])
 def test_every_stage_resumes_to_the_bit(staged, train_once, tmp_path, interrupt_after, stop):
     staged.checkpoint_every_steps = staged.init_config.checkpoint_every_steps = 1
     whole = train_once(resolved(staged), tmp_path / "whole")
@@ -386,6 +385,7 @@ def test_an_uncompressed_run_is_untouched():
     assert plan().bits == {} and plan().sparsity == {}
 
 
+@pytest.mark.full
 def test_only_a_student_that_is_pruned_is_the_best(tiny, tmp_path):
     tiny.compress.sparsity, tiny.compress.prune_end, tiny.compress.prune_every_steps = 0.5, 0.8, 1
     tiny.eval_every_steps = tiny.checkpoint_every_steps = 1

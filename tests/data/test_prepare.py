@@ -363,6 +363,7 @@ def run(*flags):
     return subprocess.run([sys.executable, "-c", code, *flags], cwd=root, capture_output=True, text=True)
 
 
+@pytest.mark.full
 def test_the_command_says_where_the_set_is_and_how_to_use_it_and_needs_no_tensorflow(source, data_dir):
     flowers(source)
     flags = ("--dataset=oxford_flowers102", f"--archives={source}", f"--data_dir={data_dir}")

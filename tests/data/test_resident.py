@@ -176,7 +176,7 @@ def without_rounding(lines):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("accumulate_steps", cases(1, full=[5]))
+@pytest.mark.parametrize("accumulate_steps", [1, 5])
 def test_it_is_the_same_run(distilled, train_once, tmp_path, accumulate_steps):
     distilled.total_steps = 8
     distilled.accumulate_steps = accumulate_steps
@@ -228,6 +228,7 @@ def test_a_resume_with_other_chunks_says_that_it_rounds_otherwise(tiny, train_on
     assert parts["scores"]["test"]["accuracy"] == pytest.approx(whole["scores"]["test"]["accuracy"], abs=0.01)
 
 
+@pytest.mark.full
 def test_the_rest_of_a_chunk_is_frozen(tiny, tmp_path, monkeypatch):
     honest = TrainPipeline.draw
 

@@ -334,6 +334,7 @@ def test_own_source_of_another_type():
         open_(f"{__name__}:not_a_source")
 
 
+@pytest.mark.full
 def test_what_is_imported():
     """TFDS is imported only for its own sets and for slices, TensorFlow never, so that a run starts fast."""
     code = """

@@ -36,6 +36,7 @@ def interpreter(path):
     return made, collections.Counter(op["op_name"] for op in made._get_ops_details())
 
 
+@pytest.mark.full
 def test_a_mobile_network_is_fused_convolutions(make, tmp_path):
     litert.write(tmp_path / "net", make("lite").network)
     _, operations = interpreter(tmp_path / "net")

@@ -35,6 +35,7 @@ def test_eight_bits_are_near_in_every_family(family):
         np.testing.assert_allclose(array, weights.arrays_of(rounded)[name], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.full
 def test_four_bits_cost_more_and_weigh_less(tmp_path):
     example = networks.make_example("lenet5")
     errors, sizes = [], []

@@ -161,6 +161,7 @@ def test_names_that_are_no_steps_are_left_alone(runs, stopped):
     assert all(directory.exists() for directory in junk)
 
 
+@pytest.mark.full
 def test_what_is_lost_is_said(runs, stopped, capsys):
     (stopped / METRICS_FILE).unlink()
     summary = train_and_evaluate(runs[0], stopped)

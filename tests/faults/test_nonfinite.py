@@ -92,6 +92,7 @@ def test_skipping_is_bounded(tmp_path, strike):
     assert [json.loads(path.read_text())["skipped"] for path in reports] == [True, True, False]
 
 
+@pytest.mark.full
 def test_a_skipped_step_is_left_out_and_survives_a_resume(whole, tmp_path, strike, interrupt_after, capsys):
     config = config_of(max_skipped_steps=2)
     strike({2: np.nan, 6: LAM})

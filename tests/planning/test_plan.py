@@ -205,6 +205,7 @@ def test_what_is_split_takes_less_of_a_chip(tiny, monkeypatch):
     assert stage.train.collective_bytes["all-gather"] == 4 * split
 
 
+@pytest.mark.full
 def test_resident_data_take_room(tiny):
     tiny.source.resident = True
     room = 1200 * (8 * 8 + 4)

@@ -171,6 +171,7 @@ def test_a_flag_that_suits_no_run(run, tmp_path, flags):
     assert not list(tmp_path.glob("report.*"))
 
 
+@pytest.mark.full
 def test_without_a_split(run, tmp_path):
     edit(run / "config.json", lambda saved: saved["config"]["source"].update(test="", validation=""))
     (line,) = report([run], tmp_path / "report.html")["runs"][0]["warnings"]
@@ -189,6 +190,7 @@ def test_data_sets_of_one_name(run, tmp_path):
     assert [group["dataset"] for group in values["packed"]] == ["/data/a/photos", "/data/b/photos"]
 
 
+@pytest.mark.full
 def test_without_data_at_hand(run, tmp_path, capsys):
     edit(run / "config.json", lambda saved: saved["config"]["source"].update(name="folder", path="/nowhere"))
     edit(run / "summary.json", lambda summary: summary.pop("config_fingerprint") and summary)

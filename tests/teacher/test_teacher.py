@@ -175,6 +175,7 @@ def test_int8_without_a_teacher_is_nothing(tiny, tmp_path):
         resolved(tiny)
 
 
+@pytest.mark.full
 def test_int8_that_breaks_the_teacher_does_not_reach_min_accuracy(distilled, trained, tmp_path, monkeypatch):
     """The check is of the frozen network, which is the one that teaches the student."""
     distilled.teacher.path, distilled.teacher.min_accuracy = str(trained), 0.6
@@ -324,6 +325,7 @@ def test_classes_in_another_order_in_the_evaluation_split(tiny, tmp_path, monkey
         train_and_evaluate(resolved(tiny), tmp_path / "run")
 
 
+@pytest.mark.full
 def test_a_teacher_is_folded_and_still_known_by_its_file(distilled, tmp_path):
     config = resolved(distilled)
     (network,) = teachers.read(config, tmp_path)
@@ -337,6 +339,7 @@ def test_a_teacher_is_folded_and_still_known_by_its_file(distilled, tmp_path):
     assert kept["teachers"][0]["sha256"] == weights.sha256(network.variables) != weights.sha256(variables)
 
 
+@pytest.mark.full
 def test_a_teacher_that_changes_during_the_run_is_noticed(distilled, tmp_path, monkeypatch):
     honest = loop._finish
 
@@ -454,6 +457,7 @@ def test_a_run_can_prove_who_saw_what(distilled, tmp_path, regime):
     assert all((student == teacher) is (regime in ("consistent", "function_matching")) for student, teacher in seen)
 
 
+@pytest.mark.full
 def test_a_broken_pipeline_does_not_pass_the_proof(distilled, tmp_path, monkeypatch):
     honest = TrainPipeline.batch
 

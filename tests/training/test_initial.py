@@ -58,6 +58,7 @@ def test_a_stage_changes_the_network_and_resumes_to_the_bit(staged, train_once, 
     np.testing.assert_array_equal(packed.predict(image), big_distill.load(tmp_path / "run").predict(image))
 
 
+@pytest.mark.full
 def test_half_of_the_channels(staged, tmp_path):
     staged.compress.update(scope="layer", sparsity=0.0, layer_sparsity=("conv2/kernel=0.5",))
     summary = train_and_evaluate(resolved(staged), tmp_path / "run")

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiers import cases
 
 from big_distill import teacher as teachers
 from big_distill import weights
@@ -117,7 +116,8 @@ def test_a_mistake_shows_before_the_teacher_is_trained(hinted, tmp_path):
     assert not (tmp_path / "run" / "teacher").exists()
 
 
-@pytest.mark.parametrize("name", cases("fitnets", full=["seed"]))
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["fitnets", "seed"])
 def test_what_an_objective_keeps_is_resumed_to_the_bit(distilled, train_once, tmp_path, interrupt_after, name):
     distilled.objective.name = f"{__name__}:{name}"
     config = resolved(distilled)

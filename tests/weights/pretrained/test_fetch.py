@@ -224,6 +224,7 @@ def test_only_urls_are_fetched(url, cache):
     assert not cache.exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["processes", "threads"])
 def test_two_at_once_download_once(server, kind):
     server.delay = 1.0 if kind == "processes" else 0.1
