@@ -45,7 +45,7 @@ LAYERS = [  # top first, and in a layer from left to right: the order of `ROOMS`
         [
             ("parallel", "the mesh"),
             ("data", "images, draws"),
-            ("config", "the schema"),
+            ("config_files config", "the schema"),
             ("files", "atomic writes"),
             ("state errors terminal", "types that flow"),
         ],

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 
 os.environ.setdefault(
     "XLA_FLAGS",
@@ -32,7 +33,8 @@ from big_distill.training.loop import train_and_evaluate
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
+CACHE = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)  # what takes less is made sooner than read
 flags.FLAGS.mark_as_parsed()
 fuzzing = settings(deadline=None, suppress_health_check=list(HealthCheck))  # `mutations.bounded` has the time
@@ -40,12 +42,14 @@ settings.register_profile("fast", fuzzing, max_examples=25, derandomize=True, da
 settings.register_profile("all", fuzzing, max_examples=200, derandomize=True, database=None)
 settings.register_profile("long", fuzzing, max_examples=10_000)
 
+FAST = "not full and not slow and not soak"  # as in pyproject.toml
 every_device = sharding.make_mesh
 
 
 def first_device(fsdp=1, devices=None):
     """Makes a mesh of the first device, unless devices are named."""
-    return every_device(fsdp, devices) if devices is not None else every_device(1, jax.devices()[:1])
+    assert fsdp == 1 or devices is not None, "the test needs the fixture eight_devices"
+    return every_device(fsdp, devices if devices is not None else jax.devices()[:1])
 
 
 sharding.make_mesh = first_device
@@ -56,15 +60,12 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    """Chooses the tier. A test that is named (FILE::test) runs whatever its tier, and -m chooses for itself."""
+    named = any("::" in argument for argument in config.args)
+    if (config.getoption("--all") or named) and config.option.markexpr == FAST:
+        config.option.markexpr = "" if named else "not slow and not soak"
     if not config.getoption("--hypothesis-profile"):
         settings.load_profile("all" if config.getoption("--all") else "fast")
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--all"):
-        full = [item for item in items if "full" in item.keywords]
-        config.hook.pytest_deselected(items=full)
-        items[:] = [item for item in items if item not in full]
 
 
 @pytest.fixture
@@ -85,10 +86,11 @@ def train_once(finished_runs):
     directory, places = finished_runs
 
     def train(config, workdir):
-        key = json.dumps(to_dict(config), sort_keys=True)
+        key = json.dumps(to_dict(config), sort_keys=True), sharding.make_mesh, sharding.MIN_SIZE
         if key not in places:
-            train_and_evaluate(config, directory / str(len(places)))
-            places[key] = directory / str(len(places))
+            place = pathlib.Path(tempfile.mkdtemp(dir=directory)) / "run"
+            train_and_evaluate(config, place)
+            places[key] = place
         shutil.copytree(places[key], workdir)
         return json.loads((workdir / "summary.json").read_text())
 

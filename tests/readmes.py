@@ -1,5 +1,6 @@
 """Reads the READMEs: their blocks of commands and code, with the words above them."""
 
+import ast
 import dataclasses
 import pathlib
 import re
@@ -53,3 +54,18 @@ def blocks(language):
             above = before.rstrip().rpartition("\n\n")[2]
             found.append(Block(page, before.count("\n") + 1, match[1], above, match[2]))
     return [block for block in found if block.language == language]
+
+
+def modules():
+    """Lists all modules by room, each with its docstring's first line, as big_distill/README.md has them."""
+    package, lines = ROOT / "big_distill", []
+    for path in sorted(package.rglob("*.py"), key=lambda path: (str(path.parent), path.name)):
+        name = str(path.relative_to(package))
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        lines.append(f"- `{name}`: {docstring.splitlines()[0]}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    page = ROOT / "big_distill" / "README.md"
+    page.write_text(page.read_text().partition("- `__init__.py`")[0] + modules())

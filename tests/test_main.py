@@ -9,7 +9,7 @@ import socket
 import numpy as np
 import pytest
 from absl import flags
-from processes import HANGS, ROOT, cluster, losses, run, saved_steps, start, timeless
+from processes import HANG_SECONDS, ROOT, cluster, losses, run, saved_steps, start, timeless
 from tiers import cases
 
 from big_distill import cli, weights
@@ -130,7 +130,7 @@ def test_two_processes_are_one(whole, tmp_path, fsdp):
     args = [f"--config.teacher.path={whole}/teacher", f"--config.mesh.fsdp={fsdp}"]
     args += ["--config.teacher.sharded"] if fsdp > 1 else []
     processes = cluster(*DIGITS, f"--workdir={tmp_path}", *args, num_devices=2)
-    outputs = [process.communicate(timeout=HANGS) for process in processes]
+    outputs = [process.communicate(timeout=HANG_SECONDS) for process in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     assert "agreement" in outputs[0][0] and "agreement" not in outputs[1][0]  # process 0 alone speaks
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
@@ -213,7 +213,7 @@ def test_slurm_is_found():
     job = {"SLURM_JOB_ID": str(free_job()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     args = [FM, "--distributed", "--config.batch_size=3", "--config.teacher.config.batch_size=3"]
     processes = [start(*args, **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
-    outputs = [process.communicate(timeout=HANGS) for process in processes]
+    outputs = [process.communicate(timeout=HANG_SECONDS) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
     assert all("3" in err and "2 devices" in err for _, err in outputs), outputs
 
@@ -251,7 +251,7 @@ def test_a_port_that_is_taken_is_one_line():
 def test_processes_with_different_flags_say_so(tmp_path, each, changed):
     """The processes also do not wait for each other without end."""
     together = cluster(*DIGITS, f"--workdir={tmp_path}", of_each=each)
-    errors = [process.communicate(timeout=HANGS)[1] for process in together]
+    errors = [process.communicate(timeout=HANG_SECONDS)[1] for process in together]
     assert [process.returncode for process in together] == [2, 2], errors
     assert "process 1 of 2 was given another config than this one" in errors[0]
     assert "this process has another config than process 0 (" in errors[1] and changed in errors[1]

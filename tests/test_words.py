@@ -9,7 +9,8 @@ from test_structure import PACKAGE
 
 ROOT = PACKAGE.parent
 FRAGMENT = re.compile("Of|What|Whether|How|Where|As|And|But|By|For|From|With|Which|Whatever|Nor")
-VERB = re.compile("(?!Its|This|Axes|Bytes|Channels|Classes|Images|Kernels|Layers|Logits|Losses|Pixels)[A-Z][a-z-]+s,?")
+VERB = re.compile("[A-Z][a-z-]+s,?")
+NO_VERBS = re.compile("Its|This|Always|Across|Axes|Bytes|Channels|Classes|Images|Kernels|Layers|Logits|Losses|Weights")
 
 
 def first_words(path):
@@ -28,11 +29,11 @@ def test_words_begin_as_a_sentence_does():
     assert len(paths) > 200
     wrong = []
     for path in sorted(paths):
-        if "legacy" in path.parts:  # those files stay as they were
+        if path.name == "digits.py":  # the config of the legacy runs stays as it was
             continue
         for where, word in first_words(path):
             of_a_function = isinstance(where, ast.FunctionDef) and PACKAGE in path.parents
-            if FRAGMENT.fullmatch(word) or (of_a_function and not VERB.fullmatch(word)):
+            if FRAGMENT.fullmatch(word) or (of_a_function and (NO_VERBS.fullmatch(word) or not VERB.fullmatch(word))):
                 line = where.start[0] if isinstance(where, tokenize.TokenInfo) else getattr(where, "lineno", 1)
                 wrong.append(f"{path.relative_to(ROOT)}:{line} begins with {word!r}")
     assert not wrong, "\n".join(wrong)

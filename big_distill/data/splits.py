@@ -1,8 +1,8 @@
 """Reads a training split in one of three ways: cached, streamed, resident. Each is a class with the same `read`.
 
 A split whose decoded images fit `cache_bytes` is decoded once, and batches are gathered from it. A larger one is read
-and decoded batch by batch. Both ways give the same pixels. A resident split lives on the devices, and a batch says what
-to crop there.
+and decoded batch by batch. Both ways give the same pixels, unless `view.reduced_decoding` is set, which streams every
+split. A resident split lives on the devices, and a batch says what to crop there.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def jit_eval(
 
 
 def mesh_for(config: Config) -> Mesh:
-    """Makes this machine's mesh for a run trained elsewhere. Lowers `mesh.fsdp` to what its devices allow."""
+    """Makes a mesh of all devices for a run trained elsewhere, and lowers `mesh.fsdp` to what they allow."""
     return sharding.make_mesh(math.gcd(config.mesh.fsdp, jax.device_count()))
 
 
@@ -84,7 +84,7 @@ def open_split(config: Config, source: SourceConfig, split: str) -> Source:
 
 
 def open_eval(config: Config, split: str) -> EvalPipeline:
-    """Opens the evaluation batches of a split. `eval_batch_size` gives their size for this machine's devices."""
+    """Opens the evaluation batches of a split. `eval_batch_size` gives their size for all processes' devices."""
     source = open_split(config, config.evaluated_on, split)
     check_classes(source, config.num_classes)
     batch_size = eval_batch_size(config, jax.device_count())

@@ -17,7 +17,7 @@ from big_distill import weights
 from big_distill.run_dir.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
-HANGS = 240  # seconds: a process that takes longer hangs, on the busiest machine, too
+HANG_SECONDS = 240  # a process that takes longer hangs, on the busiest machine, too
 STAGED = "--config=tests/faults/staged_digits.py"
 CLOCK = ("seconds", "train/images_per_second")
 CLOCKED = ("wall_seconds", "images_per_second", "resumed_at")  # fields of a summary
@@ -31,7 +31,6 @@ def start(*args, module="big_distill.main", **kwargs):
 def start_command(*command, num_devices=1, cwd=ROOT, **env):
     """Starts any command with `num_devices` devices; it shares the tests' compilation cache."""
     cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={num_devices}"),
     }
@@ -41,7 +40,7 @@ def start_command(*command, num_devices=1, cwd=ROOT, **env):
 
 def finish(process):
     """Waits for a process and returns (exit status, stdout, stderr)."""
-    out, err = process.communicate(timeout=HANGS)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     return process.returncode, out, err
 
 
@@ -60,7 +59,7 @@ def cluster(*args, num_processes=2, of_each=None, **kwargs):
     return [start(*common, f"--process_id={i}", *own[i], **kwargs) for i in range(num_processes)]
 
 
-def wait_for(condition, process, seconds=HANGS):
+def wait_for(condition, process, seconds=HANG_SECONDS):
     """Waits until `condition()`; fails if the process ends first."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -52,7 +52,7 @@ def test_the_stream_does_not_know_of_devices_or_processes(tmp_path, monkeypatch)
         monkeypatch.setattr(sharding, "make_mesh", lambda fsdp, mesh=mesh: mesh)
         train_and_evaluate(config, tmp_path / str(num_devices))
         hashes[num_devices] = view_hashes(tmp_path / str(num_devices))
-    outputs = [process.communicate(timeout=processes.HANGS) for process in together]
+    outputs = [process.communicate(timeout=processes.HANG_SECONDS) for process in together]
     assert [process.returncode for process in together] == [0, 0], outputs
     hashes["two processes"] = view_hashes(tmp_path / "two")
     assert len(hashes[1]) == 12 == len(set(hashes[1]))

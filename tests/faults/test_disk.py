@@ -75,7 +75,7 @@ def test_metrics_that_do_not_fit(whole, disk):
     process = processes.start(*command, f"--workdir={workdir}")
     processes.wait_for(lambda: processes.saved_steps(workdir), process)
     fill(disk)
-    _, err = process.communicate(timeout=processes.HANGS)
+    _, err = process.communicate(timeout=processes.HANG_SECONDS)
     assert process.returncode == 4 and "Traceback" not in err
     assert re.fullmatch(r"big_distill: the metrics in \S+ cannot be written: No space left on device\n", err)
     (disk / "filler").unlink()
@@ -92,7 +92,7 @@ def test_the_one_of_two_processes_that_writes(disk):
     together = processes.cluster(*args, "--peer_timeout_seconds=20")
     processes.wait_for(lambda: processes.saved_steps(disk / "run"), together[0])
     fill(disk)
-    (_, err), _ = (process.communicate(timeout=processes.HANGS) for process in together)
+    (_, err), _ = (process.communicate(timeout=90) for process in together)  # the flag's default is 100
     assert together[0].returncode == 4 and "Traceback" not in err
     assert "the metrics in" in err and "No space left on device" in err
     assert together[1].returncode == 75 or together[1].returncode < 0  # JAX may be the first to notice, and abort

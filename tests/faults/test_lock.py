@@ -1,10 +1,26 @@
 """Checks that a run directory has one run: the second refuses, unless the first is dead."""
 
+import fcntl
 import json
 
 import processes
 import pytest
 from processes import STAGED
+
+from big_distill.errors import RunError
+from big_distill.resolve import resolve
+from big_distill.training.loop import train_and_evaluate
+
+
+def test_a_directory_that_is_held_refuses(tiny, tmp_path):
+    config = resolve(tiny, 1, "cpu")
+    with (tmp_path / "run.lock").open("w") as file:
+        file.write("process 7 of tpu-0\n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="is being trained by process 7 of tpu-0: wait for it, stop it, or choose"):
+            train_and_evaluate(config, tmp_path)
+    assert train_and_evaluate(config, tmp_path)["steps"] == 6
 
 
 @pytest.mark.full
@@ -26,5 +42,5 @@ def test_the_second_run_refuses(tmp_path):
     third = processes.start(*command)  # the lock died with its process
     processes.wait_for(lambda: processes.saved_steps(tmp_path)[-1] > steps[-1], third)
     third.terminate()
-    out, err = third.communicate(timeout=processes.HANGS)
+    out, err = third.communicate(timeout=processes.HANG_SECONDS)
     assert third.returncode == 75 and "resumes at step" in out, err

@@ -16,7 +16,7 @@ of its own beside these.
 
 Every path in them is relative to runs/NAME, where they are unpacked, but for the temporary directory that Orbax notes
 in its commit_success.txt. They leave out files that name the machine: event files, locks, directories of source files.
-The runs have one device, and XLA does not optimise, as in the tests.
+The runs have one device, and XLA does not optimise, as in the tests of that version.
 """
 
 import lzma

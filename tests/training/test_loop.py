@@ -85,6 +85,18 @@ def test_resume_is_bit_exact(distilled, train_once, tmp_path, interrupt_after, s
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
 
 
+@pytest.mark.full
+def test_resume_is_bit_exact_on_eight_devices(distilled, eight_devices, tmp_path, interrupt_after):
+    config = resolved(distilled)
+    whole = train_and_evaluate(config, tmp_path / "whole")
+    interrupt_after(6 + 4)  # the teacher makes the first six steps
+    with pytest.raises(Preempted, match="step 4 of 6"):
+        train_and_evaluate(config, tmp_path / "parts")
+    parts = train_and_evaluate(config, tmp_path / "parts")
+    assert parts["resumed_at"] == [4] and parts["params_sha256"] == whole["params_sha256"]
+    assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
+
+
 def test_metrics_after_the_checkpoint_are_cut_back(tiny, train_once, tmp_path, monkeypatch):
     """A run that dies between two checkpoints has written metrics of steps that the resumed run writes again."""
     config = resolved(tiny)
