@@ -33,11 +33,12 @@ def define_config_flag(values: flags.FlagValues = flags.FLAGS, argv: list[str] |
     values["config"].parser = _ConfigFile()
 
 
-def define_run_flags(split: str | None) -> None:
-    """Defines the flags of a command that evaluates a run's student; `split` is the default of `--split`."""
+def define_run_flags(split: str) -> None:
+    """Defines the flags of a command that evaluates a run's student, by default on its 'test' or 'validation' split."""
     flags.DEFINE_string("workdir", None, "Names the run directory.")
-    default = "" if split else " Default: the run's validation split."
-    flags.DEFINE_string("split", split, f"Names the split of the run's data set, in TFDS syntax.{default}")
+    flags.DEFINE_string(
+        "split", None, f"Names a split of the run's data set, in TFDS syntax. Default: its {split} split."
+    )
     flags.DEFINE_string("step", "final", "Chooses the weights: final, latest, best, or the number of a checkpoint.")
     flags.DEFINE_string("data_dir", None, "Names the root of the TFDS sets. Default: the run's own.")
 
@@ -47,6 +48,13 @@ def run_directory() -> pathlib.Path:
     if not flags.FLAGS.workdir:
         raise ConfigError("--workdir=DIR is needed: a run directory")
     return pathlib.Path(flags.FLAGS.workdir)
+
+
+def test_split(workdir: pathlib.Path) -> str:
+    """Returns the split that `--split` names, else the one that the run's config calls its test split, else 'test'."""
+    from big_distill.run_dir.layout import read_config
+
+    return flags.FLAGS.split or read_config(workdir).evaluated_on.test or "test"
 
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:

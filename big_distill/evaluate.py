@@ -35,10 +35,11 @@ def main() -> None:
     args, workdir = flags.FLAGS, cli.run_directory()
     if args.packed and args.step != "final":
         raise ConfigError(f"--packed={args.packed} takes the place of --step={args.step}: give one of them")
+    split = cli.test_split(workdir)
     if args.packed:
-        scores = evaluate_file(pathlib.Path(args.packed), workdir, args.split, args.data_dir)
+        scores = evaluate_file(pathlib.Path(args.packed), workdir, split, args.data_dir)
     else:
-        scores = evaluate_run(workdir, args.split, args.step, args.data_dir)
+        scores = evaluate_run(workdir, split, args.step, args.data_dir)
     if jax.process_index() == 0:
         print(json.dumps(scores) if args.json else table(scores))
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def define_flags() -> None:
     """Defines the flags; importing the module does not, so that one process can import several commands."""
-    cli.define_run_flags(split=None)
+    cli.define_run_flags(split="validation")
     flags.DEFINE_string("structure", "weights", "Prunes weights, or channels of layers that no skip connection ties.")
     shares = [str(tenths / 10) for tenths in range(1, 10)] + ["0.95"]
     flags.DEFINE_list("shares", shares, "Lists the shares of a layer to prune.")

@@ -130,6 +130,18 @@ def test_commands_that_do_not_run_resolve(block, own_code, monkeypatch):
             assert resolve(values.config, 1, "cpu").total_steps > 0
 
 
+def test_a_run_on_photos_is_packed_on_its_own_test_split(tiny, place, tmp_path):
+    """Its data have no split of the name 'test'."""
+    tiny.source.update(
+        name="folder", path=str(place / "PHOTOS"), train="train[:90%]", validation=None, test="train[90%:]"
+    )
+    tiny.num_classes, tiny.source.num_train_examples, tiny.batch_size = 2, 18, 8
+    train_and_evaluate(resolve(tiny, 1, "cpu"), tmp_path / "run")
+    for module in ("big_distill.pack", "big_distill.evaluate"):
+        status, out, err = finish(start_command(sys.executable, "-m", module, f"--workdir={tmp_path / 'run'}"))
+        assert status == 0 and "accuracy" in out, err
+
+
 def test_there_are_commands_of_both_kinds():
     assert len([block for block in COMMANDS if block.reason]) > 15
     assert len([block for block in COMMANDS if not block.reason]) > 15
