@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests: makes the environment if need be, then starts pytest. Arguments are passed on.
 #
-#   bash launch/test.sh                     # what everybody runs: five minutes on two quiet cores
+#   bash launch/test.sh                     # what everybody runs
 #   bash launch/test.sh --all               # every test but those marked slow or soak
 #   bash launch/test.sh -m slow
 #   bash launch/test.sh -n 0 -x tests/step/test_objectives.py

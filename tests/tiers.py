@@ -1,4 +1,4 @@
-"""Splits the cases of a test into those of the five minutes that everybody runs and the others, which --all adds."""
+"""Splits the cases of a test into those that everybody runs and the others, which --all adds."""
 
 import pytest
 
