@@ -86,8 +86,9 @@ def shrunk(words):
 
 
 def marked(block):
-    """Leaves the commands of all pages but the main one to --all."""
-    return pytest.param(block, id=str(block), marks=() if block.page == ROOT / "README.md" else pytest.mark.full)
+    """Leaves to --all the commands of all pages but the main one, and a BiT and a report, which take half a minute."""
+    often = block.page == ROOT / "README.md" and not re.search("flowers64_fm|report", block.text)
+    return pytest.param(block, id=str(block), marks=() if often else pytest.mark.full)
 
 
 @pytest.mark.parametrize("block", [marked(block) for block in COMMANDS if not block.reason])

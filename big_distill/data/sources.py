@@ -114,9 +114,11 @@ def split_ids(name: str, split: str, lengths: Mapping[str, int]) -> np.ndarray:
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Loads scikit-learn's handwritten digits in a fixed random order. Every stretch of it holds the classes evenly."""
-    from sklearn.datasets import load_digits  # slow to import
-
-    grey, labels = load_digits(return_X_y=True)
+    spec = importlib.util.find_spec("sklearn")  # importing it would take two seconds
+    if spec is None or spec.origin is None:
+        raise DataError("digits: they are a file of scikit-learn, which is not installed: pip install scikit-learn")
+    table = np.loadtxt(pathlib.Path(spec.origin).with_name("datasets") / "data" / "digits.csv.gz", delimiter=",")
+    grey, labels = table[:, :-1], table[:, -1].astype(int)
     order = permutation(0, len(labels), 0)
     rank = np.empty(len(labels))  # rank of an example within its class, in (0, 1)
     for label in range(10):

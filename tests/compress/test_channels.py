@@ -93,6 +93,7 @@ def test_a_bit_without_channels_is_a_bit_that_never_had_them():
     np.testing.assert_array_equal(unit["gn1"]["scale"], before["gn1"]["scale"])
 
 
+@pytest.mark.full
 def test_which_layers_and_which_axes():
     found = initial.prunable(networks.make_example("lenet5").network.architecture)
     assert [layer.kernel for layer in found] == ["conv1/kernel", "conv2/kernel", "fc1/kernel"]

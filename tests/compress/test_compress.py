@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import cases
 
 from big_distill import compress, weights
 from big_distill.compress import pruning, sharing
@@ -48,7 +49,7 @@ def test_cubic_is_zhu_and_guptas():
     assert due == [10, 17, 24, 30]
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("scope", cases("global", full=["layer"]))
 def test_exactly_so_many_of_the_smallest_go(scope):
     dense = params()
     asked = plan(sparsity=0.7, scope=scope, prune_end=0.0)
@@ -95,6 +96,7 @@ def test_what_is_pruned_never_comes_back():
     assert counts[29] == round(0.8 * total * (1 - 0.5**3))
 
 
+@pytest.mark.full
 def test_a_new_head_of_zeros_is_not_taken_for_small():
     dense = params()
     dense["head"]["kernel"] *= 0
@@ -103,6 +105,7 @@ def test_a_new_head_of_zeros_is_not_taken_for_small():
         assert zeros(masks["head/kernel"]) == 0 and zeros(masks["fc1/kernel"]) >= 360
 
 
+@pytest.mark.full
 def test_no_layer_is_left_with_nothing():
     """A head that begins at zero stays smaller than all other layers for long."""
     dense = params()
@@ -200,6 +203,7 @@ def test_zeros_of_what_is_not_fresh_stay():
     assert (zeros(aux["fc1/kernel"]), zeros(aux["head/kernel"])) == (600, 0)
 
 
+@pytest.mark.full
 def test_a_factor_is_called_by_its_layer_too():
     dense = params()
     first, last = {"kernel": jnp.ones((40, 3))}, {"kernel": jnp.ones((3, 30))}
@@ -209,6 +213,7 @@ def test_a_factor_is_called_by_its_layer_too():
         assert len(compress.make_scheme(run, dense).encode(dense)[1]) == count
 
 
+@pytest.mark.full
 def test_pruned_integers():
     asked = plan(integer_bits=8, sparsity=0.5, prune_end=0.0)
     trained, aux = asked.encode(params())
@@ -220,6 +225,7 @@ def test_pruned_integers():
     np.testing.assert_array_equal(gradient != 0, np.asarray(aux["fc1/kernel"].mask))
 
 
+@pytest.mark.full
 def test_the_rest_in_bfloat16():
     dense = params()
     trained, aux = plan(rest="bfloat16", sparsity=0.5).encode(dense)
@@ -297,6 +303,7 @@ def kernels(directory):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in named if x.ndim > 1}
 
 
+@pytest.mark.full
 def test_prune_then_share(staged, tmp_path):
     summary = train_and_evaluate(resolved(staged), tmp_path / "run")
     pruned, shared = kernels(tmp_path / "run" / "init"), kernels(tmp_path / "run")

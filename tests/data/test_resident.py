@@ -202,6 +202,7 @@ def test_it_can_prove_who_saw_what(distilled, tmp_path, regime):
     assert all((ours == theirs) is (regime in ("consistent", "function_matching")) for ours, theirs in seen)
 
 
+@pytest.mark.full
 def test_a_resume_is_bit_exact(tiny, train_once, tmp_path, interrupt_after, capsys):
     tiny.total_steps = 9
     tiny = in_chunks(tiny)

@@ -14,10 +14,12 @@ from big_distill.errors import ConfigError, DataError, RunError
 from big_distill.export import litert
 from big_distill.export.function import pixels_to_logits
 
-pytestmark = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("tensorflow", "ai_edge_litert"))),  # their import takes seconds
-    reason="the extra tf is not installed",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not all(map(importlib.util.find_spec, ("tensorflow", "ai_edge_litert"))), reason="the extra tf is not installed"
+    ),
+    pytest.mark.xdist_group("litert"),  # one process imports TensorFlow, which takes seconds
+]
 
 
 def test_logits_are_the_networks(example, tmp_path):
@@ -68,6 +70,7 @@ def images_like(pixels, count):
     return rng.integers(0, brightness, (count, *pixels.shape[1:]), np.uint8)
 
 
+@pytest.mark.full
 def test_a_product_does_not_spoil_the_range_of_its_factors(make, tmp_path, monkeypatch):
     """TensorFlow's own calibration gives the gate the range of its product, and rounds it to 0."""
     weights = np.random.default_rng(0).normal(0, 0.1, (64, 64)).astype("f")

@@ -1,4 +1,4 @@
-"""Learns the digits in three stages of a second or two: a teacher, a pruned student, and that one with shared weights.
+"""Learns the digits in three stages of 28 steps: a teacher, a pruned student, and that one with shared weights.
 
 `:stages=teacher` trains the teacher alone.
 """
@@ -19,7 +19,7 @@ def get_config(arg=""):
     for stage in (config, first, config.teacher.config):
         stage.batch_size = 40
         stage.optimizer.warmup_steps = 2
-        stage.total_steps = 120
+        stage.total_steps = 28
         stage.log_every_steps = 1
         stage.eval_every_steps, stage.checkpoint_every_steps = 7, 5
     return config if arg.stages == "all" else config.teacher.config

@@ -127,6 +127,7 @@ def test_the_checkpoint_before_takes_over(runs, stopped, capsys, name):
     assert examine(stopped).verified
 
 
+@pytest.mark.full
 def test_all_damaged_is_a_refusal_that_names_them(runs, stopped):
     flipped(largest(stopped, 3))
     shutil.rmtree(stopped / "checkpoints/5/state")

@@ -10,7 +10,8 @@ from processes import STAGED
 from big_distill.run_dir import checkpoints
 
 # A checkpoint takes about 700 kB.
-COMMAND = [f"{STAGED}:stages=teacher", "--config.student.features=(64,128)", "--config.keep_latest=50"]
+COMMAND = [f"{STAGED}:stages=teacher", "--config.student.features=(64,128)", "--config.keep_latest=50",
+           "--config.total_steps=120"]  # fmt: skip
 
 
 def mount(directory, options):

@@ -43,6 +43,7 @@ def test_signals_save_and_leave(whole, tmp_path):
     assert got == want
 
 
+@pytest.mark.full
 def test_a_step_that_outlasts_the_grace_is_lost(tmp_path):
     args = [STAGED, f"--workdir={tmp_path}", "--config.grace_seconds=1"]
     status, _, err = processes.run("TERM", "teacher", "hang", 8, 1, *args, module="tests/faults/struck.py")
@@ -64,7 +65,8 @@ def test_processes_save_the_same_step(tmp_path, names, num_processes):
 @pytest.mark.full
 def test_processes_stop_soon_in_the_next_stage_too(tmp_path):
     """Processes agree on the next time that they all ask, not on a number of steps: that starts anew in every stage."""
-    together = processes.cluster(STAGED, f"--workdir={tmp_path}", "--config.init_config.total_steps=100000")
+    lengths = ["--config.teacher.config.total_steps=120", "--config.init_config.total_steps=100000"]
+    together = processes.cluster(STAGED, f"--workdir={tmp_path}", *lengths)
     processes.wait_for((tmp_path / "teacher" / "summary.json").exists, together[0])
     assert_all_stop(together, ["TERM"], tmp_path / "init")
     assert processes.saved_steps(tmp_path / "init")[-1] < 100  # the teacher made 120

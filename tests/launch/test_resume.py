@@ -66,7 +66,9 @@ def test_a_machine_runs_one_run_and_stops_it(checkout, machine):
 
 
 def test_a_run_stops_while_it_waits_to_go_on(checkout, machine):
-    (checkout.home / "bin" / "sleep").write_text('#!/bin/sh\n[ "$1" = 10 ] && exec /bin/sleep 60\nexec /bin/sleep 0.05\n')
+    (checkout.home / "bin" / "sleep").write_text(
+        '#!/bin/sh\n[ "$1" = 10 ] && exec /bin/sleep 60\nexec /bin/sleep 0.05\n'
+    )
     checkout.statuses([75, 0])
     machine("start", *TRAIN)
     wait_for(lambda: "goes on in 10 s" in (checkout.home / "state" / "log").read_text())

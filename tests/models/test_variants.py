@@ -56,6 +56,7 @@ def test_factors_of_full_rank_compute_the_same(family):
     np.testing.assert_allclose(logits(frozen, folded=True), want, rtol=0, atol=1e-4 * want.std())
 
 
+@pytest.mark.full
 def test_a_range_is_a_running_mean():
     network = weights.with_input_ranges(networks.make_example("lenet5").network, 8)
     model = network.architecture.build("float32")

@@ -120,6 +120,7 @@ def test_answers_that_are_no_numbers(run, tmp_path):
     assert "nan" not in check(tmp_path / "report.html").text.lower().split()
 
 
+@pytest.mark.full
 def test_a_teacher_inside_an_unfinished_run(run, tmp_path):
     teacher = json.loads((run / "teacher" / "summary.json").read_text())["student"]
     (run / "summary.json").unlink()
@@ -202,6 +203,7 @@ def test_without_data_at_hand(run, tmp_path, capsys):
     assert not capsys.readouterr().out and "These runs were not compared: run." in check(tmp_path / "report.html").text
 
 
+@pytest.mark.full
 def test_without_labels(run, tmp_path, capsys, monkeypatch):
     with_names(monkeypatch, ())
     (values,) = report([run], tmp_path / "report.html", num_examples=4)["runs"]

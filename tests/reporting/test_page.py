@@ -64,6 +64,7 @@ def test_the_surest_losses_come_first():
     assert [own["name"] for own in found["won"]] == ["e"]
 
 
+@pytest.mark.full
 def test_figures_stand_alone(made):
     """Figures suit white and dark: they have no background and no colour that only a page has, and they are small."""
     files = list((made[0].parent / "figures").iterdir())
@@ -78,6 +79,7 @@ def test_figures_stand_alone(made):
         assert "DejaVu" not in text and "system-ui" in text
 
 
+@pytest.mark.full
 def test_the_same_page_again(made, finished, tmp_path):
     again = report([finished, finished / ".." / finished.name], tmp_path / "report.html", num_examples=3)
     assert again == made[1] and (tmp_path / "report.html").read_bytes() == made[0].read_bytes()

@@ -47,6 +47,7 @@ def test_the_rates_are_for_kernels_alone(run):
     assert names == ["conv1/kernel", "conv2/kernel", "head/kernel"]
 
 
+@pytest.mark.full
 def test_channels_of_what_no_skip_ties(run):
     found = sensitivity.scan(run, "channels", "train[:200]", [0.75], layers="conv.*")
     assert list(found.by_layer) == ["conv1/kernel", "conv2/kernel"]

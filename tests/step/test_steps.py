@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiers import cases
 
 from big_distill.config import Config, ObjectiveConfig, SourceConfig, ViewConfig
 from big_distill.data import array_source
@@ -183,7 +184,7 @@ def test_accumulation_is_the_whole_batch(batch, name):
     np.testing.assert_allclose(after_whole.params["kernel"], after_parts.params["kernel"], atol=1e-6)
 
 
-@pytest.mark.parametrize("accumulate_steps", [1, 4])
+@pytest.mark.parametrize("accumulate_steps", cases(4, full=[1]))
 def test_two_students_of_one_step_learn_as_each_does_alone(batch, accumulate_steps):
     """Their losses, rates and steps differ; the teacher is asked once."""
     _, state, teacher = setup()

@@ -75,6 +75,7 @@ def as_program(network):
     return weights.Network(program, network.variables, "program")
 
 
+@pytest.mark.full
 def test_a_program_is_a_teacher(distilled, tiny, eight_devices, tmp_path, monkeypatch, interrupt_after):
     """A program teaches as its network does, on eight devices, and a resumed run recognises it."""
     train_and_evaluate(resolved(distilled.teacher.config), tmp_path / "teacher")

@@ -74,6 +74,7 @@ def trained(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.full
 def test_preflight_measures_the_teacher_and_keeps_what_it_found(distilled, trained, tmp_path, capsys):
     distilled.teacher.path = str(trained)
     distilled.teacher.min_accuracy = 0.6
@@ -102,6 +103,7 @@ def test_a_wrong_card_is_noticed_before_a_step_is_spent(distilled, trained, tmp_
     assert not read_metrics(tmp_path / "run")
 
 
+@pytest.mark.full
 def test_a_fold_that_costs_too_much_is_refused(distilled, tmp_path):
     distilled.teacher.dtype = "bfloat16"
     distilled.teacher.max_fold_kl = 1e-9
@@ -162,6 +164,7 @@ def test_a_teacher_without_convolutions_for_int8_is_refused(distilled, trained, 
         train_and_evaluate(resolved(distilled), tmp_path / "run")
 
 
+@pytest.mark.full
 def test_int8_without_a_teacher_is_nothing(tiny, tmp_path):
     tiny.teacher.dtype = "int8"
     train_and_evaluate(resolved(tiny), tmp_path / "run")
@@ -187,6 +190,7 @@ def test_int8_that_breaks_the_teacher_does_not_reach_min_accuracy(distilled, tra
         train_and_evaluate(resolved(distilled), tmp_path / "run")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("field, value", cases(("min_accuracy", 0.99), full=[("max_fold_kl", 1e-12)]))
 def test_a_stricter_gate_holds_for_a_resumed_run(distilled, tmp_path, monkeypatch, field, value):
     distilled.teacher.dtype, distilled.teacher.max_fold_kl = "bfloat16", 0.5
@@ -231,6 +235,7 @@ def test_a_refused_command_leaves_the_run_as_it_was(distilled, tmp_path):
     assert evaluate_run(tmp_path / "run", "validation")["num_examples"] == 200
 
 
+@pytest.mark.full
 def test_classes_of_what_a_run_starts_from(tiny, trained, tmp_path):
     network = weights.load(trained)
     card = dataclasses.replace(network.architecture.card, class_names=tuple("abcdefghij"))
@@ -447,6 +452,7 @@ def hashes(workdir):
     ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("regime", cases("function_matching", full=["fixed", "independent", "consistent"]))
 def test_a_run_can_prove_who_saw_what(distilled, tmp_path, regime):
     distilled.view.regime = regime

@@ -6,7 +6,6 @@ import jax
 import networks
 import numpy as np
 import pytest
-from tiers import cases
 
 import big_distill
 from big_distill import weights
@@ -38,7 +37,8 @@ def staged(tiny, request):
     return tiny
 
 
-@pytest.mark.parametrize("staged", cases("channels", full=["ranks", "flops"]), indirect=True)
+@pytest.mark.full
+@pytest.mark.parametrize("staged", FORMS, indirect=True)
 def test_a_stage_changes_the_network_and_resumes_to_the_bit(staged, train_once, tmp_path, interrupt_after):
     staged.checkpoint_every_steps = 1
     staged.student.activation_bits = 8
@@ -125,6 +125,7 @@ def test_fewer_flops_are_computed():
     assert packing._flops(initial._factored(run, network)) < 0.35 * packing._flops(network)
 
 
+@pytest.mark.full
 def test_mistakes_are_named(tiny, tmp_path):
     tiny.teacher.path = "teacher"
     with pytest.raises(ConfigError, match=r"config.teacher.path='teacher' is for a first stage"):

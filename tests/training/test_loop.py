@@ -97,6 +97,7 @@ def test_resume_is_bit_exact_on_eight_devices(distilled, eight_devices, tmp_path
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
 
 
+@pytest.mark.full
 def test_metrics_after_the_checkpoint_are_cut_back(tiny, train_once, tmp_path, monkeypatch):
     """A run that dies between two checkpoints has written metrics of steps that the resumed run writes again."""
     config = resolved(tiny)
@@ -159,6 +160,7 @@ def test_other_data_are_refused(tiny, tmp_path, interrupt_after):
         train_and_evaluate(resolved(tiny), tmp_path / "run")
 
 
+@pytest.mark.full
 def test_other_teachers_are_refused(distilled, tmp_path, interrupt_after):
     config = resolved(distilled)
     interrupt_after(4)
@@ -175,6 +177,7 @@ def test_other_teachers_are_refused(distilled, tmp_path, interrupt_after):
         train_and_evaluate(config, tmp_path)
 
 
+@pytest.mark.full
 def test_warm_start(tiny, train_once, tmp_path):
     first = train_once(resolved(tiny), tmp_path / "first")
     tiny.init_from = str(tmp_path / "first")
@@ -186,6 +189,7 @@ def test_warm_start(tiny, train_once, tmp_path):
         train_and_evaluate(resolved(tiny), tmp_path / "third")
 
 
+@pytest.mark.full
 def test_several_teachers_by_path(tiny, tmp_path):
     for seed in (0, 1):
         tiny.seed = seed
@@ -266,6 +270,7 @@ def test_checkpoints_are_read_on_another_number_of_devices(tiny, tmp_path, reque
     assert under_way.exists()  # it may belong to a run that is alive
 
 
+@pytest.mark.full
 def test_unlabelled_folder(distilled, train_once, tmp_path):
     """Function matching needs images, not labels."""
     rng = np.random.default_rng(0)
@@ -350,6 +355,7 @@ def unlabelled(config, split):
     return array_source(split, np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8))
 
 
+@pytest.mark.full
 def test_without_labels_no_checkpoint_is_the_best(distilled, train_once, tmp_path):
     """Such runs are evaluated by agreement, and saved as any other."""
     train_once(resolved(distilled.teacher.config), tmp_path / "teacher")

@@ -170,6 +170,7 @@ def test_two_types_of_one_storage(refuse, format_):
     assert "storage '0' is of two types or sizes" in refuse(saved(state, format_))
 
 
+@pytest.mark.full
 def test_deep_nesting_is_no_crash(tmp_path):
     """The test has a process of its own, since a crash would end this one."""
     deep = b")" + b"\x85" * 200_000
