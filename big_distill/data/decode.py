@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from big_distill.data import jpeg
 from big_distill.data.jpeg import Part
@@ -15,6 +16,17 @@ from big_distill.data.jpeg import Part
 # Pillow decodes these itself. It would hand an EPS file, whatever its name, to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_TURNS = {  # EXIF orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")  # of pixels, and of their orientation
 
 
 class BadImage(Exception):
@@ -49,7 +61,8 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
 
     It takes the first frame of an animation, turns it as its EXIF orientation says, and lays transparent pixels over
     white. It scales 16-bit grey to 8 bits, and converts CMYK, palettes and other colour spaces through RGB. It repeats
-    grey into three channels, and converts colour to grey as ITU-R 601 luma.
+    grey into three channels, and converts colour to grey as ITU-R 601 luma. Beside the pixels it reads the orientation
+    alone, so a fault elsewhere in the file costs no image.
 
     Args:
       data: an encoded image, or uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (the last with alpha).
@@ -94,11 +107,14 @@ def _read(data: bytes, channels: int, part_fn: PartFn) -> Decoded:
                 size = image.height, image.width
                 if decoded := _plain_jpeg(data, channels, size, part_fn, intact=False):
                     return decoded
-            ImageOps.exif_transpose(image, in_place=True)
-            return _cut_whole(_to_channels(image, channels), part_fn)
+            image.load()  # a PNG may have its EXIF behind its pixels
+            turn = _TURNS.get(_orientation(image))
+            return _cut_whole(_to_channels(image if turn is None else image.transpose(turn), channels), part_fn)
     except BadImage:
         raise
     except Exception as error:  # on damaged bytes Pillow's readers raise almost anything
+        if data.startswith(_PNG_SIGNATURE) and len(bare := _pixels_of_png(data)) < len(data):
+            return _read(bare, channels, part_fn)
         if not data:
             raise BadImage("no bytes") from error
         if isinstance(error, UnidentifiedImageError):
@@ -106,9 +122,29 @@ def _read(data: bytes, channels: int, part_fn: PartFn) -> Decoded:
         raise BadImage(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
 
 
+def _pixels_of_png(data: bytes) -> bytes:
+    """Leaves out texts and colour profiles: Pillow refuses the whole file if one is large or damaged."""
+    kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while start < len(data):
+        (length,) = struct.unpack(">I", data[start : start + 4].rjust(4, b"\0"))
+        end = start + 12 + length  # length, name, contents, checksum
+        if data[start + 4 : start + 8] in _PNG_CHUNKS:
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Reads the EXIF orientation: 1 where the image is upright, and where its EXIF cannot be read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # on damaged bytes Pillow's readers raise almost anything
+        return 1
+
+
 def _is_plain_jpeg(image: Image.Image, channels: int) -> bool:
     modes = ("RGB", "L") if channels == 3 else ("L",)  # Pillow converts colour to grey, from RGB
-    return image.format == "JPEG" and image.mode in modes and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    return image.format == "JPEG" and image.mode in modes and _orientation(image) == 1
 
 
 def _plain_jpeg(data: bytes, channels: int, size: tuple[int, int], part_fn: PartFn, intact: bool) -> Decoded | None:

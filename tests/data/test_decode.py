@@ -1,9 +1,11 @@
 import contextlib
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from big_distill.data import jpeg
 from big_distill.data.decode import BadImage, decode, decode_part
@@ -69,6 +71,44 @@ def test_exif_orientation_is_applied(format_):
     image[:8, :16] = 255
     expected = np.rot90(image, -1)
     np.testing.assert_allclose(decode(encoded(Image.fromarray(image), format_, exif=exif), 3), expected, atol=8)
+
+
+def chunk(name, contents):
+    """Makes a chunk of a PNG."""
+    return struct.pack(">I", len(contents)) + name + contents + struct.pack(">I", zlib.crc32(name + contents))
+
+
+LARGE = zlib.compress(bytes(2 << 20))
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LARGE),
+        chunk(b"zTXt", b"parameters\0\0" + LARGE),
+        chunk(b"iCCP", b"profile\0\0" + LARGE),
+        chunk(b"zTXt", b"parameters\0\0no zlib"),
+        chunk(b"eXIf", b"II*\0\xff"),
+    ],
+    ids=["xmp", "text", "profile", "damaged", "exif"],
+)
+def test_a_fault_beside_the_pixels_of_a_png_costs_nothing(beside, where):
+    data = encoded(Image.fromarray(COLOUR))
+    end = 33 if where == "before" else len(data) - 12  # after IHDR, or before IEND
+    np.testing.assert_array_equal(decode(data[:end] + beside + data[end:], 3), COLOUR)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_only_the_orientation_is_read_of_exif(orientation):
+    """The resolution has an odd type, with which Pillow cannot turn the image itself."""
+    exif = b"II*\0" + struct.pack("<IH", 8, 2) + struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0)
+    exif += struct.pack("<HHI4s", 0x11A, 7, 2, b"ab\0\0") + struct.pack("<I", 0)
+    image = Image.fromarray(COLOUR)
+    plain = Image.Exif()
+    plain[ExifTags.Base.Orientation] = orientation
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(image, exif=plain)))))
+    np.testing.assert_array_equal(decode(encoded(image, exif=exif), 3), upright)
 
 
 def test_first_frame_of_an_animation():
