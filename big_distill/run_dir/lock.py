@@ -59,7 +59,9 @@ def _check_same_run(workdir: pathlib.Path, config: Config, prefix: str) -> None:
 
 @contextlib.contextmanager
 def _locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes and locks the directory. Directories in which nothing was written but the lock are removed again."""
     path = workdir / _FILE
+    made = [directory for directory in (workdir, *workdir.parents) if not directory.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -79,11 +81,22 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
             ) from error
         except OSError as error:  # some network mounts have no locks
             say(f"{workdir} cannot be locked ({error.strerror}): start no second run there")
+        if not os.fstat(file.fileno()).st_nlink:  # its holder has just removed it
+            with _locked(workdir):
+                yield
+            return
         with contextlib.suppress(OSError):  # only messages read it
             file.truncate(0)
             file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
             file.flush()
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if os.listdir(workdir) == [_FILE]:
+                    path.unlink()
+                    for directory in made:
+                        directory.rmdir()
 
 
 def holder(workdir: pathlib.Path) -> str | None:
