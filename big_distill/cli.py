@@ -163,7 +163,10 @@ def run(main: Callable[[], None]) -> None:
         main()
 
     def parser(argv: Sequence[str]) -> list[str]:
-        rest = parse_flags(argv)
+        try:
+            rest = parse_flags(argv)
+        except SystemExit:  # absl has printed the help, and calls that a failure
+            sys.exit(0)
         if flags.FLAGS["verbosity"].using_default_value:  # absl would set INFO, under which Orbax prints much
             logging.set_verbosity(logging.WARNING)
         if rest[1:]:
