@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,16 +38,24 @@ def from_json(text: str | bytes, path: pathlib.Path) -> ConfigArchitecture:
 
 
 def card_beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
-    """Returns the card of a foreign file, corrected by the JSON file beside it (teacher.card.json), if there is one.
+    """Returns the card of a foreign file, corrected by the JSON file beside it, if there is one.
 
-    That file's fields are those of `Card`. A `value_range`, such as [-1, 1], may replace mean and std: it is the range
-    to which pixels are scaled.
+    For teacher.pth that is teacher.card.json or teacher.pth.card.json. Its fields are those of `Card`. A `value_range`,
+    such as [-1, 1], may replace mean and std: it is the range to which pixels are scaled.
     """
-    path = file.with_suffix(CARD_SUFFIX)
-    if not path.is_file():
+    paths = [
+        path for path in (file.with_suffix(CARD_SUFFIX), file.with_name(file.name + CARD_SUFFIX)) if path.is_file()
+    ]
+    if not paths:
         return card
+    if len(paths) > 1:
+        raise RunError(f"{file} has two cards, {paths[0].name} and {paths[1].name}: remove one")
+    (path,) = paths
     try:
         given = json.loads(path.read_text())
+        names = given.get("class_names")
+        if isinstance(names, list) and (twice := [x for x, n in Counter(names).items() if n > 1]):
+            raise ConfigError(f"class_names has {twice[0]!r} more than once")
         if "value_range" in given:
             if given.keys() & {"mean", "std"}:
                 raise ConfigError("value_range stands instead of mean and std")

@@ -86,6 +86,7 @@ def test_a_card_beside_a_file_of_others_wins(network, tmp_path):
         '{"value_range": 1}': r"is not a card: ",
         "[]": r"is not a card: ",
         '{"class_names": ["a"]}': r"1 class_names, but the network has 3 classes",
+        '{"class_names": ["a", "b", "a"]}': r"class_names has 'a' more than once",
         "{": r"w.card.json is not a card: ",
         '{"value_range": [0, 1], "std": [1]}': r"value_range stands instead of mean and std",
     }.items():
@@ -93,6 +94,16 @@ def test_a_card_beside_a_file_of_others_wins(network, tmp_path):
         with pytest.raises(RunError, match=said) as error:
             weights.load(tmp_path / "w.npz")
         assert str(card) in str(error.value)
+
+
+def test_a_card_may_have_the_whole_name_of_its_file(network, tmp_path):
+    np.savez(tmp_path / "w.npz", **bare(network))
+    card = tmp_path / "w.npz.card.json"
+    card.write_text(json.dumps({"mean": [0.1, 0.2, 0.3]}))
+    assert weights.load(tmp_path / "w.npz").architecture.card.mean == (0.1, 0.2, 0.3)
+    (tmp_path / "w.card.json").write_text("{}")
+    with pytest.raises(RunError, match=r"w.npz has two cards, w.card.json and w.npz.card.json: remove one"):
+        weights.load(tmp_path / "w.npz")
 
 
 def test_a_declared_architecture_must_be_the_files(network, bit, tmp_path):
