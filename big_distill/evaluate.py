@@ -10,7 +10,6 @@ checkpoint that is still there.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
@@ -20,6 +19,7 @@ from absl import flags
 from big_distill import cli
 from big_distill.errors import ConfigError
 from big_distill.export.evaluation import evaluate_file
+from big_distill.run_dir.layout import to_json
 from big_distill.training.evaluation import evaluate_run
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     else:
         scores = evaluate_run(workdir, split, args.step, args.data_dir)
     if jax.process_index() == 0:
-        print(json.dumps(scores) if args.json else table(scores))
+        print(to_json(scores) if args.json else table(scores))
 
 
 def table(scores: dict[str, Any]) -> str:

@@ -233,8 +233,9 @@ class SourceConfig:
     num_threads: int = cosmetic(2, "Number of threads that make batches.", within="[1, inf)")
     prefetch: int = cosmetic(4, "Number of batches made ahead.", within="[1, inf)")
     max_bad_fraction: float = cosmetic(
-        0.01, "Stops the run if a larger share of a split cannot be read.", within="[0, 1]"
+        0.01, "Stops the run if a larger share of a split, and more than one image, cannot be read.", within="[0, 1]"
     )
+    allow_empty_classes: bool = cosmetic(False, "Trains although a class of a folder has no training image.")
     options: tuple[str, ...] = maths((), "Sets the source's own parameters, such as ('year=2024',).", form=_OPTION)
 
 

@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from big_distill.errors import DataError
+
 Example = tuple[bytes | np.ndarray, int]
-"""Holds an encoded image, or its pixels (uint8 [H, W] or [H, W, C]), and its label. Without a label it is -1."""
+"""Holds an encoded image, or its pixels (uint8 [H, W] or [H, W, C]), and its label, which is -1 where there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Source:
     fingerprint: text that changes when the examples or their order do.
     read: function from ids, int64 [B], to B examples; several threads call it.
     example_name: function from an id to a name by which a person finds the example.
+    empty_classes: names of the classes without an example in this split, as far as they are known before it is read.
+    remarks: lines that a run prints when it opens the split to train on it.
     """
 
     name: str
@@ -35,13 +39,35 @@ class Source:
     fingerprint: str
     read: Callable[[np.ndarray], Sequence[Example]]
     example_name: Callable[[int], str]
+    empty_classes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def array_source(
     name: str, images: np.ndarray, labels: np.ndarray | None = None, class_names: Sequence[str] = ()
 ) -> Source:
-    """Makes a source of arrays: images uint8 [N, H, W] or [N, H, W, C], labels int [N], a name for each class."""
-    numbers = np.full(len(images), -1) if labels is None else labels
+    """Makes a source of arrays: images uint8 [N, H, W] or [N, H, W, C], labels int [N], a name for each class.
+
+    A label counts from 0 in the order of the names. It is -1 for an example without one.
+
+    Raises:
+      DataError: the labels are not such integers.
+    """
+    numbers = np.full(len(images), -1) if labels is None else np.asarray(labels)
+    if numbers.ndim == 2:
+        raise DataError(f"{name}: labels of shape {numbers.shape}; labels.argmax(1) makes integers of one-hot ones")
+    if numbers.shape != (len(images),) or not np.issubdtype(numbers.dtype, np.integer):
+        raise DataError(
+            f"{name}: labels have shape {numbers.shape} and dtype {numbers.dtype}, expected {len(images)} integers, "
+            "one for each image"
+        )
+    if labels is not None and not class_names:
+        raise DataError(f"{name}: labels need class_names, a name for each class in the order of the labels")
+    if labels is not None and len(wrong := np.flatnonzero((numbers < -1) | (numbers >= len(class_names)))):
+        raise DataError(
+            f"{name} #{wrong[0]} has the label {numbers[wrong[0]]}, but there are {len(class_names)} class names: "
+            f"expected 0 to {len(class_names) - 1}, or -1 for an example without a label"
+        )
     digest = hashlib.sha256(repr((images.shape, labels is None, tuple(class_names))).encode())
     digest.update(images.tobytes())
     digest.update(numbers.astype(np.int64).tobytes())

@@ -54,14 +54,21 @@ def abstract_eval_batch(view: ViewConfig, batch_size: int, labelled: bool) -> Sh
 class TrainPipeline:
     """Makes training batches, from any step on. `stream` is their order and augmentations."""
 
-    def __init__(self, config: Config, source: Source, process_index: int = 0, process_count: int = 1):
-        """Decodes nothing yet. `config` must be resolved."""
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        process_index: int = 0,
+        process_count: int = 1,
+        labels_for: str | None = None,
+    ):
+        """Decodes nothing yet. `config` must be resolved. `labels_for` names an objective that needs all labels."""
         self.stream = Stream(config.seed, source.num_examples, config.batch_size, config.view.mixup or 0.0)
         self._total_steps, self._steps_per_dispatch = config.total_steps, config.steps_per_dispatch
         self._view, self._options = config.view, config.source
         self.source = source
         self._part = _part(config.batch_size, process_index, process_count)
-        self._reader = Reader(source, config.view.channels, config.source.max_bad_fraction)
+        self._reader = Reader(source, config.view.channels, config.source.max_bad_fraction, labels_for)
 
     @functools.cached_property
     def _split(self) -> CachedSplit | StreamedSplit:

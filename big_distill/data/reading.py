@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -28,19 +29,23 @@ def whole(row: int, height: int, width: int) -> Part:
 
 _CHUNK = 256  # examples a thread reads at a time when a whole split is decoded
 _SAMPLE = 64  # images from which the decoded size of a split is estimated
+_NAMED = 20  # bad images that an error names
 
 
 class Reader:
     """Decodes the examples of a source and counts those that cannot be decoded.
 
-    It reads all of an image the first time. Later it may read only a part.
+    It reads all of an image the first time. Later it may read only a part. `labels_for` names an objective that needs
+    the label of every example. A label that is none of the source's classes raises DataError.
     """
 
-    def __init__(self, source: Source, channels: int, max_bad_fraction: float):
+    def __init__(self, source: Source, channels: int, max_bad_fraction: float, labels_for: str | None = None):
         self.source = source
+        self._labels_for = labels_for
         self.channels = channels
         self._max_bad_fraction = max_bad_fraction
         self._bad: dict[int, str] = {}
+        self._counts_all = False
         self._sizes = np.zeros((source.num_examples, 2), np.int32)
         self._refused: set[int] = set()  # ids that the decoder of parts refused: it is not asked again
         self._lock = threading.Lock()
@@ -69,7 +74,7 @@ class Reader:
                     self._refused.add(id_)
             except BadImage as error:
                 self._count(id_, error)
-            yield image, label
+            yield image, self._checked(label, id_)
 
     def replacing(self, ids: np.ndarray, part_fn: RowPartFn) -> Iterator[tuple[Decoded, int]]:
         """Yields (image, label) of each id, or of the next one that can be read."""
@@ -79,17 +84,48 @@ class Reader:
                 image, label = next(self.decoded(np.array([id_]), part_fn, row))
             yield image, label
 
+    def _checked(self, label: int, id_: int) -> int:
+        num_classes = self.source.num_classes
+        if num_classes is None:
+            return label
+        if not -1 <= label < num_classes:
+            raise DataError(
+                f"{self.source.example_name(id_)} has the label {label}, but {self.source.name} has {num_classes} "
+                f"classes: expected 0 to {num_classes - 1}, or -1 for an example without a label"
+            )
+        if label < 0 and self._labels_for is not None:
+            raise DataError(
+                f"{self.source.example_name(id_)} has no label (-1), but config.objective.name={self._labels_for!r} "
+                "needs the label of every training example"
+            )
+        return label
+
+    @contextlib.contextmanager
+    def counting_all(self) -> Iterator[None]:
+        """Raises the error about too many bad images at the end alone, so that it names all of them."""
+        self._counts_all = True
+        yield
+        self._counts_all = False
+        self._check()
+
     def _count(self, id_: int, error: BadImage) -> None:
         with self._lock:
             if id_ not in self._bad:
                 self._bad[id_] = self.source.example_name(id_)
                 logging.warning("cannot read %s: %s", self._bad[id_], error)
-            count, total = len(self._bad), self.source.num_examples
-            if count > self._max_bad_fraction * total or count == total:
-                raise DataError(
-                    f"{count} of {total} images of {self.source.name} cannot be read, more than "
-                    f"config.source.max_bad_fraction={self._max_bad_fraction}: {', '.join(self.bad[:3])}"
-                )
+            if not self._counts_all:
+                self._check()
+
+    def _check(self) -> None:
+        count, total, fraction = len(self._bad), self.source.num_examples, self._max_bad_fraction
+        names = ", ".join(self.bad[:_NAMED]) + f" and {count - _NAMED} more" * (count > _NAMED)
+        if count == total:
+            raise DataError(f"none of the {total} images of {self.source.name} can be read: {names}")
+        if count > max(fraction * total, 1 if fraction else 0):
+            raise DataError(
+                f"{count} of {total} images of {self.source.name} cannot be read, more than "
+                f"config.source.max_bad_fraction={fraction} allows: {names}"
+            )
 
 
 def load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, np.ndarray] | None:
@@ -97,6 +133,11 @@ def load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, np
 
     Returns None if they take more than `cache_bytes`.
     """
+    with reader.counting_all():
+        return _load(reader, cache_bytes, num_threads)
+
+
+def _load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, np.ndarray] | None:
     source = reader.source
     everything = np.arange(source.num_examples)
     sample = everything[:: -(-len(everything) // _SAMPLE)]
@@ -126,6 +167,8 @@ def load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, np
     finally:
         pool.shutdown(cancel_futures=True)
     good = np.flatnonzero(heights)
+    if not len(good):
+        return None  # `counting_all` raises
     entry = good[np.searchsorted(good, everything) % len(good)]  # its own, or that of the next readable image
     heights, widths, corners = heights[entry], widths[entry], np.zeros_like(entry)
     boxes = np.stack([corners, corners, heights, widths], axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
 import functools
 import hashlib
@@ -21,7 +22,11 @@ from big_distill.data.draws import permutation
 from big_distill.errors import ConfigError, DataError
 
 BUILT_IN = ("digits", "random", "folder")
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+_NOT_OURS = ("__MACOSX", "@eaDir")  # folders that macOS and Synology add
 
 
 def open_source(source: SourceConfig, split: str, *, num_classes: int, image_size: int, channels: int) -> Source:
@@ -50,8 +55,16 @@ def open_source(source: SourceConfig, split: str, *, num_classes: int, image_siz
     return _tfds_source(source, split)
 
 
-def check_source(source: Source, num_examples: int, num_classes: int, needs_labels: str | None) -> None:
+def check_source(
+    source: Source, num_examples: int, num_classes: int, needs_labels: str | None, allow_empty_classes: bool = False
+) -> None:
     """Raises DataError unless a split is what the config says. `needs_labels` names an objective that needs labels."""
+    if source.empty_classes and not allow_empty_classes:
+        raise DataError(
+            f"{source.name} has no image of {len(source.empty_classes)} of its classes: "
+            f"{', '.join(source.empty_classes[:9])}{', ...' * (len(source.empty_classes) > 9)}; "
+            "--config.source.allow_empty_classes trains without them"
+        )
     if source.num_examples != num_examples:
         raise DataError(f"config.source.num_train_examples={num_examples}, but {source.name} has {source.num_examples}")
     check_classes(source, num_classes)
@@ -149,22 +162,24 @@ def _folder_source(path: str | None, split: str) -> Source:
     """Opens image files: `<path>/<split>/<class>/*`, or `<path>/<class>/*` or, without labels, `<path>/*`.
 
     The latter two are one split, 'train'. A split is in the fixed order of a hash of its file names, so slices mix the
-    classes. Hidden files and other suffixes are ignored. An empty folder still counts as a class.
+    classes. Hidden files and other suffixes are ignored, and the latter are told. An empty folder still is a class.
     """
     if not path:
         raise ConfigError("config.source.path must be set: the directory of the source 'folder'")
     root = pathlib.Path(path).expanduser()
+    ignored: collections.Counter[str] = collections.Counter()
     try:
-        splits = _image_tree(root)
+        splits = _image_tree(root, ignored)
         lengths = {split: sum(map(len, tree.values())) for split, tree in splits.items()}
         classes = sorted({label for tree in splits.values() for label in tree} - {""})
+        index = {label: i for i, label in enumerate(classes)} | {"": -1}
         examples = [
-            (file, classes.index(label) if label else -1)
+            (file, index[label])
             for tree in splits.values()
             for _, file, label in sorted((_hash(file), file, label) for label in tree for file in tree[label])
         ]
         if not examples:
-            raise DataError(f"{root} holds no {', '.join(_SUFFIXES)} files")
+            raise DataError(f"{root} holds no image files ({', '.join(_SUFFIXES)}){_told(ignored)}")
         examples = [examples[i] for i in split_ids(str(root), split, lengths)]
         sizes = [_size(root / file) for file, _ in examples]
     except OSError as error:
@@ -178,15 +193,23 @@ def _folder_source(path: str | None, split: str) -> Source:
         fingerprint=_hash(repr((examples, sizes))),
         read=lambda ids: [(_read_file(root / examples[i][0]), examples[i][1]) for i in ids],
         example_name=lambda i: str(root / examples[i][0]),
+        empty_classes=tuple(classes[i] for i in sorted(set(range(len(classes))) - {label for _, label in examples})),
+        remarks=(f"{root}: {sum(lengths.values()):,} image files, {len(classes):,} classes{_told(ignored)}",),
     )
 
 
-def _image_tree(root: pathlib.Path) -> dict[str, dict[str, list[str]]]:
+def _told(ignored: collections.Counter[str]) -> str:
+    return "; ignored: " * bool(ignored) + ", ".join(f"{n:,} {suffix}" for suffix, n in ignored.most_common())
+
+
+def _image_tree(root: pathlib.Path, ignored: collections.Counter[str]) -> dict[str, dict[str, list[str]]]:
     """Maps split to class to image files, relative to `root`. The class is '' where there are no labels."""
-    folders, images = _scan(root)
-    below = {folder: _scan(root / folder) for folder in folders}
+    folders, images = _scan(root, ignored)
+    below = {folder: _scan(root / folder, ignored) for folder in folders}
     splits = {
-        split: {label: [f"{split}/{label}/{file}" for file in _scan(root / split / label)[1]] for label in labels}
+        split: {
+            label: [f"{split}/{label}/{file}" for file in _scan(root / split / label, ignored)[1]] for label in labels
+        }
         for split, (labels, _) in below.items()
     }
     if any(files for tree in splits.values() for files in tree.values()):
@@ -195,16 +218,22 @@ def _image_tree(root: pathlib.Path) -> dict[str, dict[str, list[str]]]:
     return {"train": tree if any(tree.values()) else {"": images}}
 
 
-def _scan(folder: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Lists the names of the sub-folders and of the image files, sorted, without hidden ones."""
+def _scan(folder: pathlib.Path, ignored: collections.Counter[str]) -> tuple[list[str], list[str]]:
+    """Lists the sub-folders and the image files, sorted, without hidden ones. Counts the suffixes of other files."""
     with os.scandir(folder) as entries:
         seen = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    files = [name for name, is_dir in seen if not is_dir and name.lower().endswith(_SUFFIXES)]
-    return [name for name, is_dir in seen if is_dir], files
+    files = [name for name, is_dir in seen if not is_dir]
+    images = [name for name in files if name.lower().endswith(_SUFFIXES)]
+    ignored.update(pathlib.PurePath(name).suffix.lower() or "without suffix" for name in {*files} - {*images})
+    return [name for name, is_dir in seen if is_dir and name not in _NOT_OURS], images
 
 
 def _size(path: pathlib.Path) -> int:
-    status = path.stat()
+    """Returns the size of a file, or 0 for a link that leads nowhere, which counts as a damaged image."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0
     if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
         raise DataError(f"{path} is no file, but a directory, pipe or device")
     return status.st_size

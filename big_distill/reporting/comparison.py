@@ -186,7 +186,8 @@ def compare(
         if label is None:
             chosen["differ"] = choose_of(mine != taught, taught)
         else:
-            by_class = class_scores(names, label, mine == label, taught == label)
+            known = label >= 0
+            by_class = class_scores(names, *(of_all[known] for of_all in (label, mine == label, taught == label)))
             chosen["lost"] = choose_of((taught == label) & (mine != label), label)
             chosen["won"] = choose_of((mine == label) & (taught != label), label)
     pictures = _pictures(data, card, sorted(itertools.chain(*chosen.values())))
@@ -219,12 +220,15 @@ def _ask(
         parts.append({who: (classes[mask], probs[mask], bins) for who, (classes, probs, bins) in answered.items()})
         if "label" in batch:
             labels.append(batch["label"][mask])
+    label = np.concatenate(labels) if labels else None
+    if label is not None and (label < 0).all():
+        label = None
     answers = {}
     for who in parts[0]:
         classes, probabilities, bins = zip(*(part[who] for part in parts), strict=True)
-        summed = np.asarray(bins, np.float64).sum(axis=0) if labels else None
+        summed = None if label is None else np.asarray(bins, np.float64).sum(axis=0)
         answers[who] = Answers(np.concatenate(classes), np.concatenate(probabilities), summed)
-    return answers, np.concatenate(labels) if labels else None
+    return answers, label
 
 
 def class_scores(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import reprlib
 from typing import Any
@@ -160,4 +161,20 @@ def _check_form(value: Any, form: Any, name: str) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a file whole or not at all."""
-    atomic.write(path, (json.dumps(value, indent=2) + "\n").encode())
+    atomic.write(path, (to_json(value, indent=2) + "\n").encode())
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Makes a JSON text. A number that is not finite becomes null, because JSON has none."""
+
+    def finite(value: Any) -> Any:
+        match value:
+            case float():
+                return value if math.isfinite(value) else None
+            case dict():
+                return {name: finite(inner) for name, inner in value.items()}
+            case list() | tuple():
+                return [finite(item) for item in value]
+        return value
+
+    return json.dumps(finite(value), indent=indent, allow_nan=False)

@@ -17,6 +17,7 @@ import tqdm
 from big_distill.config import PROFILED_STEPS
 from big_distill.errors import RunError
 from big_distill.files import atomic
+from big_distill.run_dir.layout import to_json
 
 sys.modules["clu.metric_writers.summary_writer"] = importlib.import_module("big_distill.run_dir.tensorboard_writer")
 from clu import metric_writers, periodic_actions  # noqa: E402
@@ -49,7 +50,7 @@ class MetricsLog:
             return
         scalars = {name: float(value) for name, value in values.items()}
         with self._writing():
-            self._lines.write(json.dumps({"step": step, **scalars, "seconds": round(time.time(), 3)}) + "\n")
+            self._lines.write(to_json({"step": step, **scalars, "seconds": round(time.time(), 3)}) + "\n")
             self.tensorboard.write_scalars(step, scalars)
         self._logging.write_scalars(step, scalars)
 
@@ -106,7 +107,7 @@ def _cut(path: pathlib.Path, step: int, evaluated: bool) -> None:
         for line in read_metrics(path.parent)
         if line["step"] < step or (line["step"] == step and (evaluated or "train/loss" in line))
     ]
-    atomic.write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    atomic.write(path, "".join(to_json(line) + "\n" for line in kept).encode())
 
 
 class Progress:

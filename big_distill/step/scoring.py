@@ -16,6 +16,7 @@ import optax
 from big_distill.step.objectives import kl_divergence
 
 NUM_BINS = 15
+_OF_LABELS = ("accuracy", "top5", "nll", "teacher_accuracy")  # examples without a label do not count in them
 
 Sums = Mapping[str, jax.Array]
 
@@ -28,15 +29,17 @@ def score(
     Args:
       student_logits: float32 [B, K].
       teacher_logits: float32 [B, K], or None without a teacher.
-      label: int32 [B], or None from an unlabelled source.
+      label: int32 [B], -1 for an example without one; or None from an unlabelled source.
       mask: bool [B], False for a row that does not count.
     """
     sums = {"count": jnp.sum(mask)}
+    labelled = mask if label is None else mask & (label >= 0)
 
     def add(name: str, values: jax.Array) -> None:
-        sums[name] = jnp.sum(jnp.where(mask, values, 0))
+        sums[name] = jnp.sum(jnp.where(labelled if name in _OF_LABELS else mask, values, 0))
 
     if label is not None:
+        sums["labelled"] = jnp.sum(labelled)
         add("accuracy", jnp.argmax(student_logits, -1) == label)
         add("top5", _in_top5(student_logits, label))
         add("nll", optax.softmax_cross_entropy_with_integer_labels(student_logits, label))
@@ -55,9 +58,10 @@ def summarize(batches: Iterable[Sums]) -> dict[str, float]:
     """Computes the metrics of a split from the sums of its batches.
 
     Returns:
-      `num_examples`, and where they apply `accuracy`, `top5`, `nll` (nats), `ece` (expected calibration error over 15
-      equal bins of confidence), `kl` (KL(teacher || student), nats), `agreement` (equal top-1), `agreement5` (the
-      teacher's top-1 is among the student's top 5) and `teacher_accuracy`. Rates are fractions.
+      `num_examples`, `num_labelled` if some examples have no label, and where they apply `accuracy`, `top5`, `nll`
+      (nats), `ece` (expected calibration error over 15 equal bins of confidence), `kl` (KL(teacher || student), nats),
+      `agreement` (equal top-1), `agreement5` (the teacher's top-1 is among the student's top 5) and
+      `teacher_accuracy`. Rates are fractions.
     """
     totals: dict[str, np.ndarray] = {}
 
@@ -70,11 +74,15 @@ def summarize(batches: Iterable[Sums]) -> dict[str, float]:
         add(before)
         before = batch
     add(before)
-    count = float(totals.pop("count"))
+    count, calibration = totals.pop("count"), totals.pop("calibration", None)
+    labelled = totals.pop("labelled", count)
     metrics: dict[str, float] = {"num_examples": int(count)}
-    if "calibration" in totals:
-        metrics["ece"] = expected_calibration_error(totals.pop("calibration"))
-    return metrics | {name: float(total / count) for name, total in totals.items()}
+    if labelled < count:
+        metrics["num_labelled"] = int(labelled)
+    if calibration is not None and labelled:
+        metrics["ece"] = expected_calibration_error(calibration)
+    counts = {name: labelled if name in _OF_LABELS else count for name in totals}
+    return metrics | {name: float(total / counts[name]) for name, total in totals.items() if counts[name]}
 
 
 def _in_top5(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -83,11 +91,11 @@ def _in_top5(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def calibration_bins(logits: jax.Array, label: jax.Array, mask: jax.Array) -> jax.Array:
-    """Sums confidence, correctness and the number of examples by bin of confidence: [3, NUM_BINS]."""
+    """Sums confidence, correctness and the number of labelled examples by bin of confidence: [3, NUM_BINS]."""
     confidence = jnp.max(jax.nn.softmax(logits), -1)
     correct = (jnp.argmax(logits, -1) == label).astype(jnp.float32)
     bins = jnp.clip(jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1, 0, NUM_BINS - 1)
-    values = jnp.where(mask, jnp.stack([confidence, correct, jnp.ones_like(confidence)]), 0)
+    values = jnp.where(mask & (label >= 0), jnp.stack([confidence, correct, jnp.ones_like(confidence)]), 0)
     return jnp.zeros((3, NUM_BINS)).at[:, bins].add(values)
 
 

@@ -21,6 +21,7 @@ from big_distill.run_dir.checkpoints import Checkpoints, saved_steps
 from big_distill.state import Resident, Teacher, TrainState
 from big_distill.step import objectives
 from big_distill.teacher import check
+from big_distill.terminal import say
 from big_distill.training import initial
 from big_distill.training.computation import Computation, build
 from big_distill.training.evaluation import evaluate, open_eval, open_split
@@ -38,11 +39,13 @@ class Data:
     source: the training split.
     evaluation: batches of the validation and of the test split, as far as they exist.
     class_names: names in the order of the labels; () if the data have none.
+    labels_for: name of the objective if it reads labels, which every training example must have then.
     """
 
     source: Source
     evaluation: dict[str, EvalPipeline]
     class_names: tuple[str, ...]
+    labels_for: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +118,18 @@ def open_data(config: Config) -> Data:
     source = open_split(config, config.source, config.source.train)
     needs_labels = "labels" in objectives.build(config.objective).reads
     if config.eval_source.name and not needs_labels:
-        source = dataclasses.replace(source, num_classes=None, class_names=())  # another set's labels mean nothing here
+        source = dataclasses.replace(
+            source, num_classes=None, class_names=(), empty_classes=()
+        )  # another set's labels mean nothing here
     labels_for = config.objective.name if needs_labels else None
-    check_source(source, config.source.num_train_examples, config.num_classes, labels_for)
+    for remark in source.remarks:
+        say(remark)
+    allowed = config.source.allow_empty_classes
+    check_source(source, config.source.num_train_examples, config.num_classes, labels_for, allowed)
     splits = {"validation": config.evaluated_on.validation, "test": config.evaluated_on.test}
     evaluation = {name: open_eval(config, split) for name, split in splits.items() if split}
     names = next((data.source.class_names for data in evaluation.values()), ())
-    return Data(source, evaluation, class_names_of(source, names))
+    return Data(source, evaluation, class_names_of(source, names), labels_for)
 
 
 def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:
@@ -149,7 +157,7 @@ def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:
         workdir=workdir,
         checked_teacher=None,
         initial=network,
-        train_data=TrainPipeline(config, source, jax.process_index(), jax.process_count()),
+        train_data=TrainPipeline(config, source, jax.process_index(), jax.process_count(), data.labels_for),
         eval_data=data.evaluation,
         identity={
             "data": {"name": f"{source.name}, {source.num_examples:,} examples", "sha256": source.fingerprint},

@@ -180,13 +180,25 @@ def test_a_bad_image_is_replaced_by_the_next_with_its_label(cache_bytes, caplog)
 
 @pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
 def test_too_many_bad_images_stop_the_run(cache_bytes):
-    message = r"^3 of 30 images of mixed cannot be read, more than config.source.max_bad_fraction=0.07: image \d+, "
     config = make_config(cache_bytes=cache_bytes, max_bad_fraction=0.07, total_steps=20)
-    with pytest.raises(DataError, match=message):
+    message = r"^4 of 30 images of mixed cannot be read, more than config.source.max_bad_fraction=0.07 allows: "
+    with pytest.raises(DataError, match=message) as error:
         batches(config, mixed_source(bad={3, 7, 8, 20}))
+    assert str(error.value).count("image ") == 4
     config = make_config(cache_bytes=cache_bytes, max_bad_fraction=1.0, num_threads=4)
-    with pytest.raises(DataError, match=r"^30 of 30"):
+    with pytest.raises(DataError, match=r"^none of the 30 images of mixed can be read: .* and 10 more$"):
         batches(config, mixed_source(bad=range(NUM)))
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+def test_one_bad_image_stops_no_run(cache_bytes):
+    """Thirty images are too few for 1 % to be one."""
+    config = make_config(cache_bytes=cache_bytes, max_bad_fraction=0.01, total_steps=20)
+    assert len(batches(config, mixed_source(bad={3}))) == 20
+    with pytest.raises(DataError, match=r"^2 of 30 images"):
+        batches(config, mixed_source(bad={3, 20}))
+    with pytest.raises(DataError, match=r"^1 of 30 images"):
+        batches(make_config(cache_bytes=cache_bytes, max_bad_fraction=0.0, total_steps=20), mixed_source(bad={3}))
 
 
 def photographs(bad=()):
@@ -313,7 +325,9 @@ def test_evaluation_sees_every_example_once(batch_size, count):
         with pytest.raises(ValueError, match="not divisible"):
             evaluate(batch_size, count)
         return
-    source = array_source("numbers", np.arange(NUM, dtype=np.uint8).repeat(64).reshape(NUM, 8, 8), np.arange(NUM) % 5)
+    source = array_source(
+        "numbers", np.arange(NUM, dtype=np.uint8).repeat(64).reshape(NUM, 8, 8), np.arange(NUM) % 5, "abcde"
+    )
     pipelines = evaluate(batch_size, count, source)
     parts = [list(pipeline) for pipeline in pipelines]
     assert {len(part) for part in parts} == {pipelines[0].num_batches} == {-(-NUM // batch_size)}
@@ -326,6 +340,34 @@ def test_evaluation_sees_every_example_once(batch_size, count):
             assert not batch["pixels"][~batch["mask"]].any()
     assert numbers == list(range(NUM))
     assert labels == [number % 5 for number in numbers]
+
+
+def with_labels(labels):
+    """Makes a source of three classes that gives labels as it reads."""
+    labels, pixels = np.array(labels), np.zeros((8, 8), np.uint8)
+    return Source(
+        "own", len(labels), 3, (), "", lambda ids: [(pixels, int(labels[i])) for i in ids], lambda i: f"own {i}"
+    )
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_a_label_of_no_class_is_named(cache_bytes):
+    message = "own 2 has the label 3, but own has 3 classes: expected 0 to 2, or -1 for an example without a label"
+    with pytest.raises(DataError, match=message):
+        TrainPipeline(make_config(cache_bytes=cache_bytes), with_labels([0, 1, 3] * 10)).batch(0)
+    (pipeline,) = evaluate(source=with_labels([0, 1, 3, 2]))
+    with pytest.raises(DataError, match=message):
+        list(pipeline)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_only_an_objective_of_labels_needs_every_label(cache_bytes):
+    config, source = make_config(cache_bytes=cache_bytes), with_labels([0, 1, -1] * 10)
+    with pytest.raises(
+        DataError, match=r"own 2 has no label \(-1\), but config.objective.name='hinton' needs the label"
+    ):
+        TrainPipeline(config, source, labels_for="hinton").batch(0)
+    assert -1 in TrainPipeline(config, source).batch(0)["label"]
 
 
 def test_evaluation_masks_what_cannot_be_read():

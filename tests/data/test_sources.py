@@ -12,7 +12,7 @@ from PIL import Image
 from big_distill.config import SourceConfig
 from big_distill.data import Source, array_source
 from big_distill.data.decode import decode
-from big_distill.data.sources import open_source, split_ids
+from big_distill.data.sources import check_source, open_source, split_ids
 from big_distill.errors import ConfigError, DataError
 
 
@@ -72,6 +72,35 @@ def test_fingerprints_of_arrays_follow_their_bytes():
     ):
         fingerprints.add(other.fingerprint)
     assert len(fingerprints) == 5
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        (
+            np.arange(4) % 3 + 1,
+            "abc",
+            "own #2 has the label 3, but there are 3 class names: expected 0 to 2, or -1 for",
+        ),
+        (np.array([0, -2, 1, 2]), "abc", "own #1 has the label -2, but there are 3"),
+        (np.eye(4), "abcd", r"own: labels of shape \(4, 4\); labels.argmax\(1\) makes integers of one-hot ones"),
+        (
+            np.zeros(4),
+            "abc",
+            r"own: labels have shape \(4,\) and dtype float64, expected 4 integers, one for each image",
+        ),
+        (np.zeros(3, int), "abc", r"labels have shape \(3,\)"),
+        (np.zeros(4, int), "", "own: labels need class_names, a name for each class in the order of the labels"),
+    ],
+)
+def test_labels_that_cannot_be(labels, names, message):
+    with pytest.raises(DataError, match=message):
+        array_source("own", np.zeros((4, 2, 2), np.uint8), labels, names)
+
+
+def test_an_example_may_have_no_label():
+    source = array_source("own", np.zeros((3, 2, 2), np.uint8), [0, -1, 1], "ab")
+    assert source.num_classes == 2 and [label for _, label in source.read(np.arange(3))] == [0, -1, 1]
 
 
 def test_digits():
@@ -172,10 +201,44 @@ def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
         folder(tmp_path)
 
 
+def test_all_that_the_decoder_reads_is_read_and_the_rest_is_told(tmp_path):
+    make_files(tmp_path, ["cat/a.jpg", "cat/b.webp", "dog/c.gif", "dog/d.TIFF", "emu/e.ppm", "@eaDir/f.png"])
+    (tmp_path / "emu" / "g.jfif").write_bytes((tmp_path / "cat" / "a.jpg").read_bytes())
+    for name in ("cat/notes.txt", "dog/more.txt", "emu/README", "__MACOSX/x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    source = folder(tmp_path)
+    assert source.class_names == ("cat", "dog", "emu") and source.num_examples == 6
+    assert source.remarks == (f"{tmp_path}: 6 image files, 3 classes; ignored: 2 .txt, 1 without suffix",)
+    assert all(data for data, _ in source.read(np.arange(6)))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.heic").write_bytes(b"")
+    with pytest.raises(DataError, match=r"holds no image files .*; ignored: 1 .heic$"):
+        folder(tmp_path / "none")
+
+
+def test_a_class_without_a_training_image_is_refused_unless_it_is_allowed(tmp_path):
+    make_files(tmp_path, ["train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "test/dog/4.png"])
+    (tmp_path / "train" / "emu").mkdir()
+    source = folder(tmp_path)
+    message = r"has no image of 1 of its classes: emu; --config.source.allow_empty_classes trains without them"
+    with pytest.raises(DataError, match=message):
+        check_source(source, 2, 3, None)
+    check_source(source, 2, 3, None, allow_empty_classes=True)
+    assert folder(tmp_path, "train[:1]").empty_classes in (("cat", "emu"), ("dog", "emu"))
+
+
+def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
+    make_files(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
+    (tmp_path / "b" / "2.png").symlink_to(tmp_path / "gone.png")
+    source = folder(tmp_path)
+    assert sorted(bool(data) for data, _ in source.read(np.arange(4))) == [False, True, True, True]
+
+
 def test_folder_without_images(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         folder(tmp_path / "missing")
-    with pytest.raises(DataError, match=r"holds no .jpg, .jpeg, .png files"):
+    with pytest.raises(DataError, match=r"holds no image files \(.jpg, .jpeg, .*\)$"):
         folder(tmp_path)
     with pytest.raises(ConfigError, match=r"config\.source\.path must be set"):
         open_("folder")

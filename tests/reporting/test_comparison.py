@@ -1,5 +1,6 @@
 """Checks the comparison of a student with its teacher against what both networks say, one image at a time."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -12,6 +13,7 @@ from big_distill.errors import DataError
 from big_distill.reporting import comparison
 from big_distill.reporting.comparison import choose, class_scores, compare
 from big_distill.run_dir.layout import read_config
+from big_distill.training import evaluation
 from big_distill.training.evaluation import evaluate_run
 
 pytestmark = pytest.mark.xdist_group("report")
@@ -51,6 +53,32 @@ def test_calibration_is_that_of_evaluation(found, finished, asked):
     confidence, correct, count = found.student.bins
     assert count.sum() == len(labels) and correct.sum() == (student.argmax(-1) == labels).sum()
     assert confidence.sum() == pytest.approx(student.max(-1).sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("every", [2, 1])
+def test_an_example_without_a_label_is_in_no_class(finished, asked, monkeypatch, every):
+    """Every second label is -1, or all are."""
+    whole = evaluation.open_split
+
+    def opened(config, source, split):
+        source = whole(config, source, split)
+
+        def read(ids):
+            return [
+                (image, label if i % every else -1) for i, (image, label) in zip(ids, source.read(ids), strict=True)
+            ]
+
+        return dataclasses.replace(source, read=read)
+
+    monkeypatch.setattr(evaluation, "open_split", opened)
+    found = compare(finished, read_config(finished), None, None, 5, "run")
+    _, labels, student, _ = asked
+    if every == 1:
+        assert found.student.accuracy is found.student.ece is None and found.by_class == () and found.examples["differ"]
+        assert any("its data have no labels" in problem for problem in found.problems)
+    else:
+        assert sum(score.num_examples for score in found.by_class) == len(labels) // 2
+        assert found.student.accuracy == pytest.approx((student.argmax(-1) == labels)[1::2].mean())
 
 
 def test_examples_are_what_only_one_has_right(found, asked):

@@ -27,6 +27,20 @@ def test_json_lines_and_tensorboard(tmp_path):
     assert events.read_bytes().count(b"train/loss") == 3
 
 
+def test_what_is_no_number_is_null(tmp_path):
+    """JSON has no NaN. A line of an older version, which may have one, is mended when it is kept."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": NaN}\n')
+    log = MetricsLog(tmp_path, 1)
+    log.write(2, {"train/loss": np.float32(np.inf)})
+    log.close()
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=refuse)["train/loss"] for line in lines] == [None, None]
+
+
 def test_a_resumed_run_cuts_back(tmp_path):
     write(tmp_path, 0, [1, 2, 3, 4])
     with (tmp_path / "metrics.jsonl").open("a") as file:

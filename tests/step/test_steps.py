@@ -309,10 +309,13 @@ def test_eight_devices_are_one(batch, eight_devices):
     np.testing.assert_allclose(alone.params["kernel"], spread.params["kernel"], atol=1e-6)
 
 
-def test_evaluation_counts_every_example_once(batch):
+@pytest.mark.parametrize("num_labelled", [50, 31, 0])
+def test_evaluation_counts_every_example_once(num_labelled):
+    """Examples without a label count in the fidelity to the teacher alone."""
     rng = np.random.default_rng(0)
     student, teacher = 2 * rng.normal(size=(2, 50, 10)).astype(np.float32)
     label = rng.integers(0, 10, 50)
+    label[rng.permutation(50)[num_labelled:]] = -1
     sums = []
     for start in range(0, 50, 16):
         rows = np.arange(start, start + 16) % 50
@@ -324,20 +327,25 @@ def test_evaluation_counts_every_example_once(batch):
 
     p, q = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in np.float64([teacher, student]))
     order = np.argsort(-student, -1)
-    confidence, correct = q.max(-1), student.argmax(-1) == label
+    known = label >= 0
+    confidence, correct = q.max(-1)[known], (student.argmax(-1) == label)[known]
     bins = np.minimum((confidence * 15 - 1e-12).astype(int), 14)
-    ece = sum(abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in range(15)) / 50
     want = {
         "num_examples": 50,
-        "accuracy": correct.mean(),
-        "top5": (order[:, :5] == label[:, None]).any(-1).mean(),
-        "nll": -np.log(q[np.arange(50), label]).mean(),
-        "ece": ece,
         "kl": (p * np.log(p / q)).sum(-1).mean(),
         "agreement": (student.argmax(-1) == teacher.argmax(-1)).mean(),
         "agreement5": (order[:, :5] == teacher.argmax(-1)[:, None]).any(-1).mean(),
-        "teacher_accuracy": (teacher.argmax(-1) == label).mean(),
     }
+    if num_labelled < 50:
+        want["num_labelled"] = num_labelled
+    if num_labelled:
+        want |= {
+            "accuracy": correct.mean(),
+            "top5": (order[:, :5] == label[:, None]).any(-1)[known].mean(),
+            "nll": -np.log(q[np.arange(50), label])[known].mean(),
+            "ece": sum(abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in range(15)) / num_labelled,
+            "teacher_accuracy": (teacher.argmax(-1) == label)[known].mean(),
+        }
     assert got.keys() == want.keys()
     for name, value in want.items():
         assert got[name] == pytest.approx(value, rel=1e-5), name

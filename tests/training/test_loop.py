@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 
 import jax
@@ -20,6 +21,7 @@ from big_distill.data import array_source
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
 from big_distill.errors import ConfigError, DataError, NonFiniteError, Preempted, RunError
+from big_distill.main import closing_table
 from big_distill.resolve import resolve
 from big_distill.run_dir import layout, metrics
 from big_distill.run_dir.environment import environment
@@ -349,20 +351,31 @@ def test_what_computed_a_run_is_kept(tiny, tmp_path, interrupt_after, monkeypatc
     ]
 
 
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+
+
 def unlabelled(config, split):
     """Makes forty images without labels."""
     del config
-    return array_source(split, np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8))
+    return array_source(split, IMAGES)
+
+
+def labels_left_out(config, split):
+    """Makes forty images whose labels are all -1, as some sets have them in their test split."""
+    del config
+    return array_source(split, IMAGES, np.full(40, -1), [str(digit) for digit in range(10)])
 
 
 @pytest.mark.full
-def test_without_labels_no_checkpoint_is_the_best(distilled, train_once, tmp_path):
+@pytest.mark.parametrize("name", ["unlabelled", "labels_left_out"])
+def test_without_labels_no_checkpoint_is_the_best(distilled, train_once, tmp_path, name):
     """Such runs are evaluated by agreement, and saved as any other."""
     train_once(resolved(distilled.teacher.config), tmp_path / "teacher")
     distilled.teacher.path = str(tmp_path / "teacher")
-    distilled.source.name, distilled.source.num_train_examples = f"{__name__}:unlabelled", 40
+    distilled.source.name, distilled.source.num_train_examples = f"{__name__}:{name}", 40
     summary = train_and_evaluate(resolved(distilled), tmp_path / "run")
     assert summary["steps"] == 6 and summary["best_step"] is None and summary["student"]["accuracy"] is None
+    assert summary["agreement"] is not None and re.search(r"student +- ", closing_table(summary, tmp_path))
 
 
 def two_logits(config, num_classes, dtype):
