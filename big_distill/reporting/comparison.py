@@ -22,6 +22,7 @@ from big_distill import teacher as teachers
 from big_distill import weights
 from big_distill.config import Config
 from big_distill.data.pipeline import EvalPipeline
+from big_distill.data.sources import BUILT_IN
 from big_distill.errors import BigDistillError, ConfigError, RunError
 from big_distill.parallel import sharding
 from big_distill.reporting.records import check_weights
@@ -149,7 +150,7 @@ def compare(
     The default split is the run's test split, else its validation split. `name` is for the progress bar. Raises
     BigDistillError if there are no data, or no student.
     """
-    config = with_data_dir(config, data_dir)
+    config = with_data_dir(config, None if config.evaluated_on.name in BUILT_IN else data_dir)  # of another run
     split = split or config.evaluated_on.test or config.evaluated_on.validation
     if not split:
         raise ConfigError("it has no test split and no validation split: --split says what to compare on")

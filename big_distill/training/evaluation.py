@@ -17,8 +17,8 @@ from big_distill import teacher as teachers
 from big_distill.config import Config, SourceConfig
 from big_distill.data import Source
 from big_distill.data.pipeline import EvalPipeline
-from big_distill.data.sources import check_classes, open_source
-from big_distill.errors import RunError
+from big_distill.data.sources import BUILT_IN, check_classes, open_source
+from big_distill.errors import ConfigError, RunError
 from big_distill.parallel import sharding
 from big_distill.run_dir.checkpoints import Checkpoints
 from big_distill.run_dir.layout import CHECKPOINTS_DIR, read_config
@@ -92,9 +92,19 @@ def open_eval(config: Config, split: str) -> EvalPipeline:
 
 
 def with_data_dir(config: Config, data_dir: str | None) -> Config:
-    """Returns the config with its TFDS sets in `data_dir`; None leaves them where the run had them."""
+    """Returns the config with its TFDS sets in `data_dir`; None leaves them where the run had them.
+
+    Raises:
+      ConfigError: the run is not evaluated on a set that has a data directory.
+    """
     if not data_dir:
         return config
+    if config.evaluated_on.name in BUILT_IN:
+        where = f" {config.evaluated_on.path}" if config.evaluated_on.path else ""
+        raise ConfigError(
+            f"--data_dir={data_dir} is a root of TFDS sets, but the run is evaluated on its "
+            f"{config.evaluated_on.name}{where}"
+        )
     source, eval_source = (dataclasses.replace(s, data_dir=data_dir) for s in (config.source, config.evaluated_on))
     return dataclasses.replace(config, source=source, eval_source=eval_source)
 

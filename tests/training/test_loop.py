@@ -61,6 +61,10 @@ def test_distillation_end_to_end(distilled, tmp_path):
         assert evaluate_run(tmp_path, "validation", step) == pytest.approx(scores, rel=1e-6)
     with pytest.raises(RunError, match="no checkpoint '4'; there are: 3, 6, latest, best"):
         evaluate_run(tmp_path, "validation", "4")
+    with pytest.raises(
+        ConfigError, match="--data_dir=/new is a root of TFDS sets, but the run is evaluated on its digits"
+    ):
+        evaluate_run(tmp_path, "validation", data_dir="/new")
     source = open_source(config.source, "validation", num_classes=10, image_size=8, channels=1)
     images, labels = zip(*source.read(np.arange(200)), strict=True)
     predictor = big_distill.load(tmp_path)
