@@ -108,7 +108,7 @@ def with_data_of(teacher: ConfigDict, config: ConfigDict, **source: Any) -> Conf
     return teacher
 
 
-_NUM_STAGES = {"bit": 4, "mobilenet_v3_large": 6} | {f"efficientnet_lite{i}": 7 for i in range(3)}
+_NUM_STAGES = {"bit": 2, "mobilenet_v3_large": 6} | {f"efficientnet_lite{i}": 7 for i in range(3)}
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
