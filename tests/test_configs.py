@@ -26,8 +26,11 @@ prune_distill_cifar10 lowrank_mnist qat_int8_mnist cifar10_patience cifar10_equa
 
 
 def marked(path):
-    """Leaves most runs to --all, and the paper's other sets to -m slow, which differ from flowers_fm in numbers."""
-    if path.stem in ("pets_fm", "food_fm", "sun_fm"):
+    """Leaves most runs to --all, and to -m slow what another run shows, too.
+
+    The paper's other sets differ from flowers_fm in numbers, and flowers64_teacher is an EfficientNet-Lite on labels.
+    """
+    if path.stem in ("pets_fm", "food_fm", "sun_fm", "flowers64_teacher"):
         return pytest.param(path, marks=pytest.mark.slow)
     return path if path.stem == "digits_fm" else pytest.param(path, marks=pytest.mark.full)
 

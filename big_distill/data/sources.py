@@ -266,13 +266,15 @@ def _tfds_source(source: SourceConfig, split: str) -> Source:
     if not images:
         raise DataError(f"{source.name} has no images: its features are {', '.join(features)}")
     image = "image" if "image" in images else images[0]  # a segmentation mask is an Image too
-    label = "label" if "label" in labels else next(iter(labels), None)
+    label = _tfds_label(source.name, info.supervised_keys, labels)
     decoders = {key: tfds.decode.SkipDecoding() for key in images}
     try:
         data = builder.as_data_source(split, decoders=decoders)
     except NotImplementedError as error:
         stored = info.file_format.value
         raise DataError(f"{builder.data_dir} is stored as {stored}: prepare it again as array_record") from error
+    earlier = "label" if "label" in labels else next(iter(labels), None)  # the choice of versions before 0.2.0
+    named = [] if label == earlier else [label]
     contents = sorted((name, list(s.shard_lengths), int(s.num_bytes)) for name, s in info.splits.items())
     checksums = sorted(archives.checksums(builder).items())
 
@@ -288,10 +290,24 @@ def _tfds_source(source: SourceConfig, split: str) -> Source:
         num_examples=num_examples,
         num_classes=features[label].num_classes if label else None,
         class_names=tuple(features[label].names) if label else (),
-        fingerprint=_hash(repr((info.full_name, split, contents, checksums))),
+        fingerprint=_hash(repr((info.full_name, split, contents, checksums, *named))),
         read=read,
         example_name=lambda i: f"{source.name} {split} #{i}",
     )
+
+
+def _tfds_label(name: str, supervised: Any, labels: list[str]) -> str | None:
+    """Chooses the class label of a set: what the set itself says is to be learned, else 'label', else the only one."""
+    own = supervised[1] if supervised and isinstance(supervised[1], str) else None
+    for label in (own, "label"):
+        if label in labels:
+            return label
+    if len(labels) > 1:
+        raise DataError(
+            f"{name} has several labels, {', '.join(labels)}, and does not say which is to be learned: a source of "
+            "your own reads the right one (big_distill/data/README.md)"
+        )
+    return next(iter(labels), None)
 
 
 def _tfds_builder(name: str, data_dir: str | None) -> Any:

@@ -258,15 +258,18 @@ class Birds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Builds 37 + 11 images of 4 x 4 px, whose grey is the example's number. A mask and a second label come first."""
 
     VERSION = tfds.core.Version("1.0.0")
+    LABEL, SUPERVISED = "label", None
 
     def _info(self):
         features = {
             "attribute": tfds.features.ClassLabel(num_classes=3),
             "a_mask": tfds.features.Image(shape=(None, None, 1)),
             "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.ClassLabel(names=["wren", "kite"]),
+            self.LABEL: tfds.features.ClassLabel(names=["wren", "kite"]),
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=self.SUPERVISED
+        )
 
     def _split_generators(self, _):
         return {"train": self._generate_examples(0, 37), "test": self._generate_examples(37, 48)}
@@ -278,7 +281,15 @@ class Birds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 files[key] = io.BytesIO()
                 Image.new(mode, (4, 4), (number,) * 3 if mode == "RGB" else 0).save(files[key], "PNG")
                 files[key].seek(0)
-            yield number, {**files, "attribute": 2, "label": number % 2}
+            yield number, {**files, "attribute": 2, self.LABEL: number % 2}
+
+
+class Owls(Birds, skip_registration=True):
+    LABEL, SUPERVISED = "species", ("image", "species")
+
+
+class Gulls(Birds, skip_registration=True):
+    LABEL = "species"
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +311,17 @@ def test_tfds(birds, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", birds)
     assert open_("birds").fingerprint == source.fingerprint
     assert open_("birds", "train[:20]").fingerprint != source.fingerprint
+
+
+def test_a_tfds_set_says_which_label_is_learned(tmp_path):
+    for builder in (Owls, Gulls):
+        builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    source = open_("owls", data_dir=str(tmp_path))
+    assert source.class_names == ("wren", "kite")
+    images, labels = read(source)
+    assert labels == [int(image[0, 0, 0]) % 2 for image in images]
+    with pytest.raises(DataError, match=r"^gulls has several labels, attribute, species, and does not say which"):
+        open_("gulls", data_dir=str(tmp_path))
 
 
 def test_another_version_of_a_tfds_set_is_another(birds, tmp_path):

@@ -31,7 +31,7 @@ def start(*args, module="big_distill.main", **kwargs):
 def start_command(*command, num_devices=1, cwd=ROOT, **env):
     """Starts any command with `num_devices` devices; it shares the tests' compilation cache."""
     cache = {
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",  # many run the same programs
         "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={num_devices}"),
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

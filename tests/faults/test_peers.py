@@ -8,7 +8,9 @@ TIMEOUT = 20
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("victim", "save_every"), [(0, 5), (1, 20), pytest.param(1, 5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("victim", "save_every"), [(0, 5), *(pytest.param(1, every, marks=pytest.mark.slow) for every in (5, 20))]
+)
 def test_the_others_leave(tmp_path, victim, save_every):
     args = [f"{STAGED}:stages=teacher", f"--workdir={tmp_path}", "--config.total_steps=100000",
             f"--config.checkpoint_every_steps={save_every}"]  # fmt: skip

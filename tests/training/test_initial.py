@@ -38,7 +38,9 @@ def staged(tiny, request):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("staged", ["channels", "flops", pytest.param("ranks", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize(
+    "staged", ["channels", *(pytest.param(form, marks=pytest.mark.slow) for form in ("ranks", "flops"))], indirect=True
+)
 def test_a_stage_changes_the_network_and_resumes_to_the_bit(staged, train_once, tmp_path, interrupt_after):
     staged.checkpoint_every_steps = 1
     staged.student.activation_bits = 8
