@@ -56,9 +56,9 @@ def open_source(source: SourceConfig, split: str, *, num_classes: int, image_siz
 
 
 def check_source(
-    source: Source, num_examples: int, num_classes: int, needs_labels: str | None, allow_empty_classes: bool = False
+    source: Source, num_examples: int, num_classes: int, labels_for: str | None, allow_empty_classes: bool = False
 ) -> None:
-    """Raises DataError unless a split is what the config says. `needs_labels` names an objective that needs labels."""
+    """Raises DataError unless a split is what the config says. `labels_for` names an objective that needs labels."""
     if source.empty_classes and not allow_empty_classes:
         raise DataError(
             f"{source.name} has no image of {len(source.empty_classes)} of its classes: "
@@ -68,8 +68,8 @@ def check_source(
     if source.num_examples != num_examples:
         raise DataError(f"config.source.num_train_examples={num_examples}, but {source.name} has {source.num_examples}")
     check_classes(source, num_classes)
-    if needs_labels is not None and source.num_classes is None:
-        raise DataError(f"config.objective.name={needs_labels!r} needs labels, but {source.name} has none")
+    if labels_for is not None and source.num_classes is None:
+        raise DataError(f"config.objective.name={labels_for!r} needs labels, but {source.name} has none")
 
 
 def check_classes(source: Source, num_classes: int) -> None:
@@ -129,7 +129,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Loads scikit-learn's handwritten digits in a fixed random order. Every stretch of it holds the classes evenly."""
     spec = importlib.util.find_spec("sklearn")  # importing it would take two seconds
     if spec is None or spec.origin is None:
-        raise DataError("digits: they are a file of scikit-learn, which is not installed: pip install scikit-learn")
+        raise DataError("the digits are a file of scikit-learn, which is not installed: pip install scikit-learn")
     table = np.loadtxt(pathlib.Path(spec.origin).with_name("datasets") / "data" / "digits.csv.gz", delimiter=",")
     grey, labels = table[:, :-1], table[:, -1].astype(int)
     order = permutation(0, len(labels), 0)

@@ -150,7 +150,8 @@ def compare(
     The default split is the run's test split, else its validation split. `name` is for the progress bar. Raises
     BigDistillError if there are no data, or no student.
     """
-    config = with_data_dir(config, None if config.evaluated_on.name in BUILT_IN else data_dir)  # of another run
+    if config.evaluated_on.name not in BUILT_IN:  # otherwise the flag is for other runs of the page
+        config = with_data_dir(config, data_dir)
     split = split or config.evaluated_on.test or config.evaluated_on.validation
     if not split:
         raise ConfigError("it has no test split and no validation split: --split says what to compare on")

@@ -116,12 +116,10 @@ def open_data(config: Config) -> Data:
       DataError: the data are not what the config says.
     """
     source = open_split(config, config.source, config.source.train)
-    needs_labels = "labels" in objectives.build(config.objective).reads
-    if config.eval_source.name and not needs_labels:
-        source = dataclasses.replace(
-            source, num_classes=None, class_names=(), empty_classes=()
-        )  # another set's labels mean nothing here
-    labels_for = config.objective.name if needs_labels else None
+    labels_for = config.objective.name if "labels" in objectives.build(config.objective).reads else None
+    if config.eval_source.name and labels_for is None:
+        # Another set's labels mean nothing here.
+        source = dataclasses.replace(source, num_classes=None, class_names=(), empty_classes=())
     for remark in source.remarks:
         say(remark)
     allowed = config.source.allow_empty_classes
