@@ -118,14 +118,15 @@ class Reader:
 
     def _check(self) -> None:
         count, total, fraction = len(self._bad), self.source.num_examples, self._max_bad_fraction
+        if count < total and count <= max(fraction * total, 1 if fraction else 0):
+            return
         names = ", ".join(self.bad[:_NAMED]) + f" and {count - _NAMED} more" * (count > _NAMED)
         if count == total:
             raise DataError(f"none of the {total} images of {self.source.name} can be read: {names}")
-        if count > max(fraction * total, 1 if fraction else 0):
-            raise DataError(
-                f"{count} of {total} images of {self.source.name} cannot be read, more than "
-                f"config.source.max_bad_fraction={fraction} allows: {names}"
-            )
+        raise DataError(
+            f"{count} of {total} images of {self.source.name} cannot be read, more than "
+            f"config.source.max_bad_fraction={fraction} allows: {names}"
+        )
 
 
 def load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, np.ndarray] | None:

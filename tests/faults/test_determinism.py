@@ -47,7 +47,7 @@ def test_the_stream_does_not_know_of_devices_or_processes(tmp_path, monkeypatch)
     config.total_steps, config.view.mixup, config.log_view_hash = 12, 1.0, True
     config = resolve(config, jax.device_count(), "cpu")
     make_mesh, hashes = sharding.make_mesh, {}
-    for num_devices in (1, 8):
+    for num_devices in (1, 2, 4, 8):
         mesh = make_mesh(devices=jax.devices()[:num_devices])
         monkeypatch.setattr(sharding, "make_mesh", lambda fsdp, mesh=mesh: mesh)
         train_and_evaluate(config, tmp_path / str(num_devices))

@@ -54,7 +54,7 @@ def test_a_step_that_outlasts_the_grace_is_lost(tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("names", "num_processes"), [(["TERM"], 1), (["TERM", "INT"], 2), pytest.param(["INT"], 2, marks=pytest.mark.slow)]
+    ("names", "num_processes"), [(["TERM"], 1), (["TERM", "TERM"], 2), pytest.param(["INT"], 2, marks=pytest.mark.slow)]
 )
 def test_processes_save_the_same_step(tmp_path, names, num_processes):
     """One process gets the signal and all stop, with `jax.distributed`, which has its own handler."""

@@ -129,7 +129,7 @@ FILES = ("config.json", "summary.json", "pack.json", "environment.json", "metric
 
 
 @pytest.mark.full
-@settings(max_examples=settings().max_examples // 20)  # each makes a page in three seconds
+@settings(max_examples=settings().max_examples // 6)  # each makes a page
 @given(data=st.data())
 def test_damaged_files_make_a_page(finished, tmp_path_factory, data):
     """Files are cut short, or a value is gone or of another type; students are evaluated, too."""
