@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Sequence
 
@@ -233,6 +234,18 @@ def _check_sources(config: Config, prefix: str) -> None:
     source, eval_source = config.source, config.eval_source
     require(bool(source.name), f"{prefix}.source.name must be set: digits, a TFDS set, folder or your own")
     require(source.num_train_examples > 0, f"{prefix}.source.num_train_examples=0: expected at least 1")
+    for name, one in (("source", source), ("eval_source", eval_source)):
+        require(
+            len(one.fractions) == 3 and math.isclose(sum(one.fractions), 1),
+            f"{prefix}.{name}.fractions={one.fractions}: expected three shares that add up to 1, of training, "
+            "validation and test",
+        )
+        for field in ("layout", "group", "fractions"):
+            value = getattr(one, field)
+            require(
+                one.name == "folder" or value == getattr(SourceConfig(), field),
+                f"{prefix}.{name}.{field}={value!r} is of the source 'folder', but {prefix}.{name}.name={one.name!r}",
+            )
     require(
         not eval_source.resident,
         f"{prefix}.eval_source.resident=True: only the training split, {prefix}.source, can be resident",

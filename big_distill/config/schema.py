@@ -221,6 +221,21 @@ class SourceConfig:
         own_code=True,
     )
     path: str | None = maths(None, "Directory of a folder: one sub-folder a class, or flat and unlabelled.")
+    layout: str = maths(
+        "auto",
+        "Says which sub-folders of a folder are classes. class: DIR/CLASS; split/class: DIR/SPLIT/CLASS, both with all "
+        "that lies below; auto: found out, or asked for.",
+        choices=("auto", "class", "split/class"),
+    )
+    fractions: tuple[float, ...] = maths(
+        (0.8, 0.1, 0.1),
+        "Cuts a folder without splits into train, validation and test, if one of the latter two is named, by a hash of "
+        "each file.",
+        within="[0, 1]",
+    )
+    group: str = maths(
+        "", "Keeps the files of a folder in one split whose paths have the same match of its first (group).", regex=True
+    )
     train: str = maths("train", "Split to train on, in TFDS syntax, such as train[:90%].")
     validation: str | None = maths(None, "Split on which the best checkpoint is chosen; unset: the latest is kept.")
     test: str | None = maths("test", "Split that the closing table reports.")

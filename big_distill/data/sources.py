@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import difflib
 import functools
 import hashlib
 import importlib.util
 import os
 import pathlib
-import re
-import stat
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,14 +15,11 @@ import numpy as np
 from big_distill.config import SourceConfig, user_code
 from big_distill.data import Example, Source, array_source
 from big_distill.data.draws import permutation
+from big_distill.data.folders import open_folder
+from big_distill.data.split_names import split_ids
 from big_distill.errors import ConfigError, DataError
 
 BUILT_IN = ("digits", "random", "folder")
-_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
-)
-_NOT_OURS = ("__MACOSX", "@eaDir")  # folders that macOS and Synology add
 
 
 def open_source(source: SourceConfig, split: str, *, num_classes: int, image_size: int, channels: int) -> Source:
@@ -51,7 +44,7 @@ def open_source(source: SourceConfig, split: str, *, num_classes: int, image_siz
     if source.name == "random":
         return _random_source(split, num_classes, (image_size, image_size, channels))
     if source.name == "folder":
-        return _folder_source(source.path, split)
+        return open_folder(source, split)
     return _tfds_source(source, split)
 
 
@@ -98,32 +91,6 @@ def class_names_of(source: Source, eval_names: tuple[str, ...]) -> tuple[str, ..
     return names or eval_names
 
 
-def split_ids(name: str, split: str, lengths: Mapping[str, int]) -> np.ndarray:
-    """Lists the examples of a split, in TFDS syntax: int64 [N], counted through the base splits of the set in order.
-
-    Raises:
-      DataError: the set has no such split or slice, or it holds no examples.
-    """
-    parts = re.split(r"\s*\+\s*", split)
-    if all(part in lengths for part in parts):
-        ranges = [(part, 0, lengths[part]) for part in parts]
-    else:
-        import tensorflow_datasets as tfds  # here, so that plain splits do not wait for it
-
-        infos = {n: tfds.core.SplitInfo(name=n, shard_lengths=[length], num_bytes=0) for n, length in lengths.items()}
-        try:
-            absolute = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-        except (ValueError, NotImplementedError) as error:
-            reason = str(error).splitlines()[-1].split(". ")[0]
-            raise DataError(f"{name}: {reason}; its splits are {', '.join(lengths)}") from error
-        ranges = [(a.splitname, a.from_ or 0, lengths[a.splitname] if a.to is None else a.to) for a in absolute]
-    starts = dict(zip(lengths, np.cumsum([0, *lengths.values()]), strict=False))
-    ids = np.concatenate([starts[part] + np.arange(begin, end, dtype=np.int64) for part, begin, end in ranges])
-    if not len(ids):
-        raise DataError(f"{name}: split {split!r} holds no examples")
-    return ids
-
-
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Loads scikit-learn's handwritten digits in a fixed random order. Every stretch of it holds the classes evenly."""
@@ -158,96 +125,8 @@ def _random_source(split: str, num_classes: int, shape: tuple[int, int, int]) ->
     return array_source(f"random {split}", images[ids], labels, [str(label) for label in range(num_classes)])
 
 
-def _folder_source(path: str | None, split: str) -> Source:
-    """Opens image files: `<path>/<split>/<class>/*`, or `<path>/<class>/*` or, without labels, `<path>/*`.
-
-    The latter two are one split, 'train'. A split is in the fixed order of a hash of its file names, so slices mix the
-    classes. Hidden files and other suffixes are ignored, and the latter are told. An empty folder still is a class.
-    """
-    if not path:
-        raise ConfigError("config.source.path must be set: the directory of the source 'folder'")
-    root = pathlib.Path(path).expanduser()
-    ignored: collections.Counter[str] = collections.Counter()
-    try:
-        splits = _image_tree(root, ignored)
-        lengths = {split: sum(map(len, tree.values())) for split, tree in splits.items()}
-        classes = sorted({label for tree in splits.values() for label in tree} - {""})
-        index = {label: i for i, label in enumerate(classes)} | {"": -1}
-        examples = [
-            (file, index[label])
-            for tree in splits.values()
-            for _, file, label in sorted((_hash(file), file, label) for label in tree for file in tree[label])
-        ]
-        if not examples:
-            raise DataError(f"{root} holds no image files ({', '.join(_SUFFIXES)}){_told(ignored)}")
-        examples = [examples[i] for i in split_ids(str(root), split, lengths)]
-        sizes = [_size(root / file) for file, _ in examples]
-    except OSError as error:
-        raise DataError(f"{root} cannot be read: {error}") from error
-
-    return Source(
-        name=f"{root} {split}",
-        num_examples=len(examples),
-        num_classes=len(classes) or None,
-        class_names=tuple(classes),
-        fingerprint=_hash(repr((examples, sizes))),
-        read=lambda ids: [(_read_file(root / examples[i][0]), examples[i][1]) for i in ids],
-        example_name=lambda i: str(root / examples[i][0]),
-        empty_classes=tuple(classes[i] for i in sorted(set(range(len(classes))) - {label for _, label in examples})),
-        remarks=(f"{root}: {sum(lengths.values()):,} image files, {len(classes):,} classes{_told(ignored)}",),
-    )
-
-
-def _told(ignored: collections.Counter[str]) -> str:
-    return "; ignored: " * bool(ignored) + ", ".join(f"{n:,} {suffix}" for suffix, n in ignored.most_common())
-
-
-def _image_tree(root: pathlib.Path, ignored: collections.Counter[str]) -> dict[str, dict[str, list[str]]]:
-    """Maps split to class to image files, relative to `root`. The class is '' where there are no labels."""
-    folders, images = _scan(root, ignored)
-    below = {folder: _scan(root / folder, ignored) for folder in folders}
-    splits = {
-        split: {
-            label: [f"{split}/{label}/{file}" for file in _scan(root / split / label, ignored)[1]] for label in labels
-        }
-        for split, (labels, _) in below.items()
-    }
-    if any(files for tree in splits.values() for files in tree.values()):
-        return splits
-    tree = {label: [f"{label}/{file}" for file in files] for label, (_, files) in below.items()}
-    return {"train": tree if any(tree.values()) else {"": images}}
-
-
-def _scan(folder: pathlib.Path, ignored: collections.Counter[str]) -> tuple[list[str], list[str]]:
-    """Lists the sub-folders and the image files, sorted, without hidden ones. Counts the suffixes of other files."""
-    with os.scandir(folder) as entries:
-        seen = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    files = [name for name, is_dir in seen if not is_dir]
-    images = [name for name in files if name.lower().endswith(_SUFFIXES)]
-    ignored.update(pathlib.PurePath(name).suffix.lower() or "without suffix" for name in {*files} - {*images})
-    return [name for name, is_dir in seen if is_dir and name not in _NOT_OURS], images
-
-
-def _size(path: pathlib.Path) -> int:
-    """Returns the size of a file, or 0 for a link that leads nowhere, which counts as a damaged image."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return 0
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-        raise DataError(f"{path} is no file, but a directory, pipe or device")
-    return status.st_size
-
-
-def _read_file(path: pathlib.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""  # counts as a damaged image, and is treated as one
-
-
 def _hash(text: str) -> str:
-    return hashlib.sha256(os.fsencode(text)).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _tfds_source(source: SourceConfig, split: str) -> Source:

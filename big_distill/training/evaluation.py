@@ -80,6 +80,8 @@ def mesh_for(config: Config) -> Mesh:
 def open_split(config: Config, source: SourceConfig, split: str) -> Source:
     """Opens a split of a data set of the run: `config.source` or `config.evaluated_on`."""
     size, channels = config.view.image_size, config.view.channels
+    if config.eval_source.name and source == config.source:
+        source = dataclasses.replace(source, validation=None, test=None)  # nothing is held out of it
     return open_source(source, split, num_classes=config.num_classes, image_size=size, channels=channels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -121,13 +122,18 @@ def open_data(config: Config) -> Data:
         # Another set's labels mean nothing here.
         source = dataclasses.replace(source, num_classes=None, class_names=(), empty_classes=())
     for remark in source.remarks:
-        say(remark)
+        _say_once(remark)
     allowed = config.source.allow_empty_classes
     check_source(source, config.source.num_train_examples, config.num_classes, labels_for, allowed)
     splits = {"validation": config.evaluated_on.validation, "test": config.evaluated_on.test}
     evaluation = {name: open_eval(config, split) for name, split in splits.items() if split}
     names = next((data.source.class_names for data in evaluation.values()), ())
     return Data(source, evaluation, class_names_of(source, names), labels_for)
+
+
+@functools.cache  # the stages of a run open the same data
+def _say_once(remark: str) -> None:
+    say(remark)
 
 
 def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:

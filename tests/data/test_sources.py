@@ -1,5 +1,4 @@
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from PIL import Image
 from big_distill.config import SourceConfig
 from big_distill.data import Source, array_source
 from big_distill.data.decode import decode
-from big_distill.data.sources import check_source, open_source, split_ids
+from big_distill.data.sources import open_source
+from big_distill.data.split_names import split_ids
 from big_distill.errors import ConfigError, DataError
 
 
@@ -132,123 +132,6 @@ def test_random():
         assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8 and label == 7 % 5
     assert len({s.fingerprint for s in splits.values()}) == 3
     assert open_("random", num_classes=5).fingerprint == splits["train"].fingerprint
-
-
-# Folders
-
-
-def make_files(root, names):
-    for number, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 4), number).save(path)
-
-
-def folder(root, split="train"):
-    return open_("folder", split, path=str(root))
-
-
-def test_folder_of_splits(tmp_path):
-    make_files(
-        tmp_path, ["train/cat/a.png", "train/dog/b.PNG", "train/dog/c.jpeg", "test/dog/d.jpg", "test/emu/.e.png"]
-    )
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
-    train, test = folder(tmp_path), folder(tmp_path, "test")
-    assert train.class_names == test.class_names == ("cat", "dog", "emu")  # classes of all splits, empty ones too
-    assert (train.num_examples, test.num_examples, test.num_classes) == (3, 1, 3)
-    images, labels = read(train)
-    assert sorted((int(image[0, 0, 0]), label) for image, label in zip(images, labels, strict=True)) == [
-        (0, 0),
-        (1, 1),
-        (2, 1),
-    ]
-    assert test.example_name(0) == str(tmp_path / "test" / "dog" / "d.jpg")
-    with pytest.raises(DataError, match="Unknown split 'validation'; its splits are test, train"):
-        folder(tmp_path, "validation")
-
-
-def test_folder_of_classes_is_one_shuffled_split(tmp_path):
-    make_files(tmp_path, [f"{label}/{i}.png" for label in "ab" for i in range(50)])
-    labels = read(folder(tmp_path))[1]
-    assert len(labels) == 100
-    _, first = read(folder(tmp_path, "train[:50%]"))
-    _, second = read(folder(tmp_path, "train[50%:]"))
-    assert first + second == labels
-    assert 10 < sum(first) < 40  # both classes
-    with pytest.raises(DataError, match="its splits are train"):
-        folder(tmp_path, "test")
-
-
-def test_flat_folder_has_no_labels(tmp_path):
-    make_files(tmp_path, ["a.jpg", "b.png", ".hidden.png", "empty/.keep.png"])
-    source = folder(tmp_path)
-    assert (source.num_examples, source.num_classes, source.class_names) == (2, None, ())
-    assert [label for _, label in source.read(np.arange(2))] == [-1, -1]
-
-
-def test_folder_fingerprint_follows_names_and_sizes(tmp_path):
-    make_files(tmp_path, ["a/1.png", "b/2.png"])
-    before = folder(tmp_path).fingerprint
-    assert folder(tmp_path).fingerprint == before
-    (tmp_path / "a" / "1.png").write_bytes(b"another size")
-    assert folder(tmp_path).fingerprint != before
-
-
-def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
-    make_files(tmp_path, ["a/1.png"])
-    os.mkfifo(tmp_path / "a" / "2.png")
-    with pytest.raises(DataError, match=r"a/2.png is no file, but a directory, pipe or device"):
-        folder(tmp_path)
-
-
-def test_all_that_the_decoder_reads_is_read_and_the_rest_is_told(tmp_path):
-    make_files(tmp_path, ["cat/a.jpg", "cat/b.webp", "dog/c.gif", "dog/d.TIFF", "emu/e.ppm", "@eaDir/f.png"])
-    (tmp_path / "emu" / "g.jfif").write_bytes((tmp_path / "cat" / "a.jpg").read_bytes())
-    for name in ("cat/notes.txt", "dog/more.txt", "emu/README", "__MACOSX/x.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("no image")
-    source = folder(tmp_path)
-    assert source.class_names == ("cat", "dog", "emu") and source.num_examples == 6
-    assert source.remarks == (f"{tmp_path}: 6 image files, 3 classes; ignored: 2 .txt, 1 without suffix",)
-    assert all(data for data, _ in source.read(np.arange(6)))
-    (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "a.heic").write_bytes(b"")
-    with pytest.raises(DataError, match=r"holds no image files .*; ignored: 1 .heic$"):
-        folder(tmp_path / "none")
-
-
-def test_a_class_without_a_training_image_is_refused_unless_it_is_allowed(tmp_path):
-    make_files(tmp_path, ["train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "test/dog/4.png"])
-    (tmp_path / "train" / "emu").mkdir()
-    source = folder(tmp_path)
-    message = r"has no image of 1 of its classes: emu; --config.source.allow_empty_classes trains without them"
-    with pytest.raises(DataError, match=message):
-        check_source(source, 2, 3, None)
-    check_source(source, 2, 3, None, allow_empty_classes=True)
-    assert folder(tmp_path, "train[:1]").empty_classes in (("cat", "emu"), ("dog", "emu"))
-
-
-def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
-    make_files(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
-    (tmp_path / "b" / "2.png").symlink_to(tmp_path / "gone.png")
-    source = folder(tmp_path)
-    assert sorted(bool(data) for data, _ in source.read(np.arange(4))) == [False, True, True, True]
-
-
-def test_folder_without_images(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
-        folder(tmp_path / "missing")
-    with pytest.raises(DataError, match=r"holds no image files \(.jpg, .jpeg, .*\)$"):
-        folder(tmp_path)
-    with pytest.raises(ConfigError, match=r"config\.source\.path must be set"):
-        open_("folder")
-
-
-def test_a_file_that_went_away_is_read_as_no_bytes(tmp_path):
-    make_files(tmp_path, ["a.png", "b.png"])
-    source = folder(tmp_path)
-    (tmp_path / "a.png").unlink()
-    assert sorted(len(data) > 0 for data, _ in source.read(np.arange(2))) == [False, True]
 
 
 # TFDS
