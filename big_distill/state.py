@@ -33,12 +33,14 @@ class Resident:
     Images are rows: of an array with more axes a TPU would copy everything before it picks some images.
 
     pixels: uint8 [N, H * W * C], padded with zeros below and to the right.
+    sizes: int32 [N, 2], height and width of each image; None if no crop reaches beyond it.
     central: uint8 [N, S * S * C], the constant views.
     label: int32 [N].
     shape: (H, W, C).
     """
 
     pixels: Any = None
+    sizes: Any = None
     central: Any = None
     label: Any = None
     shape: tuple[int, int, int] = struct.field(pytree_node=False, default=(0, 0, 0))

@@ -6,7 +6,9 @@ frozen `Config` of it.
 
 # ruff: noqa: F401
 from big_distill.config.schema import (
+    FITS,
     OWN_TEACHER,
+    PAD_GREY,
     PROFILED_STEPS,
     CompressConfig,
     Config,

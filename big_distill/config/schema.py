@@ -20,6 +20,10 @@ from typing import Any
 PROFILED_STEPS = 5
 OWN_TEACHER = "teacher"
 """Names the run's own teacher, in `init_from` and in the `teacher.path` of a first stage."""
+FITS = ("crop", "squash", "pad")
+"""Names the ways in which an image becomes a square; the first is the default."""
+PAD_GREY = 128
+"""Value of every channel beside an image that is padded to a square, of 0 to 255."""
 _OPTION = (r"\w+=.*", "NAME=VALUE")
 
 
@@ -176,6 +180,12 @@ class ViewConfig:
 
     image_size: int = maths(None, "Side of the square view, in pixels.", within="[1, inf)")
     channels: int = maths(3, "Channels of the view: 3 (colour) or 1 (grey).", choices=(1, 3))
+    fit: str = maths(
+        FITS[0],
+        "Makes a square of an image. crop: cuts its centre; squash: shows all of it, each side scaled on its own; pad: "
+        f"shows all of it in its own shape, on grey ({PAD_GREY}). Random crops of the last two are of that square.",
+        choices=FITS,
+    )
     regime: str = maths(
         "consistent",
         "Chooses who sees what. function_matching: one crop, mixed up; consistent: one crop; independent: a crop each; "
@@ -199,7 +209,10 @@ class ViewConfig:
     )
     flip: bool = maths(True, "Flips half of the training images left to right.")
     resize: int = maths(
-        0, "Shorter side before a central crop (evaluation) of image_size; 0: image_size.", within="[0, inf)"
+        0,
+        "Side (shorter; fit=squash: both; fit=pad: longer) before a central crop (evaluation) of image_size; 0: "
+        "image_size.",
+        within="[0, inf)",
     )
     student_size: int = maths(
         0, "Resizes the view down to this side in pixels for the student; 0: image_size.", within="[0, inf)"

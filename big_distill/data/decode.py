@@ -77,6 +77,17 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
     return decode_part(data, channels, lambda height, width: Part()).pixels
 
 
+def size_of(data: bytes | np.ndarray) -> tuple[int, int] | None:
+    """Returns the height and width of an image as it is stored, without decoding it; None if they cannot be read."""
+    if isinstance(data, np.ndarray):
+        return data.shape[0], data.shape[1]
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return image.height, image.width
+    except Exception:  # on damaged bytes Pillow's readers raise almost anything
+        return None
+
+
 def decode_part(
     data: bytes | np.ndarray, channels: int, part_fn: PartFn, known_size: tuple[int, int] | None = None
 ) -> Decoded:

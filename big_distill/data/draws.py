@@ -139,3 +139,31 @@ def inception_boxes(
     box = np.where(found[:, None], np.stack([height[first], width[first]], axis=1), largest)
     corner = np.where(found[:, None], np.floor(draws.offset * (image - box + 1)), (image - box) // 2)
     return np.concatenate([corner, box], axis=1).astype(np.int64)
+
+
+def fitted_boxes(
+    draws: Draws, heights: np.ndarray, widths: np.ndarray, area: tuple[float, float], fit: str
+) -> np.ndarray:
+    """Computes random crops of the square that `config.view.fit` makes of each image, in pixels of the image.
+
+    For crop these are `inception_boxes` of the image. Else they are drawn, with the same draws, in a square of the
+    longer side: `area` is a share of that square. Under squash the square is the image, stretched, so that a box is as
+    wide or tall as the image is. Under pad the image is in its middle. A box then may reach beyond the image, but it is
+    placed where it shows as much of the image as it can, each such place equally likely.
+
+    Args, shapes and units are those of `inception_boxes`.
+    """
+    if fit == "crop":
+        return inception_boxes(draws, heights, widths, area)
+    image = np.stack([heights, widths], axis=1).astype(np.int64)
+    side = np.maximum(image.max(axis=1), 1)
+    box = inception_boxes(draws, side, side, area)[:, 2:]
+    if fit == "squash":
+        box = np.maximum(1, np.rint(box * image / side[:, None])).astype(np.int64)
+        first, last = np.zeros_like(box), image - box
+    else:
+        before = (side[:, None] - image) // 2
+        first = np.maximum(np.minimum(0, image - box), -before)
+        last = np.minimum(np.maximum(0, image - box), side[:, None] - before - box)
+    corner = first + np.floor(draws.offset * (last - first + 1)).astype(np.int64)
+    return np.concatenate([corner, box], axis=1)

@@ -113,6 +113,12 @@ def blocks_within(box: Box, reduction: int) -> Box:
     return Box(top, left, (box.top + box.height) // reduction - top, (box.left + box.width) // reduction - left)
 
 
+def visible(box: Box, height: int, width: int) -> Box:
+    """Returns the share of a box that lies within an image."""
+    top, left = max(box.top, 0), max(box.left, 0)
+    return Box(top, left, min(box.top + box.height, height) - top, min(box.left + box.width, width) - left)
+
+
 def union(boxes: list[Box]) -> Box:
     """Returns the smallest box that holds all of them."""
     top, left = min(box.top for box in boxes), min(box.left for box in boxes)

@@ -200,7 +200,7 @@ class EvalPipeline:
                     yield image, row
 
         for images, rows in pack_groups(readable()):
-            pixels[rows] = central_view(images, np.arange(len(rows)), view.resize, view.image_size)
+            pixels[rows] = central_view(images, np.arange(len(rows)), view.resize, view.image_size, view.fit)
             mask[rows] = True
         batch = {"pixels": pixels, "mask": mask}
         return batch if self.source.num_classes is None else batch | {"label": label}

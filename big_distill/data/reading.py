@@ -13,7 +13,7 @@ from absl import logging
 from tqdm import tqdm
 
 from big_distill.data import Source
-from big_distill.data.decode import BadImage, Decoded, decode_part
+from big_distill.data.decode import BadImage, Decoded, decode_part, size_of
 from big_distill.data.jpeg import Part
 from big_distill.data.resample import Ragged
 from big_distill.errors import DataError
@@ -28,7 +28,7 @@ def whole(row: int, height: int, width: int) -> Part:
 
 
 _CHUNK = 256  # examples a thread reads at a time when a whole split is decoded
-_SAMPLE = 64  # images from which the decoded size of a split is estimated
+_SAMPLE = 64  # images from which the sizes of those of a split are estimated
 _NAMED = 20  # bad images that an error names
 
 
@@ -129,6 +129,16 @@ class Reader:
         )
 
 
+def share_cut(source: Source) -> float:
+    """Estimates the share of the median image that its central square leaves out, in [0, 1). Decodes nothing."""
+    sizes = (size_of(source.read(np.array([id_]))[0][0]) for id_ in _sample(source))
+    return float(np.median([1 - min(size) / max(size) for size in sizes if size] or [0]))
+
+
+def _sample(source: Source) -> np.ndarray:
+    return np.arange(source.num_examples)[:: -(-source.num_examples // _SAMPLE)]
+
+
 def load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, np.ndarray] | None:
     """Decodes a whole split to images and labels, int32 [N]. The next readable example replaces a bad one.
 
@@ -141,8 +151,7 @@ def load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, np
 def _load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, np.ndarray] | None:
     source = reader.source
     everything = np.arange(source.num_examples)
-    sample = everything[:: -(-len(everything) // _SAMPLE)]
-    sizes = [image.pixels.nbytes for image, _ in reader.decoded(sample) if image]
+    sizes = [image.pixels.nbytes for image, _ in reader.decoded(_sample(source)) if image]
     estimate = float(np.mean(sizes or [0])) * len(everything)
     if estimate > cache_bytes:
         return None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from big_distill.config import FITS, PAD_GREY
 from big_distill.data.decode import Decoded
 
 # A resize works on so many float32 values at a time. They stay in a core's cache, which makes it 2-4x faster.
@@ -80,24 +81,28 @@ def pack_groups(examples: Iterable[tuple[Decoded, int]]) -> Iterator[tuple[Ragge
 
 @dataclasses.dataclass(frozen=True)
 class _Taps:
-    """Holds the two source pixels of every output pixel along one axis, and the weight of the second, each [B, S]."""
+    """Holds the two source pixels of every output pixel along one axis, and the weight of the second, each [B, S].
+
+    inside: bool [B, S], False where the centre of the output pixel lies beyond the image.
+    """
 
     lower: np.ndarray
     upper: np.ndarray
     weight: np.ndarray
+    inside: np.ndarray
 
     def __getitem__(self, part: slice | int) -> _Taps:
-        return _Taps(self.lower[part], self.upper[part], self.weight[part])
+        return _Taps(self.lower[part], self.upper[part], self.weight[part], self.inside[part])
 
     def since(self, start: np.ndarray) -> _Taps:
         """Returns the same source pixels, counted from `start` [B] on."""
-        return _Taps(self.lower - start[:, None], self.upper - start[:, None], self.weight)
+        return _Taps(self.lower - start[:, None], self.upper - start[:, None], self.weight, self.inside)
 
     def by_channel(self, channels: int) -> _Taps:
         """Returns the taps [B, S C] of pixels whose channels are counted one by one."""
         lower, upper = ((a[..., None] * channels + np.arange(channels)) for a in (self.lower, self.upper))
         shape = len(lower), -1
-        return _Taps(lower.reshape(shape), upper.reshape(shape), np.repeat(self.weight, channels, axis=1))
+        return _Taps(lower.reshape(shape), upper.reshape(shape), np.repeat(self.weight, channels, axis=1), self.inside)
 
 
 def crop_resize(
@@ -111,8 +116,9 @@ def crop_resize(
     Args:
       images: N images.
       ids: int [B], indices of the images.
-      boxes: int [B, 4]: top, left, height, width in whole pixels of the whole image. A box lies within the part that is
-        there, and holds a block on each axis. Nothing outside of its box enters a view.
+      boxes: int [B, 4]: top, left, height, width in whole pixels of the whole image. Nothing outside of its box enters
+        a view. The share of a box that lies within the image is there, and holds a block on each axis. A pixel of the
+        view whose centre lies beyond the image is `PAD_GREY`.
       size: side S of the views.
       flip: bool [B], True to mirror a view left to right.
 
@@ -120,33 +126,35 @@ def crop_resize(
       uint8 [B, S, S, C].
     """
     reductions = images.reductions[ids]
-    y = _taps(boxes[:, 2], np.full(len(ids), size), 0, size, boxes[:, 0], reductions)
-    x = _taps(boxes[:, 3], np.full(len(ids), size), 0, size, boxes[:, 1], reductions)
+    y = _taps(boxes[:, 2], np.full(len(ids), size), 0, size, images.heights[ids], boxes[:, 0], reductions)
+    x = _taps(boxes[:, 3], np.full(len(ids), size), 0, size, images.widths[ids], boxes[:, 1], reductions)
     if flip is not None:
-        x = _Taps(*(np.where(flip[:, None], a[:, ::-1], a) for a in (x.lower, x.upper, x.weight)))
+        x = _Taps(*(np.where(flip[:, None], a[:, ::-1], a) for a in (x.lower, x.upper, x.weight, x.inside)))
     return _sample(images, ids, y, x)
 
 
-def central_view(images: Ragged, ids: np.ndarray, resize: int, size: int) -> np.ndarray:
-    """Resizes the shorter side to `resize`, then crops the centre. Evaluation and a fixed teacher see this view.
+def central_view(images: Ragged, ids: np.ndarray, resize: int, size: int, fit: str = FITS[0]) -> np.ndarray:
+    """Resizes, then cuts or pads to the central square. Evaluation and a fixed teacher see this view.
 
-    The longer side is rounded to the nearest pixel (half to even), the crop's corner is rounded down. Only what the
-    crop shows is computed.
+    `fit` is that of `config.view`. The shorter side (crop), both sides (squash) or the longer side (pad) become
+    `resize` pixels. The other side is rounded to the nearest pixel (half to even). The square's corner is rounded
+    towards that of the image. Only what the square shows is computed. Beside the image it is `PAD_GREY`.
 
     Args:
       images: N whole images.
       ids: int [B], indices of the images.
-      resize: shorter side after resizing, at least `size`, the side S of the views.
+      resize: side after resizing, at least `size`, the side S of the views.
 
     Returns:
       uint8 [B, S, S, C], the same numbers as `crop_resize` of the whole image followed by a crop.
     """
     heights, widths = images.heights[ids], images.widths[ids]
-    shorter = np.minimum(heights, widths)
+    shorter, longer = np.minimum(heights, widths), np.maximum(heights, widths)
     y, x = (
-        _taps(length, resized, (resized - size) // 2, size)
+        _taps(length, resized, np.trunc((resized - size) / 2).astype(np.int64), size, length)
         for length in (heights, widths)
-        for resized in [np.rint(length * resize / shorter).astype(np.int64)]
+        for whole in [{"crop": shorter, "squash": length, "pad": longer}[fit]]
+        for resized in [np.maximum(1, np.rint(length * resize / whole)).astype(np.int64)]
     )
     return _sample(images, ids, y, x)
 
@@ -156,28 +164,40 @@ def _taps(
     resized: np.ndarray,
     first: np.ndarray | int,
     size: int,
+    extent: np.ndarray,
     start: np.ndarray | int = 0,
     reduction: np.ndarray | int = 1,
 ) -> _Taps:
     """Finds the taps of output pixels `first` to `first + size`, if `length` pixels from `start` on become `resized`.
 
-    It computes them as TensorFlow does. Every argument but `size` is [B]. Source pixels count in blocks of `reduction`.
+    It computes them as TensorFlow does. Every argument but `size` is [B]. Source pixels count in blocks of `reduction`,
+    and the image has `extent` pixels, not blocks.
     """
-    length, resized, first, start, reduction = (
-        a[:, None] for a in np.broadcast_arrays(length, resized, first, start, reduction)
+    length, resized, first, extent, start, reduction = (
+        a[:, None] for a in np.broadcast_arrays(length, resized, first, extent, start, reduction)
     )
     scale = length.astype(np.float32) / resized.astype(np.float32)
     centre = (first + np.arange(size)).astype(np.float32) + np.float32(0.5)
     block, within = np.divmod(start, reduction)
     position = (centre * scale + within.astype(np.float32)) / reduction.astype(np.float32) - np.float32(0.5)
     floor = np.floor(position)
-    least, most = -(-start // reduction), (start + length) // reduction - 1
+    least = -(-np.maximum(start, 0) // reduction)
+    most = np.minimum(start + length, extent) // reduction - 1
     lower = np.maximum(floor.astype(np.int64) + block, least)
     upper = np.minimum(np.ceil(position).astype(np.int64) + block, most)
-    return _Taps(np.minimum(lower, most), np.maximum(upper, least), position - floor)
+    twice = (2 * (first + np.arange(size)) + 1) * length + 2 * start * resized  # centre, in pixels / (2 resized): exact
+    inside = (twice >= 0) & (twice < 2 * extent * resized)
+    return _Taps(np.minimum(lower, most), np.maximum(upper, least), position - floor, inside)
 
 
 def _sample(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
+    views = _sample_inside(images, ids, y, x)
+    if not (y.inside.all() and x.inside.all()):
+        views[~(y.inside[:, :, None] & x.inside[:, None])] = PAD_GREY
+    return views
+
+
+def _sample_inside(images: Ragged, ids: np.ndarray, y: _Taps, x: _Taps) -> np.ndarray:
     size, channels = y.lower.shape[1], images.pixels.shape[1]
     views = np.empty((len(ids), size, size, channels), np.uint8)
     boxes = images.boxes[ids]

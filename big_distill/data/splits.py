@@ -13,7 +13,7 @@ import numpy as np
 
 from big_distill.config import ViewConfig
 from big_distill.data import Source, jpeg
-from big_distill.data.draws import Draws, inception_boxes
+from big_distill.data.draws import Draws, fitted_boxes
 from big_distill.data.reading import Reader, RowPartFn, whole
 from big_distill.data.resample import Ragged, central_view, crop_resize, pack_groups
 from big_distill.errors import DataError
@@ -40,7 +40,8 @@ class CachedSplit:
         self.view = view
         bytes_ = self.images.pixels.nbytes + source.num_examples * math.prod(view_shape(view))
         if _shows_central(view) and bytes_ <= cache_bytes:
-            self.central = central_view(self.images, np.arange(source.num_examples), view.resize, view.image_size)
+            everything = np.arange(source.num_examples)
+            self.central = central_view(self.images, everything, view.resize, view.image_size, view.fit)
 
     def read(self, ids: np.ndarray, branches: Branches) -> HostBatch:
         """Gathers the pixels of every branch, and the labels."""
@@ -89,7 +90,7 @@ class StreamedSplit:
         def part(row: int, height: int, width: int) -> jpeg.Part:
             known = sizes[row].tolist() == [height, width]
             drawn = at_once[row] if known else boxes(np.array([height]), np.array([width]), row, row + 1)[0]
-            own = [jpeg.Box(*box) for box in drawn.tolist()]
+            own = [jpeg.visible(jpeg.Box(*box), height, width) for box in drawn.tolist()]
             if not view.reduced_decoding:
                 return jpeg.Part(jpeg.union(own))
             return jpeg.Part(jpeg.union(own), min(jpeg.largest_reduction(box, view.image_size) for box in own))
@@ -127,8 +128,11 @@ def on_devices(split: CachedSplit | StreamedSplit, name: str, cache_bytes: int) 
     if isinstance(split, CachedSplit) and (split.central is not None or not _shows_central(view)):
         (count, height, width, channels) = shape = split.images.padded_shape
         if view.crop != "inception" or math.prod(shape) <= cache_bytes:
+            reach_beyond = view.crop == "inception" and view.fit == "pad"
+            sizes = np.stack([split.images.heights, split.images.widths], axis=1).astype(np.int32)
             return Resident(
                 pixels=split.images.padded().reshape(count, -1) if view.crop == "inception" else None,
+                sizes=sizes if reach_beyond else None,
                 central=None if split.central is None else split.central.reshape(count, -1),
                 label=split.label,
                 shape=(height, width, channels),
@@ -155,11 +159,11 @@ def _views(
     if draws and view.crop == "inception":
         boxes = _boxes(draws, images.heights[rows], images.widths[rows], view)
         return crop_resize(images, rows, boxes, view.image_size, draws.flip if view.flip else None)
-    views = central_view(images, rows, view.resize, view.image_size) if central is None else central[rows]
+    views = central_view(images, rows, view.resize, view.image_size, view.fit) if central is None else central[rows]
     if draws and view.flip:
         views[draws.flip] = views[draws.flip, :, ::-1]
     return views
 
 
 def _boxes(draws: Draws, heights: np.ndarray, widths: np.ndarray, view: ViewConfig) -> np.ndarray:
-    return inception_boxes(draws, heights, widths, (view.area_min, view.area_max))
+    return fitted_boxes(draws, heights, widths, (view.area_min, view.area_max), view.fit)

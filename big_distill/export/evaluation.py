@@ -20,7 +20,7 @@ from big_distill.run_dir.layout import read_config
 from big_distill.state import Teacher
 from big_distill.step import scoring, steps
 from big_distill.step.views import to_unit
-from big_distill.training.evaluation import mesh_for, open_eval, with_data_dir
+from big_distill.training.evaluation import mesh_for, open_eval, warn_of_cut, with_data_dir
 
 
 def evaluate_file(
@@ -36,10 +36,11 @@ def evaluate_file(
     config = with_data_dir(read_config(workdir), data_dir)
     mesh = mesh_for(config)
     data = open_eval(config, split)
+    warn_of_cut(config, data.source)
     student = weights.read_architecture(workdir)
     teacher = teachers.load(config, workdir, mesh, student.card.class_names)
     network = predictor.load(file, student)
-    for name in ("num_classes", "channels", "card.image_size", "card.class_names"):
+    for name in ("num_classes", "channels", "fit", "card.image_size", "card.class_names"):
         value, expected = (operator.attrgetter(name)(architecture) for architecture in (network.architecture, student))
         if value != expected:
             field = name.removeprefix("card.")

@@ -37,7 +37,7 @@ class Predictor:
         return self.architecture.card.class_names
 
     def predict(self, images: np.ndarray | Iterable[Image]) -> np.ndarray:
-        """Classifies images as evaluation does: it resizes the shorter side, then crops the centre.
+        """Classifies images as evaluation does: it makes them square as the network's `fit` says.
 
         Args:
           images: uint8 arrays [H, W], [H, W, 1] or [H, W, 3] of any sizes, or the bytes of image files; or one array
@@ -56,8 +56,9 @@ class Predictor:
         decoded = [self._decode(index, image) for index, image in enumerate(images)]
         if not decoded:
             return np.zeros((0, self.architecture.num_classes), np.float32)
-        ragged, size = Ragged.pack(decoded), pixels_shape(self.architecture)[0]
-        pixels = central_view(ragged, np.arange(len(decoded)), self.architecture.resize, size)
+        architecture, everything = self.architecture, np.arange(len(decoded))
+        size = pixels_shape(architecture)[0]
+        pixels = central_view(Ragged.pack(decoded), everything, architecture.resize, size, architecture.fit)
         return scipy.special.softmax(self.classify(pixels), axis=-1)
 
     def _decode(self, index: int, image: Image) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from big_distill.config import PAD_GREY
 from big_distill.state import Batch, Resident
 
 
@@ -18,7 +19,8 @@ def from_resident(resident: Resident, batch: Batch, size: int) -> Batch:
             continue
         ids, box, flip = batch[f"{branch}id"], batch.get(f"{branch}box"), batch.get(f"{branch}flip")
         if box is not None:
-            pixels = crop_resize(resident.pixels, resident.shape, ids, box, size, flip)
+            sizes = None if resident.sizes is None else resident.sizes[ids]
+            pixels = crop_resize(resident.pixels, resident.shape, ids, box, size, flip, sizes)
         else:
             pixels = _rows(resident.central, ids).reshape(len(ids), size, size, -1)
             if flip is not None:
@@ -51,6 +53,7 @@ def crop_resize(
     boxes: jax.Array,
     size: int,
     flip: jax.Array | None = None,
+    sizes: jax.Array | None = None,
 ) -> jax.Array:
     """Crops and resizes as `data.resample.crop_resize` does, to the same grey levels within one.
 
@@ -63,11 +66,16 @@ def crop_resize(
       boxes: int32 [B, 4]: top, left, height, width in whole pixels.
       size: side S of the views.
       flip: bool [B], True for a view to mirror left to right.
+      sizes: int32 [B, 2], height and width of the images; None if no box reaches beyond its image.
 
     Returns:
       uint8 [B, S, S, C].
     """
     y, x = _taps(boxes[:, 0], boxes[:, 2], size), _taps(boxes[:, 1], boxes[:, 3], size)
+    if sizes is not None:
+        seen_y, seen_x = (_inside(boxes[:, i], boxes[:, i + 2], sizes[:, i], size) for i in (0, 1))
+        seen_x = seen_x if flip is None else jnp.where(flip[:, None], seen_x[:, ::-1], seen_x)
+        y, x = _within(y, sizes[:, 0]), _within(x, sizes[:, 1])
     if flip is not None:
         x = _Taps(*(jnp.where(flip[:, None], taps[:, ::-1], taps) for taps in x))
 
@@ -94,7 +102,8 @@ def crop_resize(
 
     on_tpu = one_by_one if images.shape[1] > _LARGE else multiplied
     sampled = jax.lax.platform_dependent(images, ids, y, x, cpu=gathered, tpu=on_tpu, default=multiplied)
-    return jnp.floor(sampled + 0.5).astype(jnp.uint8)
+    views = jnp.floor(sampled + 0.5).astype(jnp.uint8)
+    return views if sizes is None else jnp.where((seen_y[:, :, None] & seen_x[:, None])[..., None], views, PAD_GREY)
 
 
 class _Taps(NamedTuple):
@@ -113,6 +122,18 @@ def _taps(first: jax.Array, length: jax.Array, size: int) -> _Taps:
     lower = jnp.maximum(floor, 0).astype(jnp.int32)
     upper = jnp.minimum(jnp.ceil(position).astype(jnp.int32), length[:, None] - 1)
     return _Taps(first[:, None] + lower, first[:, None] + upper, position - floor)
+
+
+def _inside(first: jax.Array, length: jax.Array, extent: jax.Array, size: int) -> jax.Array:
+    """Returns bool [B, size]: True where an output pixel's centre lies within the `extent` pixels of its image."""
+    twice = (2 * jnp.arange(size) + 1) * length[:, None] + 2 * size * first[:, None]  # in pixels / (2 size): exact
+    return (twice >= 0) & (twice < 2 * size * extent[:, None])
+
+
+def _within(taps: _Taps, extent: jax.Array) -> _Taps:
+    """Repeats the edges of an image beyond it."""
+    lower, upper = (jnp.clip(pixels, 0, extent[:, None] - 1) for pixels in taps[:2])
+    return _Taps(lower, upper, taps.weight)
 
 
 def _matrix(taps: _Taps, length: int) -> jax.Array:

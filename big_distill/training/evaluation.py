@@ -17,6 +17,7 @@ from big_distill import teacher as teachers
 from big_distill.config import Config, SourceConfig
 from big_distill.data import Source
 from big_distill.data.pipeline import EvalPipeline
+from big_distill.data.reading import share_cut
 from big_distill.data.sources import BUILT_IN, check_classes, open_source
 from big_distill.errors import ConfigError, RunError
 from big_distill.parallel import sharding
@@ -24,8 +25,10 @@ from big_distill.run_dir.checkpoints import Checkpoints
 from big_distill.run_dir.layout import CHECKPOINTS_DIR, read_config
 from big_distill.state import Card, Model, Teacher, materialize
 from big_distill.step import scoring, steps
+from big_distill.terminal import say
 
 EvalStep = Callable[..., scoring.Sums]
+_LARGEST_CUT = 0.2  # share of the median image that evaluation may cut off without a word
 _Result = TypeVar("_Result")
 
 
@@ -93,6 +96,15 @@ def open_eval(config: Config, split: str) -> EvalPipeline:
     return EvalPipeline(source, config.view, config.evaluated_on, batch_size, jax.process_index(), jax.process_count())
 
 
+def warn_of_cut(config: Config, source: Source) -> None:
+    """Says if evaluation cuts more than a fifth off the median image of a split."""
+    if config.view.fit == "crop" and (cut := share_cut(source)) > _LARGEST_CUT:
+        say(
+            f"{source.name}: evaluation sees the centre square, without {100 * cut:.0f} % of the median image "
+            "(config.view.fit=crop); squash and pad show all of it"
+        )
+
+
 def with_data_dir(config: Config, data_dir: str | None) -> Config:
     """Returns the config with its TFDS sets in `data_dir`; None leaves them where the run had them.
 
@@ -136,6 +148,7 @@ def evaluate_run(
     config = with_data_dir(read_config(workdir), data_dir)
     mesh = mesh_for(config)
     data = open_eval(config, split)
+    warn_of_cut(config, data.source)
     class_names = weights.read_architecture(workdir).card.class_names
     teacher = teachers.load(config, workdir, mesh, class_names)
     student = student_of(workdir, step, mesh)

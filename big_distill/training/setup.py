@@ -25,7 +25,7 @@ from big_distill.teacher import check
 from big_distill.terminal import say
 from big_distill.training import initial
 from big_distill.training.computation import Computation, build
-from big_distill.training.evaluation import evaluate, open_eval, open_split
+from big_distill.training.evaluation import evaluate, open_eval, open_split, warn_of_cut
 
 Scores = dict[str, dict[str, float]]
 """split -> metric -> value"""
@@ -127,6 +127,7 @@ def open_data(config: Config) -> Data:
     check_source(source, config.source.num_train_examples, config.num_classes, labels_for, allowed)
     splits = {"validation": config.evaluated_on.validation, "test": config.evaluated_on.test}
     evaluation = {name: open_eval(config, split) for name, split in splits.items() if split}
+    warn_of_cut(config, next((data.source for data in evaluation.values()), source))
     names = next((data.source.class_names for data in evaluation.values()), ())
     return Data(source, evaluation, class_names_of(source, names), labels_for)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_distill import models
-from big_distill.config import Config, ModelConfig
+from big_distill.config import FITS, Config, ModelConfig
 from big_distill.errors import RunError
 from big_distill.parallel import sharding
 from big_distill.state import Card, Model, by_path, path_name
@@ -32,9 +32,10 @@ class Architecture(abc.ABC):
 
     num_classes: K, the number of logits; 0 for a network without a head.
     channels: number of channels of an image.
-    resize: an image's shorter side in pixels, before a square of `view_size` is cut from its middle.
+    resize: an image's side in pixels, before a square of `view_size` is cut from its middle.
     card: what the network expects of its input; the square is resized to card.image_size if that is smaller.
     view_size: side of the square in pixels; 0 means card.image_size.
+    fit: how the image becomes a square, and which of its sides `resize` is; see `config.view.fit`.
     """
 
     num_classes: int
@@ -42,6 +43,7 @@ class Architecture(abc.ABC):
     resize: int
     card: Card
     view_size: int
+    fit: str = FITS[0]
 
     @abc.abstractmethod
     def build(self, dtype: str, *, folded: bool = False) -> Model:
@@ -81,6 +83,7 @@ class ConfigArchitecture(Architecture):
     resize: int
     card: Card
     view_size: int = 0
+    fit: str = FITS[0]
 
     def build(self, dtype: str, *, folded: bool = False) -> Model:
         """Builds the network as pure functions; the same arguments give the same object."""
@@ -97,8 +100,12 @@ class ConfigArchitecture(Architecture):
         return {name: value for name, value in fields.items() if value or name != "options"}
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the JSON value of this architecture that a file's card holds; `card.from_json` is the inverse."""
-        return {**dataclasses.asdict(self), "model": self.identity}
+        """Returns the JSON value of this architecture that a file's card holds; `card.from_json` is the inverse.
+
+        It has `fit` only if that is not the first of `FITS`, because older files do not have it.
+        """
+        values = {**dataclasses.asdict(self), "model": self.identity}
+        return {name: value for name, value in values.items() if name != "fit" or value != FITS[0]}
 
 
 _Architecture = TypeVar("_Architecture", bound=Architecture, covariant=True)
@@ -135,7 +142,7 @@ def architecture_of(config: Config, class_names: tuple[str, ...], begun_from: Ne
                 f"{differ[0][1]!r}); config.init_fresh='head/.*' initialises the head anew"
             )
         card = dataclasses.replace(card, mean=before.mean, std=before.std)
-    return ConfigArchitecture(model, config.num_classes, view.channels, view.resize, card, view.image_size)
+    return ConfigArchitecture(model, config.num_classes, view.channels, view.resize, card, view.image_size, view.fit)
 
 
 def check_same(theirs: ModelConfig, ours: ModelConfig, subject: str, name: str) -> None:

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from big_distill.config import ModelConfig, freeze
-from big_distill.errors import ConfigError, RunError
+from big_distill.config import FITS, ModelConfig, freeze
+from big_distill.errors import ConfigError, RunError, nearest
 from big_distill.models import check_model
 from big_distill.state import Card
 from big_distill.weights.architecture import ConfigArchitecture
@@ -26,13 +26,16 @@ def from_json(text: str | bytes, path: pathlib.Path) -> ConfigArchitecture:
         values = json.loads(text)
         card = _card(values.pop("card"), values["num_classes"])
         model: ModelConfig = freeze(ModelConfig, values.pop("model"), "card.model")
+        fit = values.pop("fit", FITS[0])
+        if fit not in FITS:
+            raise ConfigError(f"fit={fit!r} is not known{nearest(str(fit), FITS)}")
         for name, number in values.items():
             least = 1 if name in ("channels", "resize") else 0
             if type(number) is not int or not least <= number <= _MAX_SIZE:
                 raise ConfigError(f"{name}={number!r}: expected an integer from {least} to {_MAX_SIZE}")
         if not is_user_code(model):
             check_model(model, card.image_size, "card.model")
-        return ConfigArchitecture(model=model, card=card, **values)
+        return ConfigArchitecture(model=model, card=card, fit=fit, **values)
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} has a damaged card: {error}") from error
 

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from big_distill.data.draws import Draws, Stream, inception_boxes
+from big_distill.data.draws import Draws, Stream, fitted_boxes, inception_boxes
 
 STREAM = Stream(seed=7, num_examples=10, batch_size=4, mixup=1.0)
 ARRAYS = ("ids", "attempts", "offset", "flip")
@@ -94,6 +94,34 @@ def test_boxes_lie_inside_with_the_area_and_aspect_asked_for(size):
     assert share.min() >= 0.2 and share.max() <= 0.9
     assert ((width + 0.5) / height >= 3 / 4).all() and ((width - 0.5) / height <= 4 / 3).all()
     assert ((top == 0) & (left == 0)).any() and ((top + height == size[0]) & (left + width == size[1])).any()
+
+
+@pytest.mark.parametrize("size", [(100, 150), (40, 10), (7, 300), (1, 1)])
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_fitted_boxes_are_crops_of_the_square(fit, size):
+    count, side, image = 20_000, max(size), np.array(size)
+    draws = Stream(0, count, count, 0.0).draws(0)
+    corner, box = np.split(fitted_boxes(draws, *np.full((2, count), image[:, None]), (0.05, 1.0), fit), 2, axis=1)
+    square = boxes_of(side, side)[:, 2:]
+    if fit == "squash":  # in the square, which is the image stretched, it has the drawn size to half a pixel
+        assert (np.abs(box - square * image / side) <= np.maximum(0.5, 1 - square * image / side)).all()
+        assert corner.min() >= 0 and (corner + box <= image).all()
+    else:
+        assert (box == square).all()
+        before = (side - image) // 2
+        assert (corner >= -before).all() and (corner + box <= side - before).all()
+        seen = np.minimum(corner + box, image) - np.maximum(corner, 0)
+        assert (seen == np.minimum(box, image)).all(), "as much of the image as there can be"
+    inside = (box < image).all(1)
+    if inside.any():  # and each place is as likely as another
+        place = corner[inside] / (image - box[inside])
+        assert place.min() == 0 and place.max() == 1 and place.mean(0) == pytest.approx([0.5, 0.5], abs=0.02)
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+def test_all_fits_of_a_square_image_are_one(fit):
+    draws, size = Stream(0, 100, 100, 0.0).draws(0), np.full(100, 57)
+    np.testing.assert_array_equal(fitted_boxes(draws, size, size, (0.05, 1.0), fit), boxes_of(57, 57, 100))
 
 
 def test_boxes_are_distributed_as_tensorflows():

@@ -39,9 +39,12 @@ def mixed_source(bad=(), num_classes=5, num_examples=NUM):
     )
 
 
-def make_config(regime="consistent", crop="inception", flip=True, total_steps=9, reduced_decoding=False, **options):
+def make_config(
+    regime="consistent", crop="inception", flip=True, total_steps=9, reduced_decoding=False, fit="crop", **options
+):
     view = ViewConfig(
         image_size=8,
+        fit=fit,
         regime=regime,
         crop=crop,
         reduced_decoding=reduced_decoding,
@@ -214,13 +217,18 @@ def photographs(bad=()):
     return dataclasses.replace(mixed_source(), read=lambda ids: [(data[i], int(i) % 5) for i in ids])
 
 
-@pytest.mark.parametrize("crop", ["inception", "central"])
-@pytest.mark.parametrize("regime", REGIMES)
-def test_parts_of_jpegs_show_what_the_whole_does(regime, crop, parts, monkeypatch):
+@pytest.mark.parametrize(
+    ("regime", "crop", "fit"),
+    [
+        *itertools.product(REGIMES, ("inception", "central"), ("crop",)),
+        *itertools.product(("independent",), ("inception",), ("squash", "pad")),
+    ],
+)
+def test_parts_of_jpegs_show_what_the_whole_does(regime, crop, fit, parts, monkeypatch):
     monkeypatch.setattr(reading, "_SAMPLE", 1)  # image 0; a batch is the first to read the others
     source = photographs(bad={3, 20, 22})
-    expected = batches(make_config(regime, crop, total_steps=12), source)
-    config = make_config(regime, crop, total_steps=12, cache_bytes=0, num_threads=1)
+    expected = batches(make_config(regime, crop, total_steps=12, fit=fit), source)
+    config = make_config(regime, crop, total_steps=12, fit=fit, cache_bytes=0, num_threads=1)
     pipeline = TrainPipeline(config, source)
     shown = np.concatenate([pipeline.stream.ids(step) for step in range(12)]).tolist()
     jpegs = [i for i in ({3: 4, 20: 21, 22: 23}.get(i, i) for i in shown) if i % 5 != 4]
@@ -277,12 +285,17 @@ def test_the_decoder_of_parts_is_ready_before_there_are_threads(regime, crop, ca
     assert threads[:1] == [threading.main_thread()] * wanted
 
 
-@pytest.mark.parametrize("regime", ["consistent", "function_matching", "independent"])
-def test_reduced_decoding_shows_the_same_crops_whatever_memory_there_is(regime, monkeypatch):
+@pytest.mark.parametrize(
+    ("regime", "fit"),
+    [*itertools.product(("consistent", "function_matching", "independent"), ("crop",)), ("consistent", "pad")],
+)
+def test_reduced_decoding_shows_the_same_crops_whatever_memory_there_is(regime, fit, monkeypatch):
     reductions = set()
 
     def crop_resize(images, ids, boxes, size, flip):
-        for reduction, (top, left, height, width) in zip(images.reductions[ids], boxes, strict=True):
+        sizes = zip(images.heights[ids], images.widths[ids], strict=True)
+        for reduction, box, size_ in zip(images.reductions[ids], boxes, sizes, strict=True):
+            top, left, height, width = jpeg.visible(jpeg.Box(*box), *size_)
             ends = (top + height) // reduction, (left + width) // reduction
             assert reduction == 1 or min(ends[0] + (-top // reduction), ends[1] + (-left // reduction)) >= size
         reductions.update(images.reductions.tolist())
@@ -290,8 +303,8 @@ def test_reduced_decoding_shows_the_same_crops_whatever_memory_there_is(regime, 
 
     monkeypatch.setattr("big_distill.data.splits.crop_resize", crop_resize)
     source = photographs(bad={3, 4, 20})
-    whole = batches(make_config(regime), source)
-    reduced = batches(make_config(regime, reduced_decoding=True), source)
+    whole = batches(make_config(regime, fit=fit), source)
+    reduced = batches(make_config(regime, fit=fit, reduced_decoding=True), source)
     assert reductions == {1, 2, 4, 8}
     for batch, other in zip(whole, reduced, strict=True):
         for key in batch:
@@ -302,9 +315,9 @@ def test_reduced_decoding_shows_the_same_crops_whatever_memory_there_is(regime, 
             off = np.abs(batch[key].astype(int) - other[key]).mean((1, 2, 3))
             assert off.max() < 12, off  # a crop of another image is 60 off
     for start, options in ((0, {"cache_bytes": 0}), (4, {"num_threads": 3})):
-        config = make_config(regime, reduced_decoding=True, **options)
+        config = make_config(regime, fit=fit, reduced_decoding=True, **options)
         assert_same(batches(config, source, start), reduced[start:])
-    halves = [batches(make_config(regime, reduced_decoding=True), source, 0, i, 2) for i in range(2)]
+    halves = [batches(make_config(regime, fit=fit, reduced_decoding=True), source, 0, i, 2) for i in range(2)]
     joined = [np.concatenate([a["pixels"], b["pixels"]]) for a, b in zip(*halves, strict=True)]
     np.testing.assert_array_equal(joined, [batch["pixels"] for batch in reduced])
 

@@ -96,6 +96,43 @@ def test_central_view_is_a_resize_then_a_central_crop(resize, size):
         assert_rounded(view, reference_resize(image, height, width)[top : top + size, left : left + size])
 
 
+def on_grey(image, height, width):
+    """Puts an image in the middle of another, grey one, or cuts its middle; an odd row or column is at the end."""
+    canvas = np.full((height, width, image.shape[2]), 128.0)
+    cuts, places = [], []
+    for there, wanted in zip(image.shape, (height, width), strict=False):
+        shared, offset = min(there, wanted), abs(there - wanted) // 2
+        cuts.append(slice(offset, offset + shared) if there > wanted else slice(shared))
+        places.append(slice(offset, offset + shared) if there < wanted else slice(shared))
+    canvas[tuple(places)] = image[tuple(cuts)]
+    return canvas
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(("resize", "size"), [(16, 16), (20, 13), (9, 4)])
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_a_central_view_shows_all_of_an_image(fit, resize, size):
+    images = [*random_images(3), np.full((2, 90, 3), 7, np.uint8)]
+    views = central_view(Ragged.pack(images), np.arange(len(images)), resize, size, fit)
+    for view, image in zip(views, images, strict=True):
+        longer = max(image.shape[:2])
+        height, width = (resize if fit == "squash" else max(1, round(n * resize / longer)) for n in image.shape[:2])
+        assert_rounded(view, on_grey(reference_resize(image, height, width), size, size))
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_box_that_reaches_beyond_its_image_is_grey_there(channels):
+    """Nothing but the image and grey is there, and neither runs into the other."""
+    image = np.full((6, 9, channels), 7, np.uint8)
+    box, size = (-3, 2, 12, 12), 24  # the rows 0 to 5 of the image, and its columns 2 to 8, at two pixels a pixel
+    expected = np.full((size, size, channels), 128, np.uint8)
+    expected[6:18, :14] = 7
+    for flip in (False, True):
+        (view,) = crop_resize(Ragged.pack([image]), np.array([0]), np.array([box]), size, np.array([flip]))
+        np.testing.assert_array_equal(view, expected[:, ::-1] if flip else expected)
+
+
 def test_a_view_of_an_images_own_size_is_the_image():
     images = random_images(3, [(12, 12), (12, 12)])
     packed, ids = Ragged.pack(images), np.array([1, 0])

@@ -33,7 +33,7 @@ def resolved(config):
     return resolve(config, jax.device_count(), "cpu")
 
 
-def pipeline_of(regime, crop, side=16, num_classes=5, flip=True, **options):
+def pipeline_of(regime, crop, side=16, num_classes=5, flip=True, fit="crop", **options):
     """Makes a pipeline of thirty smooth images of mixed sizes, three of them unreadable."""
     random = np.random.default_rng(0)
     images = []
@@ -51,7 +51,7 @@ def pipeline_of(regime, crop, side=16, num_classes=5, flip=True, **options):
         example_name=str,
     )
     mixup = float(regime == "function_matching")
-    view = ViewConfig(image_size=side, regime=regime, crop=crop, mixup=mixup, resize=side + 2, flip=flip)
+    view = ViewConfig(image_size=side, regime=regime, crop=crop, mixup=mixup, resize=side + 2, flip=flip, fit=fit)
     options = SourceConfig(num_train_examples=30, max_bad_fraction=0.2, resident=True, **options)
     return TrainPipeline(Config(num_classes=5, batch_size=16, total_steps=9, view=view, source=options), source)
 
@@ -68,9 +68,15 @@ def form(request, monkeypatch):
     monkeypatch.setattr(cropping, "_LARGE", 0 if large else 1 << 30)
 
 
-@pytest.mark.parametrize(("regime", "crop"), [*itertools.product(REGIMES, ("inception", "central"))])
-def test_the_devices_make_what_the_host_makes(regime, crop, form):
-    pipeline = pipeline_of(regime, crop)
+@pytest.mark.parametrize(
+    ("regime", "crop", "fit"),
+    [
+        *itertools.product(REGIMES, ("inception", "central"), ("crop",)),
+        *itertools.product(("fixed",), ("inception",), ("squash", "pad")),
+    ],
+)
+def test_the_devices_make_what_the_host_makes(regime, crop, fit, form):
+    pipeline = pipeline_of(regime, crop, fit=fit)
     resident, exact = pipeline.resident(), []
     for step in range(9):
         want, got = pipeline.batch(step), cropping.from_resident(resident, pipeline.draw(step), 16)
