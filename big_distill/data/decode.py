@@ -80,7 +80,7 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
 def size_of(data: bytes | np.ndarray) -> tuple[int, int] | None:
     """Returns the height and width of an image as it is stored, without decoding it; None if they cannot be read."""
     if isinstance(data, np.ndarray):
-        return data.shape[0], data.shape[1]
+        return data.shape[:2] if data.ndim > 1 and data.size else None
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return image.height, image.width

@@ -1,6 +1,7 @@
 """Lists the formats that a student is packed into: the suffix, the writer and the reader of each.
 
-An executable file has a card beside it, FILE.json. The card says what the file expects, and holds its checksum.
+An executable file has a card beside it, FILE.json. The card holds the file's checksum, and says what the file expects:
+`input` says it to other programs, and this library reads the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from safetensors.numpy import save
 from big_distill import weights
 from big_distill.errors import RunError
 from big_distill.export import litert, onnx_graph, stablehlo
-from big_distill.export.function import Classifier, Views
+from big_distill.export.function import Classifier, Views, input_of
 from big_distill.files import atomic, checksums
 from big_distill.run_dir.layout import read_json, write_json
 from big_distill.weights import container
@@ -55,7 +56,8 @@ EXECUTABLE_SUFFIXES = tuple(format_.suffix for format_ in FORMATS.values() if fo
 
 def write_card(file: pathlib.Path, architecture: weights.ConfigArchitecture) -> None:
     """Writes the card of an executable file."""
-    write_json(_card_of(file), {**architecture.to_json(), "sha256": checksums.sha256(file)})
+    card = {**architecture.to_json(), "input": input_of(architecture), "sha256": checksums.sha256(file)}
+    write_json(_card_of(file), card)
 
 
 def read_card(file: pathlib.Path) -> weights.ConfigArchitecture:
@@ -72,6 +74,7 @@ def read_card(file: pathlib.Path) -> weights.ConfigArchitecture:
     values = read_json(card, {"sha256": str})
     if values.pop("sha256") != checksums.sha256(file):
         raise RunError(f"{file} is damaged, or {card.name} is not its own: the checksum is wrong")
+    values.pop("input", None)  # it follows from the rest, and older files do not have it
     return weights.from_json(json.dumps(values), card)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from big_distill import weights
+from big_distill.config import PAD_GREY
 from big_distill.errors import ConfigError, DataError
 from big_distill.step.views import for_network, to_unit
 
@@ -37,6 +39,43 @@ def pixels_shape(architecture: weights.ConfigArchitecture) -> tuple[int, int, in
     """Returns (S, S, C) of the square that evaluation cuts from one image; the network's own size may be smaller."""
     size = architecture.view_size or architecture.card.image_size
     return (size, size, architecture.channels)
+
+
+def input_of(architecture: weights.ConfigArchitecture) -> dict[str, Any]:
+    """Describes how to make the pixels of a file from an image, for programs without this library.
+
+    It says what `data.decode` and `data.resample.central_view` do; README shows four programs that follow it.
+    """
+    size, _, channels = pixels_shape(architecture)
+    side = {"crop": "shorter", "squash": "both", "pad": "longer"}[architecture.fit]
+    return {
+        "size": size,
+        "channels": channels,
+        "channel_order": "RGB" if channels == 3 else "grey: ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B",
+        "layout": "NHWC",
+        "dtype": "uint8",
+        "range": [0, 255],
+        "order": ["decode", "resize", "centre"],
+        "decode": "upright, as EXIF says; transparency over white; 8 bits a channel",
+        "fit": architecture.fit,
+        "resize": {
+            "side": side,
+            "to": architecture.resize,
+            "other_side": "in proportion, to the nearest pixel, half to even, at least 1",
+            "filter": "bilinear",
+            "antialias": False,
+            "coordinates": "half_pixel",
+            "edges": "repeated",
+            "values": "rounded half up",
+        },
+        "centre": {"size": size, "offset": "(resized - size) / 2, rounded towards 0", "beside": PAD_GREY},
+        "in_the_file": {
+            "resize": {"to": architecture.card.image_size, "filter": "bilinear", "antialias": True},
+            "normalise": "(pixel / 255 - mean) / std",
+            "mean": list(architecture.card.mean),
+            "std": list(architecture.card.std),
+        },
+    }
 
 
 def check_pixels(pixels: np.ndarray, shape: tuple[int, ...]) -> None:
