@@ -6,6 +6,8 @@ frozen `Config` of it.
 
 # ruff: noqa: F401
 from big_distill.config.schema import (
+    BIT_DEPTH,
+    BIT_DEPTHS,
     FITS,
     OWN_TEACHER,
     PAD_GREY,

@@ -18,6 +18,10 @@ import functools
 from typing import Any
 
 PROFILED_STEPS = 5
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+"""Numbers of bits that a value may use in a file of more than 8 bits."""
+BIT_DEPTH = BIT_DEPTHS[-1]
+"""The one that is taken where nothing else is known."""
 OWN_TEACHER = "teacher"
 """Names the run's own teacher, in `init_from` and in the `teacher.path` of a first stage."""
 FITS = ("crop", "squash", "pad")
@@ -249,6 +253,10 @@ class SourceConfig:
     group: str = maths(
         "", "Keeps the files of a folder in one split whose paths have the same match of its first (group).", regex=True
     )
+    label: str = maths(
+        "",
+        "Names the feature of a TFDS set that is learned; unset: the one that the set itself names, label or its only.",
+    )
     train: str = maths("train", "Split to train on, in TFDS syntax, such as train[:90%].")
     validation: str | None = maths(None, "Split on which the best checkpoint is chosen; unset: the latest is kept.")
     test: str | None = maths("test", "Split that the closing table reports.")
@@ -264,6 +272,12 @@ class SourceConfig:
         0.01, "Stops the run if a larger share of a split, and more than one image, cannot be read.", within="[0, 1]"
     )
     allow_empty_classes: bool = cosmetic(False, "Trains although a class of a folder has no training image.")
+    bit_depth: str = maths(
+        "auto",
+        "Bits that are used of each value in files of more than 8: a scan of 12 bits has values up to 4095. auto: 8, "
+        "12 or 16, by the values of a sample of training images.",
+        choices=("auto", *map(str, BIT_DEPTHS)),
+    )
     options: tuple[str, ...] = maths((), "Sets the source's own parameters, such as ('year=2024',).", form=_OPTION)
 
 

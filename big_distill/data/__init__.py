@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from big_distill.config import BIT_DEPTH
 from big_distill.errors import DataError
 
 Example = tuple[bytes | np.ndarray, int]
@@ -30,6 +31,7 @@ class Source:
     example_name: function from an id to a name by which a person finds the example.
     empty_classes: names of the classes without an example in this split, as far as they are known before it is read.
     remarks: lines that a run prints when it opens the split to train on it.
+    bit_depth: bits that are used of each value in files of more than 8.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Source:
     example_name: Callable[[int], str]
     empty_classes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    bit_depth: int = BIT_DEPTH
 
 
 def array_source(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from big_distill.config import BIT_DEPTH
 from big_distill.data import jpeg
 from big_distill.data.jpeg import Part
 
@@ -25,7 +26,9 @@ _TURNS = {  # EXIF orientation -> what makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PNG_DEPTH = 24  # where the header of a PNG has its bits a channel
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")  # of pixels, and of their orientation
 
 
@@ -56,25 +59,40 @@ class Decoded(NamedTuple):
     intact: bool = False
 
 
-def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
+def decode(data: bytes | np.ndarray, channels: int, bit_depth: int = BIT_DEPTH) -> np.ndarray:
     """Reads one image under one policy, whatever kind of JPEG, PNG, GIF, WebP, BMP, TIFF or PPM it is.
 
     It takes the first frame of an animation, turns it as its EXIF orientation says, and lays transparent pixels over
-    white. It scales 16-bit grey to 8 bits, and converts CMYK, palettes and other colour spaces through RGB. It repeats
-    grey into three channels, and converts colour to grey as ITU-R 601 luma. Beside the pixels it reads the orientation
-    alone, so a fault elsewhere in the file costs no image.
+    white. It scales grey of more than 8 bits to 8, and converts CMYK, palettes and other colour spaces through RGB. It
+    repeats grey into three channels, and converts colour to grey as ITU-R 601 luma. Beside the pixels it reads the
+    orientation alone, so a fault elsewhere in the file costs no image.
 
     Args:
       data: an encoded image, or uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (the last with alpha).
       channels: 3 or 1.
+      bit_depth: bits that are used of each value in a file of more than 8: 2 ** bit_depth - 1 is white.
 
     Returns:
       uint8 [H, W, channels].
 
     Raises:
-      BadImage: damaged, truncated or empty data, or a decompression bomb: more than `PIL.Image.MAX_IMAGE_PIXELS`.
+      BadImage: damaged, truncated or empty data, a value above white, or a decompression bomb: more than
+        `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    return decode_part(data, channels, lambda height, width: Part()).pixels
+    return decode_part(data, channels, lambda height, width: Part(), bit_depth=bit_depth).pixels
+
+
+def largest_value(data: bytes | np.ndarray) -> int | None:
+    """Returns the largest value in a file of more than 8 bits a channel. None for other files, and unreadable ones."""
+    if isinstance(data, np.ndarray):
+        return None
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.mode in _SIXTEEN_BIT_MODES:
+                return int(np.asarray(image).max())
+            return 257 * int(np.asarray(image).max()) if _is_deep_colour(image, data) else None
+    except Exception:  # on damaged bytes Pillow's readers raise almost anything
+        return None
 
 
 def size_of(data: bytes | np.ndarray) -> tuple[int, int] | None:
@@ -89,7 +107,11 @@ def size_of(data: bytes | np.ndarray) -> tuple[int, int] | None:
 
 
 def decode_part(
-    data: bytes | np.ndarray, channels: int, part_fn: PartFn, known_size: tuple[int, int] | None = None
+    data: bytes | np.ndarray,
+    channels: int,
+    part_fn: PartFn,
+    known_size: tuple[int, int] | None = None,
+    bit_depth: int = BIT_DEPTH,
 ) -> Decoded:
     """Reads the part of an image that `part_fn` wants. The pixels are those of `decode`, at a reduction about those.
 
@@ -100,15 +122,16 @@ def decode_part(
       part_fn: function of the size of the image as it is shown.
       known_size: (height, width) of data that were found `intact` before. Without it all of a file is read, so that
         the part does not decide whether an image counts as damaged.
+      bit_depth: argument of `decode`.
     """
     if isinstance(data, np.ndarray):
         return _cut_whole(_from_array(data, channels), part_fn)
     if known_size is not None and (image := _plain_jpeg(data, channels, known_size, part_fn, intact=True)):
         return image
-    return _read(data, channels, part_fn)
+    return _read(data, channels, part_fn, bit_depth)
 
 
-def _read(data: bytes, channels: int, part_fn: PartFn) -> Decoded:
+def _read(data: bytes, channels: int, part_fn: PartFn, bit_depth: int) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
@@ -119,16 +142,24 @@ def _read(data: bytes, channels: int, part_fn: PartFn) -> Decoded:
                 if decoded := _plain_jpeg(data, channels, size, part_fn, intact=False):
                     return decoded
             image.load()  # a PNG may have its EXIF behind its pixels
+            if bit_depth < BIT_DEPTH and _is_deep_colour(image, data):
+                raise BadImage(
+                    f"colour of 16 bits a channel, of which config.source.bit_depth={bit_depth} are used, cannot be "
+                    "read: convert it to 8 bits"
+                )
             turn = _TURNS.get(_orientation(image))
-            return _cut_whole(_to_channels(image if turn is None else image.transpose(turn), channels), part_fn)
+            upright = image if turn is None else image.transpose(turn)
+            return _cut_whole(_to_channels(upright, channels, bit_depth), part_fn)
     except BadImage:
         raise
     except Exception as error:  # on damaged bytes Pillow's readers raise almost anything
         if data.startswith(_PNG_SIGNATURE) and len(bare := _pixels_of_png(data)) < len(data):
-            return _read(bare, channels, part_fn)
+            return _read(bare, channels, part_fn, bit_depth)
         if not data:
             raise BadImage("no bytes") from error
         if isinstance(error, UnidentifiedImageError):
+            if data.startswith(_TIFF_SIGNATURES):
+                raise BadImage("a TIFF with channels or values that Pillow does not read: convert it") from error
             raise BadImage(f"not an image of {', '.join(_FORMATS)}") from error
         raise BadImage(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
 
@@ -151,6 +182,11 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # on damaged bytes Pillow's readers raise almost anything
         return 1
+
+
+def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
+    """Returns True for a PNG of 16 bits in several channels, of which Pillow reads the upper 8."""
+    return image.format == "PNG" and image.mode not in _SIXTEEN_BIT_MODES and data[_PNG_DEPTH] == BIT_DEPTH
 
 
 def _is_plain_jpeg(image: Image.Image, channels: int) -> bool:
@@ -185,13 +221,16 @@ def _from_array(array: np.ndarray, channels: int) -> np.ndarray:
         raise BadImage(f"array of {array.dtype} {list(array.shape)}: expected uint8 [H, W, 1, 3 or 4]")
     if array.shape[2] == channels:
         return array
-    return _to_channels(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), channels)
+    return _to_channels(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), channels, BIT_DEPTH)
 
 
-def _to_channels(image: Image.Image, channels: int) -> np.ndarray:
+def _to_channels(image: Image.Image, channels: int, bit_depth: int) -> np.ndarray:
     if image.mode in _SIXTEEN_BIT_MODES:
-        grey = np.clip(np.asarray(image).astype(np.int32, copy=False), 0, 65535)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 257 is odd: no value lies half-way
+        white, grey = 2**bit_depth - 1, np.asarray(image).astype(np.int64, copy=False)
+        if bit_depth < BIT_DEPTH and grey.max() > white:
+            raise BadImage(f"a value of {grey.max()}, but config.source.bit_depth={bit_depth} ends at {white}")
+        grey = np.clip(grey, 0, white)
+        image = Image.fromarray(((255 * grey + white // 2) // white).astype(np.uint8))  # white is odd: no ties
     elif image.mode == "F":
         raise BadImage("floating-point pixels have no known range")
     elif image.has_transparency_data:

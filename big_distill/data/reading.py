@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +13,9 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from big_distill.config import BIT_DEPTH
 from big_distill.data import Source
-from big_distill.data.decode import BadImage, Decoded, decode_part, size_of
+from big_distill.data.decode import BadImage, Decoded, decode_part, largest_value, size_of
 from big_distill.data.jpeg import Part
 from big_distill.data.resample import Ragged
 from big_distill.errors import DataError
@@ -67,7 +69,9 @@ class Reader:
             image, (height, width) = None, self._sizes[id_].tolist()
             known_size = (height, width) if height and id_ not in self._refused else None
             try:
-                image = decode_part(data, self.channels, functools.partial(part_fn, row), known_size)
+                image = decode_part(
+                    data, self.channels, functools.partial(part_fn, row), known_size, self.source.bit_depth
+                )
                 if image.intact:
                     self._sizes[id_] = image.height, image.width
                 elif known_size is not None:
@@ -129,10 +133,40 @@ class Reader:
         )
 
 
+def with_bit_depth(source: Source, bit_depth: int | None) -> Source:
+    """Returns the source with the bits that are used in files of more than 8. It looks at a sample of the files.
+
+    Args:
+      source: any source. Arrays have 8 bits.
+      bit_depth: number of bits; None takes the least of 8, 12 and 16 that hold what the sample has.
+    """
+    found = [value for image in _sampled(source) if (value := largest_value(image)) is not None]
+    if not found:
+        return source if bit_depth is None else dataclasses.replace(source, bit_depth=bit_depth)
+    least = next(bits for bits in (8, 12, BIT_DEPTH, 32) if max(found) < 2**bits)
+    depth = bit_depth or min(least, BIT_DEPTH)
+    remark = (
+        f"{source.name}: values up to {max(found):,} in {len(found)} files of more than 8 bits, read as {depth} bits"
+    )
+    if max(found) < 2**depth // 4:
+        remark += "; most of that range is not used"
+    return dataclasses.replace(
+        source,
+        bit_depth=depth,
+        fingerprint=source.fingerprint if depth == BIT_DEPTH else f"{source.fingerprint}, {depth} bits",
+        remarks=(*source.remarks, f"{remark} (config.source.bit_depth)"),
+    )
+
+
 def share_cut(source: Source) -> float:
     """Estimates the share of the median image that its central square leaves out, in [0, 1). Decodes nothing."""
-    sizes = (size_of(source.read(np.array([id_]))[0][0]) for id_ in _sample(source))
+    sizes = map(size_of, _sampled(source))
     return float(np.median([1 - min(size) / max(size) for size in sizes if size] or [0]))
+
+
+def _sampled(source: Source) -> Iterator[bytes | np.ndarray]:
+    """Yields the images of the sample, one by one, because they may be large."""
+    return (source.read(np.array([id_]))[0][0] for id_ in _sample(source))
 
 
 def _sample(source: Source) -> np.ndarray:

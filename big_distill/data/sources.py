@@ -16,8 +16,9 @@ from big_distill.config import SourceConfig, user_code
 from big_distill.data import Example, Source, array_source
 from big_distill.data.draws import permutation
 from big_distill.data.folders import open_folder
+from big_distill.data.reading import with_bit_depth
 from big_distill.data.split_names import split_ids
-from big_distill.errors import ConfigError, DataError
+from big_distill.errors import ConfigError, DataError, nearest
 
 BUILT_IN = ("digits", "random", "folder")
 
@@ -34,6 +35,11 @@ def open_source(source: SourceConfig, split: str, *, num_classes: int, image_siz
       ConfigError: the name is not that of a source, or a function of your own failed.
       DataError: the set is not there, is damaged or has no such split.
     """
+    made = _open(source, split, num_classes, (image_size, image_size, channels))
+    return with_bit_depth(made, None if source.bit_depth == "auto" else int(source.bit_depth))
+
+
+def _open(source: SourceConfig, split: str, num_classes: int, shape: tuple[int, int, int]) -> Source:
     if ":" in source.name:
         made = user_code.load(source.name, "config.source.name")(source, split)
         if not isinstance(made, Source):
@@ -42,10 +48,10 @@ def open_source(source: SourceConfig, split: str, *, num_classes: int, image_siz
     if source.name == "digits":
         return _digits_source(split)
     if source.name == "random":
-        return _random_source(split, num_classes, (image_size, image_size, channels))
+        return _random_source(split, num_classes, shape)
     if source.name == "folder":
         return open_folder(source, split)
-    return _tfds_source(source, split)
+    return _tfds_source(source, split, num_classes)
 
 
 def check_source(
@@ -129,8 +135,11 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _tfds_source(source: SourceConfig, split: str) -> Source:
-    """Opens a TFDS set that was prepared as array_record, and reads it without TensorFlow."""
+def _tfds_source(source: SourceConfig, split: str, num_classes: int) -> Source:
+    """Opens a TFDS set that was prepared as array_record, and reads it without TensorFlow.
+
+    An integer without names, which the set or the config calls its label, has the run's classes, 0 to num_classes - 1.
+    """
     import tensorflow_datasets as tfds  # slow to import
 
     from big_distill.data import archives
@@ -138,22 +147,24 @@ def _tfds_source(source: SourceConfig, split: str) -> Source:
     builder = _tfds_builder(source.name, source.data_dir)
     info, features = builder.info, builder.info.features
     num_examples = len(split_ids(source.name, split, {name: s.num_examples for name, s in info.splits.items()}))
-    images, labels = (
-        sorted(key for key, feature in features.items() if isinstance(feature, kind))
-        for kind in (tfds.features.Image, tfds.features.ClassLabel)
-    )
+    images = sorted(key for key, feature in features.items() if isinstance(feature, tfds.features.Image))
+    named = sorted(key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel))
+    numbers = sorted(k for k, f in features.items() if f.shape == () and np.issubdtype(f.np_dtype, np.integer))
     if not images:
         raise DataError(f"{source.name} has no images: its features are {', '.join(features)}")
     image = "image" if "image" in images else images[0]  # a segmentation mask is an Image too
-    label = _tfds_label(source.name, info.supervised_keys, labels)
+    label = _tfds_label(source, info.supervised_keys, named, numbers)
+    class_names = tuple(map(str, range(num_classes)))
+    if label in named:
+        class_names = tuple(features[label].names)
     decoders = {key: tfds.decode.SkipDecoding() for key in images}
     try:
         data = builder.as_data_source(split, decoders=decoders)
     except NotImplementedError as error:
         stored = info.file_format.value
         raise DataError(f"{builder.data_dir} is stored as {stored}: prepare it again as array_record") from error
-    earlier = "label" if "label" in labels else next(iter(labels), None)  # the choice of versions before 0.2.0
-    named = [] if label == earlier else [label]
+    earlier = "label" if "label" in named else next(iter(named), None)  # the choice of versions before 0.2.0
+    chosen = [] if label == earlier else [label]
     contents = sorted((name, list(s.shard_lengths), int(s.num_bytes)) for name, s in info.splits.items())
     checksums = sorted(archives.checksums(builder).items())
 
@@ -167,26 +178,37 @@ def _tfds_source(source: SourceConfig, split: str) -> Source:
     return Source(
         name=f"{info.full_name} {split}",
         num_examples=num_examples,
-        num_classes=features[label].num_classes if label else None,
-        class_names=tuple(features[label].names) if label else (),
-        fingerprint=_hash(repr((info.full_name, split, contents, checksums, *named))),
+        num_classes=len(class_names) if label else None,
+        class_names=class_names if label else (),
+        fingerprint=_hash(repr((info.full_name, split, contents, checksums, *chosen))),
         read=read,
         example_name=lambda i: f"{source.name} {split} #{i}",
     )
 
 
-def _tfds_label(name: str, supervised: Any, labels: list[str]) -> str | None:
-    """Chooses the class label of a set: what the set itself says is to be learned, else 'label', else the only one."""
+def _tfds_label(source: SourceConfig, supervised: Any, named: list[str], numbers: list[str]) -> str | None:
+    """Chooses the label of a set: the config's, else what the set says is to be learned, else 'label', else the only one.
+
+    Args:
+      source: the config; its `label` is '' if it does not choose.
+      supervised: (input, label) of the set, or None.
+      named: features that are classes with names.
+      numbers: features that are an integer, those of `named` among them.
+    """
+    if source.label:
+        if source.label not in numbers:
+            raise ConfigError(f"config.source.label={source.label!r} is no label{nearest(source.label, numbers)}")
+        return source.label
     own = supervised[1] if supervised and isinstance(supervised[1], str) else None
     for label in (own, "label"):
-        if label in labels:
+        if label in numbers:
             return label
-    if len(labels) > 1:
+    if len(named) > 1:
         raise DataError(
-            f"{name} has several labels, {', '.join(labels)}, and does not say which is to be learned: a source of "
-            "your own reads the right one (big_distill/data/README.md)"
+            f"{source.name} has several labels, {', '.join(named)}, and does not say which is to be learned: "
+            "config.source.label names one"
         )
-    return next(iter(labels), None)
+    return next(iter(named), None)
 
 
 def _tfds_builder(name: str, data_dir: str | None) -> Any:

@@ -66,7 +66,7 @@ class Predictor:
             kind = type(image).__name__
             raise DataError(f"image {index}: expected a uint8 array or the bytes of an image file, got {kind}")
         try:
-            return decode(image, self.architecture.channels)
+            return decode(image, self.architecture.channels, self.architecture.bit_depth)
         except BadImage as error:
             raise DataError(f"image {index} cannot be read: {error}") from error
 

@@ -96,6 +96,14 @@ def open_eval(config: Config, split: str) -> EvalPipeline:
     return EvalPipeline(source, config.view, config.evaluated_on, batch_size, jax.process_index(), jax.process_count())
 
 
+def with_depth(config: Config, bit_depth: int) -> Config:
+    """Returns the config with all its data read at one bit depth."""
+    source, eval_source = (
+        dataclasses.replace(s, bit_depth=str(bit_depth)) if s.name else s for s in (config.source, config.eval_source)
+    )
+    return dataclasses.replace(config, source=source, eval_source=eval_source)
+
+
 def warn_of_cut(config: Config, source: Source) -> None:
     """Says if evaluation cuts more than a fifth off the median image of a split."""
     if config.view.fit == "crop" and (cut := share_cut(source)) > _LARGEST_CUT:

@@ -25,7 +25,7 @@ from big_distill.teacher import check
 from big_distill.terminal import say
 from big_distill.training import initial
 from big_distill.training.computation import Computation, build
-from big_distill.training.evaluation import evaluate, open_eval, open_split, warn_of_cut
+from big_distill.training.evaluation import evaluate, open_eval, open_split, warn_of_cut, with_depth
 
 Scores = dict[str, dict[str, float]]
 """split -> metric -> value"""
@@ -125,8 +125,11 @@ def open_data(config: Config) -> Data:
         _say_once(remark)
     allowed = config.source.allow_empty_classes
     check_source(source, config.source.num_train_examples, config.num_classes, labels_for, allowed)
+    config = with_depth(config, source.bit_depth)
     splits = {"validation": config.evaluated_on.validation, "test": config.evaluated_on.test}
     evaluation = {name: open_eval(config, split) for name, split in splits.items() if split}
+    for remark in (remark for opened in evaluation.values() for remark in opened.source.remarks):
+        _say_once(remark)
     warn_of_cut(config, next((data.source for data in evaluation.values()), source))
     names = next((data.source.class_names for data in evaluation.values()), ())
     return Data(source, evaluation, class_names_of(source, names), labels_for)
@@ -142,7 +145,7 @@ def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:
 
     Until the network that the student starts from is trained, the run is without it.
     """
-    mesh = sharding.make_mesh(config.mesh.fsdp)
+    mesh, source = sharding.make_mesh(config.mesh.fsdp), data.source
     network = None
     if saved_steps(workdir):
         student = weights.read_architecture(workdir)
@@ -152,10 +155,9 @@ def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:
             network = initial.reshaped(config, network)
         else:
             config = before_reshaping(config)
-        student = weights.architecture_of(config, data.class_names, network)
+        student = weights.architecture_of(config, data.class_names, network, source.bit_depth)
         if network is not None:
             weights.merge(student.abstract_variables(), network, config.init_fresh)  # raises if they do not fit
-    source = data.source
     return Run(
         computation=build(config, student, mesh, _announced_teacher(config, workdir, mesh)),
         student=student,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_distill import models
-from big_distill.config import FITS, Config, ModelConfig
+from big_distill.config import BIT_DEPTH, FITS, Config, ModelConfig
 from big_distill.errors import RunError
 from big_distill.parallel import sharding
 from big_distill.state import Card, Model, by_path, path_name
@@ -36,6 +36,7 @@ class Architecture(abc.ABC):
     card: what the network expects of its input; the square is resized to card.image_size if that is smaller.
     view_size: side of the square in pixels; 0 means card.image_size.
     fit: how the image becomes a square, and which of its sides `resize` is; see `config.view.fit`.
+    bit_depth: bits that are used of each value in files of more than 8; see `config.source.bit_depth`.
     """
 
     num_classes: int
@@ -44,6 +45,7 @@ class Architecture(abc.ABC):
     card: Card
     view_size: int
     fit: str = FITS[0]
+    bit_depth: int = BIT_DEPTH
 
     @abc.abstractmethod
     def build(self, dtype: str, *, folded: bool = False) -> Model:
@@ -84,6 +86,7 @@ class ConfigArchitecture(Architecture):
     card: Card
     view_size: int = 0
     fit: str = FITS[0]
+    bit_depth: int = BIT_DEPTH
 
     def build(self, dtype: str, *, folded: bool = False) -> Model:
         """Builds the network as pure functions; the same arguments give the same object."""
@@ -102,10 +105,11 @@ class ConfigArchitecture(Architecture):
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON value of this architecture that a file's card holds; `card.from_json` is the inverse.
 
-        It has `fit` only if that is not the first of `FITS`, because older files do not have it.
+        It has `fit` and `bit_depth` only if they are not the usual ones, because older files do not have them.
         """
+        usual = {"fit": FITS[0], "bit_depth": BIT_DEPTH}
         values = {**dataclasses.asdict(self), "model": self.identity}
-        return {name: value for name, value in values.items() if name != "fit" or value != FITS[0]}
+        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
 
 _Architecture = TypeVar("_Architecture", bound=Architecture, covariant=True)
@@ -120,13 +124,16 @@ class Network(Generic[_Architecture]):
     source: str = ""
 
 
-def architecture_of(config: Config, class_names: tuple[str, ...], begun_from: Network | None) -> ConfigArchitecture:
+def architecture_of(
+    config: Config, class_names: tuple[str, ...], begun_from: Network | None, bit_depth: int = BIT_DEPTH
+) -> ConfigArchitecture:
     """Returns the architecture of the student that a resolved config describes.
 
     Args:
       config: resolved.
       class_names: the names of the data's classes.
       begun_from: the result of `initial.reshaped`; the student takes its shape and its input's normalisation.
+      bit_depth: that of the data.
 
     Raises:
       RunError: `begun_from` has other classes.
@@ -142,7 +149,9 @@ def architecture_of(config: Config, class_names: tuple[str, ...], begun_from: Ne
                 f"{differ[0][1]!r}); config.init_fresh='head/.*' initialises the head anew"
             )
         card = dataclasses.replace(card, mean=before.mean, std=before.std)
-    return ConfigArchitecture(model, config.num_classes, view.channels, view.resize, card, view.image_size, view.fit)
+    return ConfigArchitecture(
+        model, config.num_classes, view.channels, view.resize, card, view.image_size, view.fit, bit_depth
+    )
 
 
 def check_same(theirs: ModelConfig, ours: ModelConfig, subject: str, name: str) -> None:

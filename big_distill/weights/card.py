@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from big_distill.config import FITS, ModelConfig, freeze
+from big_distill.config import BIT_DEPTH, BIT_DEPTHS, FITS, ModelConfig, freeze
 from big_distill.errors import ConfigError, RunError, nearest
 from big_distill.models import check_model
 from big_distill.state import Card
@@ -29,13 +29,16 @@ def from_json(text: str | bytes, path: pathlib.Path) -> ConfigArchitecture:
         fit = values.pop("fit", FITS[0])
         if fit not in FITS:
             raise ConfigError(f"fit={fit!r} is not known{nearest(str(fit), FITS)}")
+        bit_depth = values.pop("bit_depth", BIT_DEPTH)
+        if bit_depth not in BIT_DEPTHS:
+            raise ConfigError(f"bit_depth={bit_depth!r}: expected one of {', '.join(map(str, BIT_DEPTHS))}")
         for name, number in values.items():
             least = 1 if name in ("channels", "resize") else 0
             if type(number) is not int or not least <= number <= _MAX_SIZE:
                 raise ConfigError(f"{name}={number!r}: expected an integer from {least} to {_MAX_SIZE}")
         if not is_user_code(model):
             check_model(model, card.image_size, "card.model")
-        return ConfigArchitecture(model=model, card=card, fit=fit, **values)
+        return ConfigArchitecture(model=model, card=card, fit=fit, bit_depth=bit_depth, **values)
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} has a damaged card: {error}") from error
 

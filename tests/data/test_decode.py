@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
+from big_distill.config import BIT_DEPTHS
 from big_distill.data import jpeg
-from big_distill.data.decode import BadImage, decode, decode_part
+from big_distill.data.decode import BadImage, decode, decode_part, largest_value
 from big_distill.data.jpeg import Box, Part
 
 SIZES = [(7, 5), (40, 31), (3, 90), (1, 1), (64, 64), (200, 133)]
@@ -61,6 +62,50 @@ def test_sixteen_bits_and_one():
     assert decode(encoded(wide), 1)[0, :, 0].tolist() == [0, 1, 128, 255]
     assert decode(encoded(wide, "TIFF"), 3)[0, :, 2].tolist() == [0, 1, 128, 255]
     assert decode(encoded(Image.fromarray(np.array([[True, False]]))), 1)[0, :, 0].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("bits", BIT_DEPTHS)
+def test_values_of_fewer_bits_than_the_file_has(bits):
+    white = 2**bits - 1
+    values = np.unique(np.linspace(0, white, 300).astype(np.uint16))[None]
+    expected = np.floor(255 * values.astype(np.float64) / white + 0.5)
+    for format_ in ("PNG", "TIFF"):
+        pixels = decode(encoded(Image.fromarray(values), format_), 1, bits)
+        np.testing.assert_array_equal(pixels[..., 0], expected)
+    if bits < 16:
+        with pytest.raises(
+            BadImage, match=f"a value of {white + 1}, but config.source.bit_depth={bits} ends at {white}"
+        ):
+            decode(encoded(Image.fromarray(values + 1)), 1, bits)
+        assert decode(encoded(Image.fromarray(COLOUR)), 3, bits).tolist() == COLOUR.tolist()  # 8 bits are 8 bits
+
+
+def deep_colour(value):
+    """Makes a PNG of 2 x 1 pixels of three channels of 16 bits, which Pillow cannot write."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(">6H", *[value] * 6)))
+    return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+
+
+def test_deep_colour_is_read_at_16_bits_and_refused_at_fewer():
+    assert decode(deep_colour(0x8040), 3).tolist() == [[[0x80] * 3] * 2]
+    with pytest.raises(
+        BadImage, match=r"of 16 bits a channel, of which config.source.bit_depth=12 are used, cannot be"
+    ):
+        decode(deep_colour(4095), 3, 12)
+    assert largest_value(deep_colour(4095)) == 15 * 257
+
+
+def test_a_tiff_that_pillow_does_not_read_is_called_one():
+    data = io.BytesIO()
+    Image.fromarray(COLOUR).save(data, "TIFF")
+    data = bytearray(data.getvalue())
+    entries = int.from_bytes(data[4:8], "little")
+    for at in range(entries + 2, entries + 2 + 12 * int.from_bytes(data[entries : entries + 2], "little"), 12):
+        if int.from_bytes(data[at : at + 2], "little") == 277:  # samples per pixel
+            data[at + 8] = 5
+    with pytest.raises(BadImage, match="a TIFF with channels or values that Pillow does not read: convert it"):
+        decode(bytes(data), 3)
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG"])

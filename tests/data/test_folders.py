@@ -7,7 +7,8 @@ from PIL import Image
 from big_distill.config import SourceConfig
 from big_distill.data.decode import decode
 from big_distill.data.folders import open_folder
-from big_distill.data.sources import check_source
+from big_distill.data.reading import Reader
+from big_distill.data.sources import check_source, open_source
 from big_distill.errors import ConfigError, DataError
 
 
@@ -124,7 +125,7 @@ def test_a_file_that_went_away_is_read_as_no_bytes(tmp_path):
     assert sorted(len(data) > 0 for data, _ in source.read(np.arange(2))) == [False, True]
 
 
-# Which folders are classes
+# Layouts: a folder may be a split, a class or neither
 
 
 CLASSES = [f"{label}/{name}" for label in "ab" for name in ("1.png", "2.png")]
@@ -268,3 +269,38 @@ def test_a_group_in_two_splits_is_refused(tmp_path):
     make_files(tmp_path / "one", ["a/p1_1.png", "a/p1_2.png"])
     with pytest.raises(ConfigError, match=r"a slice such as 'train\[:50%\]' does not keep groups together"):
         folder(tmp_path / "one", "train[:50%]", train="train[:50%]", group=r"p\d")
+
+
+# Values of more than 8 bits
+
+
+def scan(root, tops, **options):
+    """Opens a folder of 16-bit files with these largest values."""
+    for number, top in enumerate(tops):
+        path = root / "a" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.array([[0, top]], np.uint16)).save(path)
+    config = SourceConfig(name="folder", path=str(root), test=None, **options)
+    return open_source(config, "train", num_classes=1, image_size=4, channels=1)
+
+
+@pytest.mark.parametrize(
+    ("tops", "given", "bits", "words"),
+    [
+        ([3000, 4095], "auto", 12, "values up to 4,095 in 2 files of more than 8 bits, read as 12 bits"),
+        ([200, 255], "auto", 8, "values up to 255 in 2 files of more than 8 bits, read as 8 bits"),
+        ([5000, 65535], "auto", 16, "values up to 65,535 in 2 files of more than 8 bits, read as 16 bits"),
+        ([300, 400], "auto", 12, "read as 12 bits; most of that range is not used (config.source.bit_depth)"),
+        ([3000, 4095], "16", 16, "read as 16 bits; most of that range is not used (config.source.bit_depth)"),
+        ([9000, 16383], "14", 14, "read as 14 bits (config.source.bit_depth)"),
+    ],
+)
+def test_the_bits_of_a_scan(tmp_path, tops, given, bits, words):
+    source = scan(tmp_path, tops, bit_depth=given)
+    assert source.bit_depth == bits
+    assert any(words in remark for remark in source.remarks)
+    reader = Reader(source, channels=1, max_bad_fraction=0.0)
+    brightest = sorted(int(image.pixels.max()) for image, _ in reader.decoded(np.arange(len(tops))))
+    assert brightest == [int(255 * top / (2**bits - 1) + 0.5) for top in tops]
+    before = folder(tmp_path).fingerprint  # as versions before 0.2.0 had it, which read 16 bits
+    assert source.fingerprint == (before if bits == 16 else f"{before}, {bits} bits")

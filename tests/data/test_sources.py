@@ -142,13 +142,14 @@ class Birds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
     LABEL, SUPERVISED = "label", None
+    CLASSES = tfds.features.ClassLabel(names=["wren", "kite"])
 
     def _info(self):
         features = {
             "attribute": tfds.features.ClassLabel(num_classes=3),
             "a_mask": tfds.features.Image(shape=(None, None, 1)),
             "image": tfds.features.Image(shape=(None, None, 3)),
-            self.LABEL: tfds.features.ClassLabel(names=["wren", "kite"]),
+            self.LABEL: self.CLASSES,
         }
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=self.SUPERVISED
@@ -165,6 +166,12 @@ class Birds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 Image.new(mode, (4, 4), (number,) * 3 if mode == "RGB" else 0).save(files[key], "PNG")
                 files[key].seek(0)
             yield number, {**files, "attribute": 2, self.LABEL: number % 2}
+
+
+class Swifts(Birds, skip_registration=True):
+    """Builds a set whose label is an integer without names."""
+
+    CLASSES = np.int64
 
 
 class Owls(Birds, skip_registration=True):
@@ -205,6 +212,17 @@ def test_a_tfds_set_says_which_label_is_learned(tmp_path):
     assert labels == [int(image[0, 0, 0]) % 2 for image in images]
     with pytest.raises(DataError, match=r"^gulls has several labels, attribute, species, and does not say which"):
         open_("gulls", data_dir=str(tmp_path))
+    assert open_("gulls", data_dir=str(tmp_path), label="species").class_names == ("wren", "kite")
+    with pytest.raises(ConfigError, match=r"config.source.label='specie' is no label; did you mean 'species'\?"):
+        open_("gulls", data_dir=str(tmp_path), label="specie")
+
+
+def test_an_integer_without_names_is_a_label_of_the_runs_classes(tmp_path):
+    Swifts(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    source = open_("swifts", data_dir=str(tmp_path), num_classes=2)
+    assert (source.num_classes, source.class_names) == (2, ("0", "1"))
+    images, labels = read(source)
+    assert labels == [int(image[0, 0, 0]) % 2 for image in images]
 
 
 def test_another_version_of_a_tfds_set_is_another(birds, tmp_path):
