@@ -234,10 +234,13 @@ class SourceConfig:
 
     name: str = maths(
         "",
-        "Names the data: digits, random, folder, a TFDS set such as oxford_flowers102, or your own module:function.",
+        "Names the data: digits, random, folder, idx, a TFDS set such as oxford_flowers102, or your own "
+        "module:function.",
         own_code=True,
     )
-    path: str | None = maths(None, "Directory of a folder: one sub-folder a class, or flat and unlabelled.")
+    path: str | None = maths(
+        None, "Directory of a folder (one sub-folder a class, or flat and unlabelled) or of idx files."
+    )
     layout: str = maths(
         "auto",
         "Says which sub-folders of a folder are classes. class: DIR/CLASS; split/class: DIR/SPLIT/CLASS, both with all "

@@ -8,12 +8,9 @@ The keys are TFDS's too. TFDS orders examples by a hash of their key, so the ord
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
-import math
 import os
 import pathlib
-import struct
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,12 +23,13 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
+from big_distill.data.idx import MAX_BYTES, read_idx
 from big_distill.errors import ConfigError, DataError, nearest
 from big_distill.files.checksums import sha256
 
 Example = dict[str, Any]  # 'image' holds pixels, stored as PNG, or the bytes of an image file, stored unchanged
 
-_MAX_BYTES = 1 << 31  # limit of one unpacked archive; the largest, Flowers-102's images, needs a sixth of it
+_MAX_BYTES = MAX_BYTES  # limit of one unpacked archive; the largest, Flowers-102's images, needs a sixth of it
 
 
 class Contents(NamedTuple):
@@ -159,7 +157,7 @@ def _read_mnist(files: Mapping[str, pathlib.Path]) -> Contents:
     splits = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         image_file, label_file = files[f"{prefix}-images-idx3-ubyte.gz"], files[f"{prefix}-labels-idx1-ubyte.gz"]
-        images, labels = _read_idx(image_file, 28, 28), _read_idx(label_file)
+        images, labels = _read_items(image_file, 28, 28), _read_items(label_file)
         if len(images) != len(labels):
             raise DataError(f"{image_file} holds {len(images)} images, but {label_file.name} {len(labels)} labels")
         _check_range(label_file, "labels", labels, 0, 9)
@@ -167,22 +165,12 @@ def _read_mnist(files: Mapping[str, pathlib.Path]) -> Contents:
     return Contents(splits)
 
 
-def _read_idx(path: pathlib.Path, *item_shape: int) -> np.ndarray:
-    """Reads the bytes `[N, *item_shape]` of an IDX file: big-endian magic number and shape, then unsigned items."""
-    with _reading(path), gzip.open(path) as file:
-        data = file.read(_MAX_BYTES + 1)
-        _check_unpacked(len(data))
-    header = struct.Struct(f">{2 + len(item_shape)}I")
-    magic = 0x0801 + len(item_shape)
-    if data[:4] != magic.to_bytes(4) or len(data) < header.size:
-        raise DataError(f"{path} starts with 0x{data[:4].hex()}, expected the IDX magic number 0x{magic:08x}")
-    _, count, *shape = header.unpack_from(data)
-    if tuple(shape) != item_shape:
-        raise DataError(f"{path} holds items of {shape}, expected {list(item_shape)}")
-    size, expected = len(data) - header.size, count * math.prod(item_shape)
-    if size != expected or not count:
-        raise DataError(f"{path} announces {count} items of {expected} bytes together, but holds {size} bytes")
-    return np.frombuffer(data, np.uint8, offset=header.size).reshape(-1, *item_shape)
+def _read_items(path: pathlib.Path, *shape: int) -> np.ndarray:
+    """Reads an IDX file of items of this shape: uint8 [N, *shape]."""
+    items = read_idx(path, _MAX_BYTES)
+    if items.shape[1:] != shape:
+        raise DataError(f"{path} holds items of {list(items.shape[1:])}, expected {list(shape)}")
+    return items
 
 
 def _read_cifar10(files: Mapping[str, pathlib.Path]) -> Contents:

@@ -16,11 +16,12 @@ from big_distill.config import SourceConfig, user_code
 from big_distill.data import Example, Source, array_source
 from big_distill.data.draws import permutation
 from big_distill.data.folders import open_folder
+from big_distill.data.idx import open_idx
 from big_distill.data.reading import with_bit_depth
 from big_distill.data.split_names import split_ids
 from big_distill.errors import ConfigError, DataError, nearest
 
-BUILT_IN = ("digits", "random", "folder")
+BUILT_IN = ("digits", "random", "folder", "idx")
 
 
 def open_source(source: SourceConfig, split: str, *, num_classes: int, image_size: int, channels: int) -> Source:
@@ -35,6 +36,8 @@ def open_source(source: SourceConfig, split: str, *, num_classes: int, image_siz
       ConfigError: the name is not that of a source, or a function of your own failed.
       DataError: the set is not there, is damaged or has no such split.
     """
+    if source.label and source.name in BUILT_IN:
+        raise ConfigError(f"config.source.label={source.label!r} is of TFDS sets, but the source is {source.name!r}")
     made = _open(source, split, num_classes, (image_size, image_size, channels))
     return with_bit_depth(made, None if source.bit_depth == "auto" else int(source.bit_depth))
 
@@ -51,6 +54,8 @@ def _open(source: SourceConfig, split: str, num_classes: int, shape: tuple[int, 
         return _random_source(split, num_classes, shape)
     if source.name == "folder":
         return open_folder(source, split)
+    if source.name == "idx":
+        return open_idx(source.path, split, num_classes)
     return _tfds_source(source, split, num_classes)
 
 
@@ -187,7 +192,7 @@ def _tfds_source(source: SourceConfig, split: str, num_classes: int) -> Source:
 
 
 def _tfds_label(source: SourceConfig, supervised: Any, named: list[str], numbers: list[str]) -> str | None:
-    """Chooses the label of a set: the config's, else what the set says is to be learned, else 'label', else the only one.
+    """Chooses the label of a set: the config's, else what the set says is learned, else 'label', else the only one.
 
     Args:
       source: the config; its `label` is '' if it does not choose.

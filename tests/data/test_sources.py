@@ -1,3 +1,4 @@
+import gzip
 import io
 import shutil
 import subprocess
@@ -132,6 +133,42 @@ def test_random():
         assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8 and label == 7 % 5
     assert len({s.fingerprint for s in splits.values()}) == 3
     assert open_("random", num_classes=5).fingerprint == splits["train"].fingerprint
+
+
+# IDX
+
+
+def write_idx(path, items):
+    data = bytes([0, 0, 8, items.ndim]) + np.array(items.shape, ">u4").tobytes() + items.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def test_idx_files_of_ones_own(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (31, 32, 32), np.uint8)
+    write_idx(tmp_path / "letters-train-images-idx3-ubyte.gz", images[:26])
+    write_idx(tmp_path / "letters-train-labels-idx1-ubyte.gz", np.arange(26))
+    write_idx(tmp_path / "letters-t10k-images-idx3-ubyte", images[26:])
+    train, test = (open_("idx", split, num_classes=26, path=str(tmp_path)) for split in ("train", "test"))
+    assert train.num_classes == 26 and train.class_names[25] == "25" and test.num_classes is None
+    pixels, labels = read(train)
+    assert labels == list(range(26)) and np.array_equal(np.stack(pixels)[..., 0], images[:26])
+    assert [label for _, label in test.read(np.arange(5))] == [-1] * 5
+    assert open_("idx", "train[20:]", num_classes=26, path=str(tmp_path)).num_examples == 6
+    write_idx(tmp_path / "letters-train-labels-idx1-ubyte.gz", np.arange(26) + 1)  # as EMNIST numbers letters
+    with pytest.raises(DataError, match=r"#25 has the label 26, but there are 26 class names: expected 0 to 25"):
+        open_("idx", num_classes=26, path=str(tmp_path))
+    write_idx(tmp_path / "letters-train-labels-idx1-ubyte.gz", np.arange(25))
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz holds 26 images, but .* labels of shape \[25\]"):
+        open_("idx", num_classes=26, path=str(tmp_path))
+
+
+def test_idx_files_that_are_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"config.source.path must be set: the directory of the source 'idx'"):
+        open_("idx")
+    with pytest.raises(DataError, match=r"holds no pairs train-images-idx3-ubyte and train-labels-idx1-ubyte"):
+        open_("idx", path=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"config.source.label='x' is of TFDS sets, but the source is 'idx'"):
+        open_("idx", path=str(tmp_path), label="x")
 
 
 # TFDS
