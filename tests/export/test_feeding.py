@@ -3,18 +3,20 @@
 import json
 import shutil
 import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
-from PIL import Image
+from networks import make_example
+from PIL import Image, ImageOps
 from readmes import ROOT, blocks
 
 from big_distill import weights
 from big_distill.config import FITS, ModelConfig
 from big_distill.data.decode import decode
 from big_distill.data.resample import Ragged, central_view
-from big_distill.export import formats
+from big_distill.export import formats, predictor
 from big_distill.state import Card
 
 PAGE = ROOT / "big_distill" / "export" / "README.md"
@@ -78,7 +80,7 @@ def test_a_recipe_in_python_gives_the_views_of_evaluation(library, case, monkeyp
     if library == "OpenCV":
         pytest.importorskip("cv2")
     elif library == "OpenCV by its definition":
-        monkeypatch.setitem(__import__("sys").modules, "cv2", cv2_by_definition())
+        monkeypatch.setitem(sys.modules, "cv2", cv2_by_definition())
     files, card, views = case
     code = {}
     exec(recipe("python", f"# {library.split()[0]}."), code)
@@ -109,6 +111,28 @@ def test_the_recipe_for_the_browser_gives_the_views_of_evaluation(case, tmp_path
     for index, view in enumerate(views):
         got = np.frombuffer((tmp_path / f"{index}.raw").read_bytes(), np.uint8).reshape(view.shape)
         assert np.abs(got.astype(int) - view).max() <= 1
+
+
+def test_an_antialiased_resize_shows_a_network_other_textures(tmp_path):
+    """The recipe keeps the answers on gratings finer than the pixels of the view. The resize of Pillow does not."""
+    network, size = make_example("bit_zero").network, 17
+    (tmp_path / "student.onnx").write_bytes(b"a file")
+    formats.write_card(tmp_path / "student.onnx", network.architecture)
+    rng, files = np.random.default_rng(0), [tmp_path / f"{index}.png" for index in range(40)]
+    for file in files:
+        y, x = np.mgrid[: rng.integers(80, 100), : rng.integers(80, 100)]
+        angle, period = rng.uniform(0, np.pi), rng.uniform(2.2, 6)
+        wave = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period)
+        Image.fromarray(np.uint8(128 + 80 * wave)).convert("RGB").save(file)
+    images = [np.asarray(Image.open(file)) for file in files]
+    classify, code = predictor.of_network(network).classify, {}
+    exec(recipe("python", "# Pillow."), code)
+    want = classify(central_view(Ragged.pack(images), np.arange(40), size, size))
+    fed = classify(np.concatenate([code["pixels"](file, tmp_path / "student.onnx.json") for file in files]))
+    smooth = classify(np.stack([np.asarray(ImageOps.fit(Image.fromarray(image), (size, size))) for image in images]))
+    scale = want.std(0).mean()  # how much the logits differ between images
+    assert (fed.argmax(1) == want.argmax(1)).all() and np.abs(fed - want).mean() < 0.01 * scale
+    assert np.abs(smooth - want).mean() > 0.5 * scale
 
 
 def test_the_json_names_the_resize(case):
