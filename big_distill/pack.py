@@ -23,7 +23,7 @@ is packed so without it. (LiteRT's kernels have 8 bits even where ours have 4. I
 images.)
 
 In the table `bytes` is the size of the file, `ratio` that of config.student's weights in float32 to it, `bits/weight`
-its bits by their number; `difference` is the largest between a logit of the file and the JAX network's, in standard
+its bits by their number; `largest difference` is that between a logit of the file and the JAX network's, in standard
 deviations of the logits, on one batch: more than 0.001 is an error, or where it rounds more than 0.25 on average.
 Accuracy and agreement are of the file as it was read back, latency is for one image on this machine (median), FLOPs are
 those that XLA counts for the network.
@@ -59,11 +59,11 @@ def main() -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Formats one file a line."""
-    heads = ["format", "bytes", "ratio", "non-zero", "bits/weight", "difference"]
+    heads = ["format", "bytes", "ratio", "non-zero", "bits/weight", "largest difference"]
     lines = [[*heads, "accuracy", "agreement", "latency", "FLOPs"]]
     for row in rows:
         cells = [" ".join(filter(None, [row["format"], row["precision"]])), f"{row['bytes']:,}", f"{row['ratio']:.1f}x"]
-        cells += [f"{row['nonzero']:,}", f"{row['bits_per_weight']:.3f}", f"{row['difference']:.1g}"]
+        cells += [f"{row['nonzero']:,}", f"{row['bits_per_weight']:.3f}", f"{row['difference']:.2g}"]
         cells += [percent(row[key]) for key in ("accuracy", "agreement")]
         lines.append([*cells, f"{row['latency_ms']:.2f} ms", f"{row['flops']:,.0f}"])
     return aligned(lines)

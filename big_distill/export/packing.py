@@ -30,9 +30,9 @@ from big_distill.terminal import say
 from big_distill.training.evaluation import mesh_for, open_eval, open_split, student_of, with_data_dir
 
 TOLERANCE = 1e-3
-"""Largest difference allowed between the logits of a file in floats and the network's, in their standard deviations."""
+"""Bounds the largest difference between the logits of a file in floats and the network's, in standard deviations."""
 ROUNDED_TOLERANCE = 0.25
-"""Mean difference allowed where the network rounds: a difference of one step here changes the layers after it."""
+"""Bounds the mean difference where the network rounds: a difference of one step here changes the layers after it."""
 _TRIAL_DIR = ".packing"
 _NUM_TIMINGS = 50
 _NUM_VIEWS = 256
@@ -59,9 +59,9 @@ def pack(
     Returns:
       For each file `format`, `precision`, `path`, `step`, `split`, `bytes`, `ratio` (the bytes of the weights and
       running statistics of `config.student` in float32, divided by those of the file), `nonzero` (parameters),
-      `bits_per_weight`, `difference` (between its logits and the network's, in their standard deviations), `accuracy`
-      and `agreement` (fractions, of the file as it was read back; None without labels, or without a teacher),
-      `latency_ms` (median, one image), `machine` (the one that measured it) and `flops` (of one image).
+      `bits_per_weight`, `difference` (the largest between its logits and the network's, in their standard deviations),
+      `accuracy` and `agreement` (fractions, of the file as it was read back; None without labels, or without a
+      teacher), `latency_ms` (median, one image), `machine` (the one that measured it) and `flops` (of one image).
 
     Raises:
       ConfigError: an unknown format or precision, or one whose extra is not installed.
@@ -156,18 +156,20 @@ def _check(path: pathlib.Path, student: weights.Network, logits: np.ndarray, exp
         if weights.sha256(read.variables) != weights.sha256(student.variables):
             raise RunError(f"{path} does not hold what was written into it: this is a bug, or a bad disk")
     differences = np.abs(logits - expected) / max(expected.std(), 1e-30)
+    mean, largest = float(differences.mean()), float(differences.max())
+    in_words = f"{mean:.2g} on average and {largest:.2g} at most, in standard deviations"
     rounds = student.architecture.model.activation_bits > 0
-    difference, allowed = (differences.mean(), ROUNDED_TOLERANCE) if rounds else (differences.max(), TOLERANCE)
-    if not difference <= allowed:
+    allowed = f"{ROUNDED_TOLERANCE} on average" if rounds else f"{TOLERANCE} at most"
+    if not (mean <= ROUNDED_TOLERANCE if rounds else largest <= TOLERANCE):
         raise RunError(
-            f"{path} does not compute what it should: its logits differ by {difference:.2g} of their standard "
-            f"deviation from the network's, more than {allowed}"
+            f"{path} does not compute what it should: its logits differ from the network's by {in_words} (allowed: "
+            f"{allowed})"
         )
     say(
         f"{path.name} has {path.stat().st_size:,} bytes; it was read back, and its logits differ from the network's by "
-        f"{difference:.1g} of their standard deviation (allowed: {allowed})"
+        f"{in_words} (allowed: {allowed})"
     )
-    return float(differences.max())
+    return largest
 
 
 def _latency(network: Predictor, image: np.ndarray) -> float:

@@ -98,6 +98,25 @@ def test_exported_files_are_networks_too(run):
         big_distill.load(run / "student.tflite")
 
 
+@pytest.mark.parametrize(
+    ("bits", "error", "allowed"),
+    [(0, 0.0008, "0.001 at most"), (8, 0.8, "0.25 on average"), (8, 3.0, "0.25 on average")],
+)
+def test_a_difference_says_if_it_is_the_mean_or_the_largest(bits, error, allowed, make, tmp_path, capsys):
+    example = make("cnn")
+    network = weights.rebuilt(example.network, weights.arrays_of(example.network), activation_bits=bits)
+    expected = np.tile(np.float32([[-1.0, 1.0]]), (5, 1))  # of standard deviation 1
+    logits = expected + np.float32([error, *[0] * 9]).reshape(5, 2)
+    (tmp_path / "student.onnx").write_bytes(b"a file")
+    words = f"its logits differ from the network's by {error / 10:.2g} on average and {error:.2g} at most"
+    if error > 1:
+        with pytest.raises(RunError, match=f"{words}, in standard deviations .allowed: {allowed}."):
+            packing._check(tmp_path / "student.onnx", network, logits, expected)
+        return
+    assert packing._check(tmp_path / "student.onnx", network, logits, expected) == pytest.approx(error, rel=1e-3)
+    assert f"{words}, in standard deviations (allowed: {allowed})" in capsys.readouterr().out
+
+
 def network_of(run):
     return weights.load(run)
 
@@ -144,7 +163,7 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch):
         packing.pack(run, ["container"], "final", "validation")
     assert ((run / "student.bdz").read_bytes(), (run / "pack.json").read_text()) == (packed, kept)
     (run / ".packing" / "student.onnx").write_bytes(b"of a pack that failed")
-    with pytest.raises(RunError, match=r"student.stablehlo does not compute what it should: its logits differ by "):
+    with pytest.raises(RunError, match=r"student.stablehlo does not compute what it should: its logits differ from "):
         packing.pack(run, ["stablehlo"], "final", "validation")
     monkeypatch.undo()
     packing.pack(run, ["container"], "final", "validation")
