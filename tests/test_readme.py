@@ -16,8 +16,9 @@ from test_structure import ROOMS
 from tiers import cases
 
 from big_distill import cli
-from big_distill.config.schema import CompressConfig
+from big_distill.config.schema import CompressConfig, SourceConfig
 from big_distill.config.template import load_config
+from big_distill.data.folders import open_folder
 from big_distill.export.formats import FORMATS
 from big_distill.export.packing import pack
 from big_distill.models import FAMILIES
@@ -58,7 +59,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def place(finished, tmp_path_factory):
-    """Makes a directory where the commands run, with RUN and PHOTOS, whose 20 images are in two classes."""
+    """Makes a directory where the commands run, with RUN and PHOTOS, whose 40 images are in two classes."""
     place = tmp_path_factory.mktemp("place")
     for folder in ("configs", "launch", "tests"):
         (place / folder).symlink_to(ROOT / folder)
@@ -66,7 +67,7 @@ def place(finished, tmp_path_factory):
     rng = np.random.default_rng(0)
     for name in ("daisy", "rose"):
         (place / "PHOTOS" / name).mkdir(parents=True)
-        for index in range(10):
+        for index in range(20):
             Image.fromarray(rng.integers(0, 256, (70, 64, 3), np.uint8)).save(place / "PHOTOS" / name / f"{index}.jpg")
     return place
 
@@ -99,7 +100,8 @@ def test_commands_run(block: Block, place):
         if test := ELSEWHERE.get(tuple(words)):
             assert f"def {test}(" in (ROOT / "tests" / "test_launch.py").read_text()
             continue
-        program, *arguments = shrunk(filled_in(words, 18))
+        photos = SourceConfig(name="folder", path=str(place / "PHOTOS"))
+        program, *arguments = shrunk(filled_in(words, open_folder(photos, "train").num_examples))
         program = sys.executable if program == "python" else program
         status, out, err = finish(start_command(program, *arguments, cwd=place, PYTHONPATH=str(ROOT)))
         assert status == 0 and out, err
@@ -138,7 +140,7 @@ def test_a_run_on_photos_is_packed_on_its_own_test_split(tiny, place, tmp_path):
     tiny.source.update(
         name="folder", path=str(place / "PHOTOS"), train="train[:90%]", validation=None, test="train[90%:]"
     )
-    tiny.num_classes, tiny.source.num_train_examples, tiny.batch_size = 2, 18, 8
+    tiny.num_classes, tiny.source.num_train_examples, tiny.batch_size = 2, 36, 8
     train_and_evaluate(resolve(tiny, 1, "cpu"), tmp_path / "run")
     for module in ("big_distill.pack", "big_distill.evaluate"):
         status, out, err = finish(start_command(sys.executable, "-m", module, f"--workdir={tmp_path / 'run'}"))
