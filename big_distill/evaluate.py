@@ -6,6 +6,11 @@
 `--packed=FILE` evaluates a file of `big_distill.pack`, or any other weight file of ours, in place of the run's student.
 `--step` is `final` (the weights of a finished run), `latest` or `best` (on the validation split), or the number of a
 checkpoint that is still there.
+
+`--out=DIR` also writes classes.csv (precision, recall and F1 of each class) and, up to 1,000 classes, confusion.csv and
+confusion.svg: rows are labels, columns are answers. Examples without a label count in none of them. Balanced accuracy
+is the mean recall, and macro F1 the mean F1, of the classes that have examples in the split. The interval of the
+accuracy is Wilson's at 95 %, for independent examples.
 """
 
 from __future__ import annotations
@@ -18,15 +23,19 @@ from absl import flags
 
 from big_distill import cli
 from big_distill.errors import ConfigError
-from big_distill.export.evaluation import evaluate_file
+from big_distill.export.evaluation import add_up_file
 from big_distill.run_dir.layout import to_json
-from big_distill.training.evaluation import evaluate_run
+from big_distill.step.scoring import metrics_of
+from big_distill.terminal import percent, say
+from big_distill.training.evaluation import add_up_run
+from big_distill.weights import read_architecture
 
 
 def define_flags() -> None:
     """Defines the flags; importing the module does not, so that one process can import several commands."""
     cli.define_run_flags(split="test")
     flags.DEFINE_string("packed", None, "Evaluates this weight file in place of the run's student.")
+    flags.DEFINE_string("out", None, "Also writes precision and recall of each class, and the confusion matrix, there.")
     flags.DEFINE_bool("json", False, "Prints JSON instead of a table.")
 
 
@@ -35,21 +44,35 @@ def main() -> None:
     args, workdir = flags.FLAGS, cli.run_directory()
     if args.packed and args.step != "final":
         raise ConfigError(f"--packed={args.packed} takes the place of --step={args.step}: give one of them")
+    out = pathlib.Path(args.out) if args.out else None
+    if out:
+        from big_distill.reporting import by_class  # here, so that Matplotlib is imported only for its figure
+
+        by_class.check_ours(out)
     split = cli.test_split(workdir)
     if args.packed:
-        scores = evaluate_file(pathlib.Path(args.packed), workdir, split, args.data_dir)
+        totals = add_up_file(pathlib.Path(args.packed), workdir, split, args.data_dir)
     else:
-        scores = evaluate_run(workdir, split, args.step, args.data_dir)
+        totals = add_up_run(workdir, split, args.step, args.data_dir)
     if jax.process_index() == 0:
+        scores = metrics_of(totals)
         print(to_json(scores) if args.json else table(scores))
+        if out:
+            names = read_architecture(workdir).card.class_names
+            files = by_class.write(out, totals, names, f"{args.packed or workdir}, {split}")
+            if not args.json:
+                say(f"wrote {', '.join(map(str, files))}")
 
 
 def table(scores: dict[str, Any]) -> str:
-    """Formats one metric a line, with fractions in per cent."""
-    rates = ("accuracy", "top5", "ece", "agreement", "agreement5", "teacher_accuracy")
+    """Formats one metric a line, with fractions in per cent and the interval beside the accuracy."""
+    numbers = ("num_examples", "num_labelled", "nll", "kl")
+    lines = {name: f"{value:9.5g}" if name in numbers else f"{percent(value):>11}" for name, value in scores.items()}
+    if "accuracy" in lines:
+        low, high = (100 * scores[name] for name in ("accuracy_low", "accuracy_high"))
+        lines["accuracy"] += f"  (95 % interval: {low:.2f} to {high:.2f} %)"
     return "\n".join(
-        f"{name:18}{100 * value:9.2f} %" if name in rates else f"{name:18}{value:9.5g}"
-        for name, value in scores.items()
+        f"{name:18}{line}" for name, line in lines.items() if name not in ("accuracy_low", "accuracy_high")
     )
 
 

@@ -60,6 +60,7 @@ def _resolve(config: Config, num_devices: int, platform: str, prefix: str) -> Co
     _check_teacher(config, prefix)
     _check_compress(config, prefix)
     _check_objective(config, prefix)
+    _check_selection(config, prefix)
     config = _with_durations(config, prefix)
     config = _with_nested(config, num_devices, platform, prefix)
     _check_beginning(config, prefix)
@@ -154,6 +155,20 @@ def _check_objective(config: Config, prefix: str) -> None:
         not objective.reads_teacher or _distilled(config),
         f"{name} needs a teacher: set {prefix}.teacher.path or {prefix}.teacher.config, or train on labels with "
         "'cross_entropy'",
+    )
+
+
+def _check_selection(config: Config, prefix: str) -> None:
+    """Requires what the metric needs by which the best checkpoint is chosen. The default is left out without it."""
+    name = f"{prefix}.select_by={config.select_by!r}"
+    source = "eval_source" if config.eval_source.name else "source"
+    require(
+        config.select_by == "accuracy" or config.evaluated_on.validation is not None,
+        f"{name} is measured on the validation split: set {prefix}.{source}.validation",
+    )
+    require(
+        config.select_by not in ("agreement", "kl") or _distilled(config),
+        f"{name} compares with a teacher, but there is none: set {prefix}.teacher.path or {prefix}.teacher.config",
     )
 
 

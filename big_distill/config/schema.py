@@ -438,6 +438,11 @@ class Config:
     )
     keep_latest: int = cosmetic(2, "Number of the newest checkpoints that are kept.", within="[1, inf)")
     keep_best: int = cosmetic(1, "Number of the best on the validation split that are kept.", within="[0, inf)")
+    select_by: str = cosmetic(
+        "accuracy",
+        "Metric on the validation split that says which checkpoint is the best: the greatest, but the least nll or kl.",
+        choices=("accuracy", "balanced_accuracy", "macro_f1", "top5", "nll", "agreement", "kl"),
+    )
     log_view_hash: bool = cosmetic(False, "Logs a hash of each branch's view, to prove who saw what.")
     profile_at_step: int = cosmetic(
         0,

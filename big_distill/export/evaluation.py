@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import pathlib
 from collections.abc import Sequence
@@ -26,9 +27,14 @@ from big_distill.training.evaluation import mesh_for, open_eval, warn_of_cut, wi
 def evaluate_file(
     file: pathlib.Path, workdir: pathlib.Path, split: str, data_dir: str | None = None
 ) -> dict[str, float]:
-    """Computes the metrics of a file that `predictor.load` takes, in place of a run's student.
+    """Computes the metrics of a file, as `add_up_file` does."""
+    return scoring.metrics_of(add_up_file(file, workdir, split, data_dir))
 
-    `training.evaluation.evaluate_run` does the same for the student.
+
+def add_up_file(file: pathlib.Path, workdir: pathlib.Path, split: str, data_dir: str | None = None) -> scoring.Totals:
+    """Adds up the sums of a file that `predictor.load` takes, in place of a run's student.
+
+    `training.evaluation.add_up_run` does the same for the student.
 
     Raises:
       RunError: no run, or the file is not of this run.
@@ -45,23 +51,31 @@ def evaluate_file(
         if value != expected:
             field = name.removeprefix("card.")
             raise RunError(f"{file} is not of this run: its {field} is {value}, the run's is {expected}")
-    return evaluate_predictors([network], teacher, data, mesh)[0]
+    return add_up_predictors([network], teacher, data, mesh, confusion=True)[0]
 
 
 def evaluate_predictors(
     predictors: Sequence[Predictor], teacher: Teacher | None, data: EvalPipeline, mesh: Mesh
 ) -> list[dict[str, float]]:
-    """Computes the metrics of several networks that do not run on the mesh; asks the teacher once for all.
+    """Computes the metrics of several networks, as `add_up_predictors` does."""
+    return [scoring.metrics_of(totals) for totals in add_up_predictors(predictors, teacher, data, mesh)]
+
+
+def add_up_predictors(
+    predictors: Sequence[Predictor], teacher: Teacher | None, data: EvalPipeline, mesh: Mesh, confusion: bool = False
+) -> list[scoring.Totals]:
+    """Adds up the sums of several networks that do not run on the mesh; asks the teacher once for all.
 
     Each process computes the logits of its own examples.
     """
     ask = jax.jit(lambda teacher, pixels: steps.teacher_logits(teacher, to_unit(pixels)))
-    score = jax.jit(scoring.score, out_shardings=sharding.replicated(mesh))
-    sums: list[list[scoring.Sums]] = [[] for _ in predictors]
+    score = jax.jit(functools.partial(scoring.score, confusion=confusion), out_shardings=sharding.replicated(mesh))
+    totals: list[scoring.Totals] = [{} for _ in predictors]
     for batch in data:
         on_mesh = sharding.to_devices(mesh, batch)
         targets = ask(teacher, on_mesh["pixels"])
-        for network, batches in zip(predictors, sums, strict=True):
+        for index, network in enumerate(predictors):
             logits = sharding.to_devices(mesh, {"logits": network.classify(batch["pixels"])})["logits"]
-            batches.append(score(logits, targets, on_mesh.get("label"), on_mesh["mask"]))
-    return [scoring.summarize(batches) for batches in sums]
+            sums = score(logits, targets, on_mesh.get("label"), on_mesh["mask"])
+            totals[index] = scoring.add_up([totals[index], sums])
+    return totals

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
@@ -28,6 +30,7 @@ _CLOSE = 1.5  # costs within this factor are close
 _DASHES = ("-", "--", "-.", ":")
 _WIDEST_LABEL, _NARROW_LABEL = 60, 25
 _MOST_TICKS = 6
+_MOST_NAMED, _MOST_COUNTED, _LONGEST_NAME = 40, 12, 18  # classes of a confusion matrix, letters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +200,46 @@ def reliability(name: str, title: str, bins: np.ndarray) -> Drawing:
         axes.set_title("accuracy, %")
 
     return _drawing(name, title, draw, width=0.62 * _WIDTH, height=0.95 * _HEIGHT)
+
+
+def confusion(name: str, title: str, matrix: np.ndarray, names: Sequence[str]) -> Drawing:
+    """Draws a confusion matrix, counts [K, K] by label and answer. A cell is as dark as its share of its row.
+
+    Names of classes and counts are shown where there is room. Classes without examples and answers are left out.
+    """
+    there = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
+    matrix, names = matrix[np.ix_(there, there)], [_short(names[k]) for k in there]
+    size, examples = len(there), matrix.sum(1, keepdims=True)
+    label, answer = np.nonzero(matrix)
+    shares = (matrix / np.maximum(examples, 1))[label, answer]
+    longest = max(map(len, names)) if size <= _MOST_NAMED else 0
+
+    def draw(axes: Axes) -> None:
+        cells = [
+            ((x - 0.5, y - 0.5), (x - 0.5, y + 0.5), (x + 0.5, y + 0.5), (x + 0.5, y - 0.5))
+            for x, y in zip(answer, label, strict=True)
+        ]
+        colours = [to_rgba(svg.SERIES[0], 0.1 + 0.55 * share) for share in shares]
+        axes.add_collection(PolyCollection(cells, facecolors=colours, linewidths=0))
+        if size <= _MOST_COUNTED:
+            for x, y in zip(answer, label, strict=True):
+                axes.text(x, y, f"{matrix[y, x]}", ha="center", va="center", fontsize=7)
+        font = min(8.0, 0.6 * (_WIDTH - 5 * longest) / size)
+        axes.set_xticks(range(size), names, rotation=90, fontsize=font) if longest else axes.set_xticks([])
+        axes.set_yticks(range(size), names, fontsize=font) if longest else axes.set_yticks([])
+        axes.set_xlim(-0.5, size - 0.5)
+        axes.set_ylim(size - 0.5, -0.5)
+        axes.grid(visible=False)
+        axes.set_aspect("equal")
+        axes.set_xlabel("answer")
+        axes.set_ylabel("label")
+
+    return _drawing(name, title, draw, height=_WIDTH)
+
+
+def _short(name: str) -> str:
+    """Cuts the name of a class to a length that fits beside a matrix."""
+    return _label(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…")
 
 
 def _drawing(

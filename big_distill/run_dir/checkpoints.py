@@ -25,6 +25,8 @@ from big_distill.run_dir.layout import CHECKPOINTS_DIR, DAMAGED_DIR
 from big_distill.state import TrainState
 from big_distill.terminal import say
 
+_SELECTABLE = next(f for f in dataclasses.fields(Config) if f.name == "select_by").metadata["choices"]
+_LESS_IS_BETTER = ("nll", "kl")
 _UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax writes them last, and a restore needs neither
 
 
@@ -45,7 +47,8 @@ class Checkpoints:
     def __init__(self, config: Config, workdir: pathlib.Path, read_only: bool = False):
         """Opens the checkpoints of a run. Without a validation split none is the best."""
         policies: list[Any] = [checkpoint_managers.LatestN(config.keep_latest)]
-        best_fn = _accuracy if config.keep_best and config.evaluated_on.validation else None
+        self._select_by = config.select_by
+        best_fn = self._goodness if config.keep_best and config.evaluated_on.validation else None
         if best_fn is not None:
             policies.append(
                 checkpoint_managers.BestN(
@@ -76,11 +79,13 @@ class Checkpoints:
     ) -> None:
         """Saves a step with JSON-ready facts that a resume checks.
 
-        `validation` has the metrics on the validation split, if it was evaluated at this step. `accuracy` decides which
-        step is the best. Without labels there is no `accuracy`.
+        `validation` has the metrics on the validation split, if it was evaluated at this step. Those that `select_by`
+        may name are kept, so that a resume may choose by another. Without labels there is no `accuracy`.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(_tree_of(state)), meta=ocp.args.JsonSave(dict(meta)))
-        metrics = {name: value for name, value in (validation or {}).items() if name == "accuracy"}
+        metrics = {n: value for n, value in (validation or {}).items() if n in _SELECTABLE and math.isfinite(value)}
+        if self._select_by not in metrics:
+            metrics = {}  # Orbax keeps the best of the steps that have metrics
         self._wait()
         self._saving = step
         with self._errors_of_saving():
@@ -126,10 +131,16 @@ class Checkpoints:
         return max(self.all_steps(), default=None)
 
     def best_step(self) -> int | None:
-        """Waits for saves under way, and returns the step with the best validation accuracy, or None without any."""
+        """Waits for saves under way, and returns the step that is best by `select_by`, or None without any."""
         self._wait()
-        scored = [step for step in self.all_steps() if self._manager.metrics(step)]
-        return max(scored, key=lambda step: (_accuracy(self._manager.metrics(step)), step), default=None)
+        metrics = {step: self._manager.metrics(step) or {} for step in self.all_steps()}
+        scored = [step for step in metrics if self._select_by in metrics[step]]
+        return max(scored, key=lambda step: (self._goodness(metrics[step]), step), default=None)
+
+    def _goodness(self, metrics: Mapping[str, float]) -> float:
+        """Returns what is greatest for the best step, or minus infinity for a step that was not so measured."""
+        sign = -1 if self._select_by in _LESS_IS_BETTER else 1
+        return sign * metrics.get(self._select_by, -sign * math.inf)
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """Restores a step's state, placed by the shardings of `abstract_state` (a tree of ShapeDtypeStruct)."""
@@ -172,11 +183,6 @@ def _tree_of(state: TrainState) -> dict[str, Any]:
     """Maps names to the parts of a state that a checkpoint holds. As in older ones, an empty objective is left out."""
     names = (field.name for field in dataclasses.fields(state))
     return {name: getattr(state, name) for name in names if name != "objective" or state.objective}
-
-
-def _accuracy(metrics: Mapping[str, float]) -> float:
-    """Returns the accuracy of a saved step, or minus infinity for one that was not evaluated."""
-    return metrics.get("accuracy", -math.inf)
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:

@@ -295,13 +295,15 @@ def make_eval_logits(
     return eval_logits
 
 
-def make_eval_step(model: Model, card: Card) -> Callable[[Any, Teacher | None, Batch], scoring.Sums]:
-    """Builds `eval_step(variables, teacher, batch) -> sums`: the sums of one batch for `scoring.summarize`."""
+def make_eval_step(
+    model: Model, card: Card, confusion: bool = False
+) -> Callable[[Any, Teacher | None, Batch], scoring.Sums]:
+    """Builds `eval_step(variables, teacher, batch) -> sums`: the sums of one batch, as `scoring.score` makes them."""
     eval_logits = make_eval_logits(model, card)
 
     def eval_step(variables: Any, teacher: Teacher | None, batch: Batch) -> scoring.Sums:
         logits, teachers = eval_logits(variables, teacher, batch)
-        return scoring.score(logits, teachers, batch.get("label"), batch["mask"])
+        return scoring.score(logits, teachers, batch.get("label"), batch["mask"], confusion)
 
     return eval_step
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator
@@ -44,7 +45,23 @@ def evaluate(
     mesh: Mesh,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
-    """Computes the metrics of one network on one split (see `scoring.summarize`). Counts every readable example once.
+    """Computes the metrics of one network on one split (see `scoring.metrics_of`). Counts every readable example once.
+
+    Raises:
+      Stopped: `stop` returned True. It is asked before every batch.
+    """
+    return scoring.metrics_of(add_up(eval_step, variables, teacher, data, mesh, stop))
+
+
+def add_up(
+    eval_step: EvalStep,
+    variables: weights.Variables,
+    teacher: Teacher | None,
+    data: EvalPipeline,
+    mesh: Mesh,
+    stop: Callable[[], bool] | None = None,
+) -> scoring.Totals:
+    """Adds up the sums of one network on one split, each readable example once.
 
     Raises:
       Stopped: `stop` returned True. It is asked before every batch.
@@ -56,12 +73,12 @@ def evaluate(
                 raise Stopped
             yield eval_step(variables, teacher, sharding.to_devices(mesh, batch))
 
-    return scoring.summarize(sums())
+    return scoring.add_up(sums())
 
 
-def jit_eval_step(student: weights.ConfigArchitecture, config: Config, mesh: Mesh) -> EvalStep:
-    """Jits the evaluation step of a network. Every device gets its sums."""
-    return jit_eval(steps.make_eval_step, student, config, mesh)
+def jit_eval_step(student: weights.ConfigArchitecture, config: Config, mesh: Mesh, confusion: bool = False) -> EvalStep:
+    """Jits the evaluation step of a network. Every device gets its sums, with `confusion` also that matrix."""
+    return jit_eval(functools.partial(steps.make_eval_step, confusion=confusion), student, config, mesh)
 
 
 def jit_eval(
@@ -142,7 +159,17 @@ def evaluate_run(
     step: str = "final",
     data_dir: str | None = None,
 ) -> dict[str, float]:
-    """Evaluates a run's student on any split of its data set, against labels and its teacher.
+    """Computes the metrics of a run's student on any split, as `add_up_run` does."""
+    return scoring.metrics_of(add_up_run(workdir, split, step, data_dir))
+
+
+def add_up_run(
+    workdir: pathlib.Path,
+    split: str,
+    step: str = "final",
+    data_dir: str | None = None,
+) -> scoring.Totals:
+    """Evaluates a run's student on any split of its data set, against labels and its teacher: its sums, by class too.
 
     Args:
       workdir: the run directory.
@@ -160,11 +187,12 @@ def evaluate_run(
     class_names = weights.read_architecture(workdir).card.class_names
     teacher = teachers.load(config, workdir, mesh, class_names)
     student = student_of(workdir, step, mesh)
-    return evaluate(jit_eval_step(student.architecture, config, mesh), student.variables, teacher, data, mesh)
+    eval_step = jit_eval_step(student.architecture, config, mesh, confusion=True)
+    return add_up(eval_step, student.variables, teacher, data, mesh)
 
 
 def student_of(workdir: pathlib.Path, step: str, mesh: Mesh) -> weights.Network:
-    """Loads the student of a run at its end ('final') or at a checkpoint; see `evaluate_run`."""
+    """Loads the student of a run at its end ('final') or at a checkpoint; see `add_up_run`."""
     if step == "final":
         return weights.load(workdir)
     config = read_config(workdir)

@@ -148,7 +148,8 @@ class Session:
             return False
         values = {f"eval/{split}/{name}": v for split, scores in self.scores.items() for name, v in scores.items()}
         self._log.write(step, values)
-        say(f"{self._name}: step {step:,} of {self._run.config.total_steps:,}: {_headline(self.scores)}")
+        config = self._run.config
+        say(f"{self._name}: step {step:,} of {config.total_steps:,}: {_headline(self.scores, config.select_by)}")
         return True
 
     def save(self, step: int, state: TrainState, *, evaluated: bool) -> None:
@@ -177,9 +178,10 @@ def hardware(run: Run) -> dict[str, Any]:
     }
 
 
-def _headline(scores: Scores) -> str:
+def _headline(scores: Scores, select_by: str) -> str:
     parts = []
     for split, values in scores.items():
-        shown = [f"{key} {100 * values[key]:.2f} %" for key in ("accuracy", "agreement") if key in values]
+        names = (name for name in dict.fromkeys(("accuracy", "agreement", select_by)) if name in values)
+        shown = [f"{n} {values[n]:.4f}" if n in ("nll", "kl") else f"{n} {100 * values[n]:.2f} %" for n in names]
         parts.append(f"{split} {' '.join(shown)}")
     return ", ".join(parts)

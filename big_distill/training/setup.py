@@ -131,6 +131,11 @@ def open_data(config: Config) -> Data:
     for remark in (remark for opened in evaluation.values() for remark in opened.source.remarks):
         _say_once(remark)
     warn_of_cut(config, next((data.source for data in evaluation.values()), source))
+    if config.select_by not in ("accuracy", "agreement", "kl") and evaluation["validation"].source.num_classes is None:
+        raise ConfigError(
+            f"config.select_by={config.select_by!r} needs labels, but {evaluation['validation'].source.name} has none; "
+            "agreement and kl need a teacher alone"
+        )
     names = next((data.source.class_names for data in evaluation.values()), ())
     return Data(source, evaluation, class_names_of(source, names), labels_for)
 
