@@ -46,9 +46,9 @@ def main() -> None:
         raise ConfigError(f"--packed={args.packed} takes the place of --step={args.step}: give one of them")
     out = pathlib.Path(args.out) if args.out else None
     if out:
-        from big_distill.reporting import by_class  # here, so that Matplotlib is imported only for its figure
+        from big_distill.reporting import class_files  # here, so that Matplotlib is imported only for its figure
 
-        by_class.check_ours(out)
+        class_files.check_ours(out)
     split = cli.test_split(workdir)
     if args.packed:
         totals = add_up_file(pathlib.Path(args.packed), workdir, split, args.data_dir)
@@ -59,7 +59,7 @@ def main() -> None:
         print(to_json(scores) if args.json else table(scores))
         if out:
             names = read_architecture(workdir).card.class_names
-            files = by_class.write(out, totals, names, f"{args.packed or workdir}, {split}")
+            files = class_files.write(out, totals, names, f"{args.packed or workdir}, {split}")
             if not args.json:
                 say(f"wrote {', '.join(map(str, files))}")
 

@@ -25,6 +25,7 @@ from big_distill.data.pipeline import EvalPipeline
 from big_distill.data.sources import BUILT_IN
 from big_distill.errors import BigDistillError, ConfigError, RunError
 from big_distill.parallel import sharding
+from big_distill.reporting import classes
 from big_distill.reporting.records import check_weights
 from big_distill.run_dir.layout import read_summary
 from big_distill.state import Batch, Card, Model, Teacher
@@ -33,6 +34,8 @@ from big_distill.step.views import for_network, to_unit
 from big_distill.training.evaluation import jit_eval, mesh_for, open_eval, with_data_dir
 
 TOP = 3
+MOST_IN_FIGURE = 30
+MOST_PAIRS = 10
 _FALSE_DISCOVERIES = 0.05  # largest expected share of the classes called significant
 _LARGEST_PICTURE = 128  # px
 _Answered = dict[str, tuple[jax.Array, jax.Array, jax.Array | None]]  # network -> a batch's part of its `Answers`
@@ -45,11 +48,13 @@ class Answers:
     classes: int [N, TOP], the likeliest first (fewer columns if there are fewer classes).
     probabilities: float32 [N, TOP], those of `classes`.
     bins: float64 [3, NUM_BINS], `scoring.calibration_bins` of all examples; None without labels.
+    by_class: int [3, K], the `classes` of `scoring.score`; None without labels.
     """
 
     classes: np.ndarray
     probabilities: np.ndarray
     bins: np.ndarray | None
+    by_class: np.ndarray | None
 
     @property
     def confidence(self) -> float:
@@ -60,6 +65,15 @@ class Answers:
     def accuracy(self) -> float | None:
         """Computes the share of the examples whose likeliest class is right; None without labels."""
         return None if self.bins is None else float(self.bins[1].sum() / self.bins[2].sum())
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Computes `balanced_accuracy`, `macro_f1` and the accuracy's interval as `scoring` does; {} without labels."""
+        if self.by_class is None:
+            return {}
+        low, high = scoring.interval(*map(float, self.by_class[:2].sum(axis=1)))
+        averages = scoring.average_over_classes(self.by_class)
+        return {"accuracy_low": low, "accuracy_high": high, **averages}
 
     @property
     def ece(self) -> float | None:
@@ -97,13 +111,15 @@ class ClassScore:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Holds an image that one network gets right and the other wrong, or without labels one on which they disagree.
+    """Holds an image that one network gets right and the other wrong, or on which the teacher and the label disagree.
 
+    name: that by which a person finds it, such as its file.
     truth: its class; None without labels.
     png: the image as the student sees it, reduced to at most 128 px.
     student, teacher: their likeliest three classes, each with its probability.
     """
 
+    name: str
     png: bytes
     truth: str | None
     student: tuple[tuple[str, float], ...]
@@ -120,9 +136,16 @@ class Comparison:
     """Holds the answers of a student on a split, and those of its teacher if it has one.
 
     num_examples: number of examples that could be read.
+    class_names: names of the K classes.
     by_class: scores in the data's order; () without labels or without a teacher.
+    confused: the pairs (label, another answer of the student, number of examples), most examples first; at most
+      `MOST_PAIRS`.
+    confusion: int [K, K], the number of examples by label and the student's answer; None without labels, and of more
+      than `MOST_IN_FIGURE` classes.
+    num_contradicted: number of labels that are not the teacher's answer; None without a teacher or labels.
     examples: 'lost', right by the teacher alone, and 'won', right by the student alone, from the classes with most of
-      them; without labels 'differ', on which they disagree.
+      them; without labels 'differ', on which they disagree; 'contradicted', the labels of which the teacher is surest
+      that they are another class.
     problems: a line about each thing that could not be compared.
     """
 
@@ -130,7 +153,11 @@ class Comparison:
     num_examples: int
     student: Answers
     teacher: Answers | None
+    class_names: tuple[str, ...]
     by_class: tuple[ClassScore, ...]
+    confused: tuple[tuple[str, str, int], ...]
+    confusion: np.ndarray | None
+    num_contradicted: int | None
     examples: dict[str, list[Example]]
     problems: tuple[str, ...]
 
@@ -166,7 +193,7 @@ def compare(
     except (BigDistillError, OSError) as error:
         problems.append(f"its teacher cannot be asked: {error}")
     answer = jit_eval(_make_answer, student.architecture, config, mesh)
-    answers, label = _ask(answer, student.variables, teacher, data, mesh, name)
+    answers, label, ids = _ask(answer, student.variables, teacher, data, mesh, config.num_classes, name)
     num_examples = len(answers["student"].classes)
     if not num_examples:
         raise RunError(f"none of the images of {split} can be read")
@@ -181,7 +208,8 @@ def compare(
         problems.append("its data have no labels, so its accuracy is not known")
     names = list(data.source.class_names or card.class_names or map(str, range(config.num_classes)))
     by_class: tuple[ClassScore, ...] = ()
-    chosen: dict[str, list[int]] = {"lost": [], "won": [], "differ": []}
+    chosen: dict[str, list[int]] = {"lost": [], "won": [], "differ": [], "contradicted": []}
+    num_contradicted = None
     if "teacher" in answers:
         mine, taught = (answers[who].classes[:, 0] for who in ("student", "teacher"))
         choose_of = functools.partial(choose, confidence=answers["student"].probabilities[:, 0], most=most_examples)
@@ -192,15 +220,31 @@ def compare(
             by_class = class_scores(names, *(of_all[known] for of_all in (label, mine == label, taught == label)))
             chosen["lost"] = choose_of((taught == label) & (mine != label), label)
             chosen["won"] = choose_of((mine == label) & (taught != label), label)
-    pictures = _pictures(data, card, sorted(itertools.chain(*chosen.values())))
+            chosen["contradicted"], num_contradicted = contradicted(
+                label, taught, answers["teacher"].probabilities[:, 0], most_examples
+            )
+    pairs, matrix = [], None
+    if label is not None:
+        pairs = classes.confused(label, answers["student"].classes[:, 0], MOST_PAIRS)
+        if len(names) <= MOST_IN_FIGURE:
+            matrix = classes.confusion(label, answers["student"].classes[:, 0], len(names))
+    pictures = _pictures(data, card, sorted(set(itertools.chain(*chosen.values()))))
     return Comparison(
         split=split,
         num_examples=num_examples,
         student=answers["student"],
         teacher=answers.get("teacher"),
+        class_names=tuple(names),
         by_class=by_class,
+        confused=tuple((names[truth], names[other], number) for truth, other, number in pairs),
+        confusion=matrix,
+        num_contradicted=num_contradicted,
         examples={
-            kind: [_example(row, pictures[row], label, answers, names) for row in rows] for kind, rows in chosen.items()
+            kind: [
+                _example(data.source.example_name(int(ids[row])), row, pictures[row], label, answers, names)
+                for row in rows
+            ]
+            for kind, rows in chosen.items()
         },
         problems=tuple(problems),
     )
@@ -212,14 +256,16 @@ def _ask(
     teacher: Teacher | None,
     data: EvalPipeline,
     mesh: Mesh,
+    num_classes: int,
     name: str,
-) -> tuple[dict[str, Answers], np.ndarray | None]:
-    """Collects the answers to all readable examples, by network ('student', 'teacher'), and their labels if any."""
-    parts, labels = [], []
+) -> tuple[dict[str, Answers], np.ndarray | None, np.ndarray]:
+    """Collects the answers to all readable examples by network ('student', 'teacher'), labels if any, and ids."""
+    parts, labels, masks = [], [], []
     for batch in tqdm.tqdm(data, name, data.num_batches, unit="batch", disable=not sys.stderr.isatty(), leave=False):
         mask = batch["mask"]
         answered = jax.device_get(answer(variables, teacher, sharding.to_devices(mesh, batch)))
-        parts.append({who: (classes[mask], probs[mask], bins) for who, (classes, probs, bins) in answered.items()})
+        parts.append({who: (top[mask], probs[mask], bins) for who, (top, probs, bins) in answered.items()})
+        masks.append(mask)
         if "label" in batch:
             labels.append(batch["label"][mask])
     label = np.concatenate(labels) if labels else None
@@ -227,10 +273,23 @@ def _ask(
         label = None
     answers = {}
     for who in parts[0]:
-        classes, probabilities, bins = zip(*(part[who] for part in parts), strict=True)
+        answered, probabilities, bins = zip(*(part[who] for part in parts), strict=True)
         summed = None if label is None else np.asarray(bins, np.float64).sum(axis=0)
-        answers[who] = Answers(np.concatenate(classes), np.concatenate(probabilities), summed)
-    return answers, label
+        answered = np.concatenate(answered)
+        of_class = None if label is None else classes.count(label, answered[:, 0], num_classes)
+        answers[who] = Answers(answered, np.concatenate(probabilities), summed, of_class)
+    return answers, label, np.flatnonzero(np.concatenate(masks))
+
+
+def contradicted(label: np.ndarray, taught: np.ndarray, confidence: np.ndarray, most: int) -> tuple[list[int], int]:
+    """Chooses the rows whose label is not the teacher's answer, the surest first. Arrays are [N].
+
+    Returns at most `most` rows, and the number of all.
+
+    Either is wrong. A teacher that was trained on these labels may have learned a wrong one by heart.
+    """
+    rows = np.flatnonzero((label >= 0) & (label != taught))
+    return rows[np.argsort(-confidence[rows], kind="stable")][:most].tolist(), len(rows)
 
 
 def class_scores(
@@ -270,10 +329,10 @@ def _make_answer(model: Model, card: Card) -> Callable[[weights.Variables, Teach
         answered: _Answered = {}
         for who, logits in zip(("student", "teacher"), eval_logits(variables, teacher, batch), strict=True):
             if logits is not None:
-                probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), min(TOP, logits.shape[-1]))
+                probabilities, top = jax.lax.top_k(jax.nn.softmax(logits), min(TOP, logits.shape[-1]))
                 has_labels = "label" in batch
                 bins = scoring.calibration_bins(logits, batch["label"], batch["mask"]) if has_labels else None
-                answered[who] = classes, probabilities, bins
+                answered[who] = top, probabilities, bins
         return answered
 
     return answer
@@ -305,10 +364,10 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _example(
-    row: int, png: bytes, label: np.ndarray | None, answers: dict[str, Answers], names: Sequence[str]
+    name: str, row: int, png: bytes, label: np.ndarray | None, answers: dict[str, Answers], names: Sequence[str]
 ) -> Example:
     student, teacher = (
         tuple((names[c], float(p)) for c, p in zip(answered.classes[row], answered.probabilities[row], strict=True))
         for answered in (answers["student"], answers["teacher"])
     )
-    return Example(png, None if label is None else names[label[row]], student, teacher)
+    return Example(name, png, None if label is None else names[label[row]], student, teacher)

@@ -12,11 +12,16 @@ Rates are fractions. Times are seconds unless a key says `_ms`. Unknown values a
   metric `steps` and `values`, at most about 200), `throughput` (by network `median_images_per_second` of the logged
   values, and `images_per_second` and `wall_seconds` of the whole run), `comparison`.
 * `comparison` of a run: `split`, `num_examples`, `student` and `teacher` (`accuracy`, `confidence`, `ece`, `bins`: by
-  bin of confidence the mean `confidence`, the `accuracy` and the `count`), `classes` (`name`, `num_examples`,
+  bin of confidence the mean `confidence`, the `accuracy` and the `count`; with labels `accuracy_low` and
+  `accuracy_high`, the 95 % interval, `balanced_accuracy`, `macro_f1`, and `classes`: `class`, `examples`, `answers`,
+  `right`, `precision`, `recall` and `f1`, see `scoring.per_class`), `confused` (`label`, `answer` and `count`: the
+  labels that the student takes most often for another class), `num_contradicted` (labels that are not the teacher's
+  answer), `classes` (`name`, `num_examples`,
   `student` and `teacher`: numbers of right answers; `lost`: right by the teacher alone, `won`: by the student alone;
   `difference` of the accuracies; `p_value` and `significant`, see `comparison.ClassScore`), `agreement`, `examples`
-  (`lost`, `won`, and without labels `differ`, on which they disagree: `truth`, null without labels, and each network's
-  likeliest three as [class, probability]).
+  (`lost`, `won`, and without labels `differ`, on which they disagree; `contradicted`: the labels of which the teacher
+  is surest that they are another class: `name`, `truth`, null without labels, and each network's likeliest three as
+  [class, probability]).
 * `sweep`: `field` (null if no number joins points: means over seeds), `along` (numbers that go with it in these
   runs), `implied` (fields that also differ from line to line, but follow from those in the labels), `repeated`
   (directories left out, because another run has the same fields and seeds), and `lines`: `label`, and `points`: `x`,
@@ -41,6 +46,7 @@ import numpy as np
 import big_distill
 from big_distill.config import Config, fingerprint, leaves, to_dict
 from big_distill.errors import printable
+from big_distill.reporting import classes
 from big_distill.reporting.comparison import Answers, Comparison
 from big_distill.reporting.fields import epochs_of
 from big_distill.reporting.records import SPEED, Record, architecture, drawn_metrics, known, runs_of, thinned
@@ -145,25 +151,32 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     return {
         "split": comparison.split,
         "num_examples": comparison.num_examples,
-        "student": _answers(comparison.student),
-        "teacher": comparison.teacher and _answers(comparison.teacher),
+        "student": _answers(comparison.student, comparison.class_names),
+        "teacher": comparison.teacher and _answers(comparison.teacher, comparison.class_names),
+        "confused": [dict(zip(("label", "answer", "count"), pair, strict=True)) for pair in comparison.confused],
+        "num_contradicted": comparison.num_contradicted,
         "classes": [{**dataclasses.asdict(score), "difference": score.difference} for score in comparison.by_class],
         "agreement": comparison.agreement,
         "examples": {
-            kind: [{"truth": e.truth, "student": e.student, "teacher": e.teacher} for e in examples]
+            kind: [
+                {"name": printable(e.name), "truth": e.truth, "student": e.student, "teacher": e.teacher}
+                for e in examples
+            ]
             for kind, examples in comparison.examples.items()
         },
     }
 
 
-def _answers(answers: Answers) -> dict[str, Any]:
+def _answers(answers: Answers, names: Sequence[str]) -> dict[str, Any]:
     bins = None
     if answers.bins is not None:
         bins = [
             {"confidence": c / n if n else None, "accuracy": r / n if n else None, "count": int(n)}
             for c, r, n in zip(*answers.bins.tolist(), strict=True)
         ]
-    return {"accuracy": answers.accuracy, "confidence": answers.confidence, "ece": answers.ece, "bins": bins}
+    rates = {"accuracy": answers.accuracy, "confidence": answers.confidence, "ece": answers.ece, **answers.scores}
+    by_class = [] if answers.by_class is None else classes.rows(names, answers.by_class)
+    return {**rates, "bins": bins, "classes": by_class}
 
 
 def _sweep(sweep: Sweep) -> dict[str, Any]:

@@ -33,11 +33,16 @@ _STROKES: dict[str, dict[str, Any]] = {  # tell curves of one colour apart
 
 @dataclasses.dataclass(frozen=True)
 class RunDrawings:
-    """Holds the figures of one run. `reliability` has one for each network, 'student' and 'teacher'."""
+    """Holds the figures of one run.
+
+    `reliability` has one for each network, 'student' and 'teacher'; `confusion` has the student's matrix, if there is
+    one.
+    """
 
     curves: list[Drawing]
     throughput: list[Drawing]
     reliability: dict[str, Drawing]
+    confusion: list[Drawing]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Drawings:
         """Yields every figure."""
         yield from itertools.chain(self.sweep, self.together, *self.packed)
         for run in self.runs:
-            yield from itertools.chain(run.curves, run.throughput, run.reliability.values())
+            yield from itertools.chain(run.curves, run.throughput, run.reliability.values(), run.confusion)
 
 
 def draw(runs: Sequence[ReportedRun], sweep: Sweep | None, packed: Sequence[dict[str, Any]], singly: bool) -> Drawings:
@@ -78,6 +83,7 @@ def draw(runs: Sequence[ReportedRun], sweep: Sweep | None, packed: Sequence[dict
                 curves=_curves(index, run) if singly else [],
                 throughput=_throughput(index, run) if singly else [],
                 reliability=_reliability(index, run),
+                confusion=_confusion(index, run),
             )
             for index, run in numbered
         ],
@@ -153,6 +159,14 @@ def _reliability(index: int, run: ReportedRun) -> dict[str, Drawing]:
         for who, answers in networks.items()
         if answers is not None and answers.bins is not None
     }
+
+
+def _confusion(index: int, run: ReportedRun) -> list[Drawing]:
+    if run.comparison is None or run.comparison.confusion is None:
+        return []
+    title = f"{run.name}: confusion matrix of the student"
+    names = run.comparison.class_names
+    return [figures.confusion(f"run{index}_confusion", title, run.comparison.confusion, names)]
 
 
 def _tradeoffs(index: int, group: dict[str, Any]) -> list[Drawing]:

@@ -207,23 +207,19 @@ def confusion(name: str, title: str, matrix: np.ndarray, names: Sequence[str]) -
 
     Names of classes and counts are shown where there is room. Classes without examples and answers are left out.
     """
-    there = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
+    there = np.flatnonzero(matrix.sum(0) + matrix.sum(1)).tolist()
     matrix, names = matrix[np.ix_(there, there)], [_short(names[k]) for k in there]
     size, examples = len(there), matrix.sum(1, keepdims=True)
-    label, answer = np.nonzero(matrix)
-    shares = (matrix / np.maximum(examples, 1))[label, answer]
+    at = np.argwhere(matrix).tolist()
+    shares = matrix / np.maximum(examples, 1)
     longest = max(map(len, names)) if size <= _MOST_NAMED else 0
 
     def draw(axes: Axes) -> None:
-        cells = [
-            ((x - 0.5, y - 0.5), (x - 0.5, y + 0.5), (x + 0.5, y + 0.5), (x + 0.5, y - 0.5))
-            for x, y in zip(answer, label, strict=True)
-        ]
-        colours = [to_rgba(svg.SERIES[0], 0.1 + 0.55 * share) for share in shares]
+        cells = [[(x + i, y + j) for i, j in ((-0.5, -0.5), (-0.5, 0.5), (0.5, 0.5), (0.5, -0.5))] for y, x in at]
+        colours = [to_rgba(svg.SERIES[0], 0.1 + 0.55 * shares[y, x]) for y, x in at]
         axes.add_collection(PolyCollection(cells, facecolors=colours, linewidths=0))
-        if size <= _MOST_COUNTED:
-            for x, y in zip(answer, label, strict=True):
-                axes.text(x, y, f"{matrix[y, x]}", ha="center", va="center", fontsize=7)
+        for y, x in at if size <= _MOST_COUNTED else ():
+            axes.text(x, y, f"{matrix[y, x]}", ha="center", va="center", fontsize=7)
         font = min(8.0, 0.6 * (_WIDTH - 5 * longest) / size)
         axes.set_xticks(range(size), names, rotation=90, fontsize=font) if longest else axes.set_xticks([])
         axes.set_yticks(range(size), names, fontsize=font) if longest else axes.set_yticks([])

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from big_distill.errors import ConfigError, RunError
 from big_distill.files import atomic
-from big_distill.reporting import figures, svg
+from big_distill.reporting import classes, figures, svg
 from big_distill.step import scoring
 
-_HEADS = ("class", "examples", "answers", "right", "precision", "recall", "f1")
 _CORNER = "label \\ answer"
 _TITLE = "confusion matrix"
 _MARKS = {
-    "classes.csv": ",".join(_HEADS),
+    "classes.csv": ",".join(classes.HEADS),
     "confusion.csv": _CORNER,
     "confusion.svg": svg.alone("<svg", _TITLE).removesuffix('"'),
 }
@@ -53,7 +49,7 @@ def write(directory: pathlib.Path, totals: scoring.Totals, names: Sequence[str],
     if not totals.get("labelled"):
         raise RunError(f"{what} has no labels, so nothing is known about its classes")
     names = names or [str(k) for k in range(totals["classes"].shape[1])]
-    texts = {"classes.csv": _csv([_HEADS, *map(dict.values, rows(names, totals["classes"]))])}
+    texts = {"classes.csv": _csv([classes.HEADS, *map(dict.values, classes.rows(names, totals["classes"]))])}
     if "confusion" in totals:
         matrix = totals["confusion"].astype(int)
         texts["confusion.csv"] = _csv([(_CORNER, *names), *((n, *row) for n, row in zip(names, matrix, strict=True))])
@@ -67,17 +63,6 @@ def write(directory: pathlib.Path, totals: scoring.Totals, names: Sequence[str],
     except OSError as error:
         raise RunError(f"{error.filename} cannot be written: {error.strerror}") from error
     return list(written)
-
-
-def rows(names: Sequence[str], classes: np.ndarray) -> list[dict[str, Any]]:
-    """Describes each class, by the heads of classes.csv, from the `classes` of `scoring.score`; None where undefined.
-
-    `examples` have its label, `answers` are the examples that the network takes for it, and `right` are both.
-    """
-    scores = scoring.per_class(classes)
-    right, examples, answers = classes.astype(int).tolist()
-    rates = ([None if math.isnan(value) else value for value in scores[of].tolist()] for of in _HEADS[-3:])
-    return [dict(zip(_HEADS, row, strict=True)) for row in zip(names, examples, answers, right, *rates, strict=True)]
 
 
 def _csv(lines: Iterable[Iterable[Any]]) -> str:
