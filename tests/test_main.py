@@ -147,9 +147,11 @@ def test_two_processes_are_one(whole, tmp_path, fsdp):
 
 @pytest.mark.full
 @on_one_worker
-def test_evaluate_command(whole):
-    status, out, err = run(f"--workdir={whole}", "--split=validation", "--json", module="big_distill.evaluate")
+def test_evaluate_command(whole, tmp_path):
+    args = (f"--workdir={whole}", "--split=validation", "--json", f"--out={tmp_path}")
+    status, out, err = run(*args, module="big_distill.evaluate")
     assert status == 0, err
+    assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "confusion.csv", "confusion.svg"}
     want = json.loads((whole / "summary.json").read_text())["scores"]["validation"]
     assert json.loads(out) == pytest.approx(want, rel=1e-6)
     status, _, err = run("--workdir=nowhere", module="big_distill.evaluate")

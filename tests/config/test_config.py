@@ -68,6 +68,12 @@ def set_(config, path, value):
             "lenet5",
             "teacher.model.name='lenet5' declares a weight file: set config.teacher.path too",
         ),
+        ("select_by", "macro_f2", "config.select_by='macro_f2' is not known; did you mean 'macro_f1'"),
+        (
+            "teacher.config.select_by",
+            "kl",
+            "config.teacher.config.select_by='kl' compares with a teacher, but there is",
+        ),
         ("optimizer.decay_mask", "(", r"decay_mask='\(' is not a regular expression"),
         ("objective.name", "nowhere:loss", "config.objective.name='nowhere:loss': expected your own module:function"),
         ("source.name", "nowhere:data", "config.source.name='nowhere:data': expected your own module:function"),
@@ -101,6 +107,14 @@ def test_objective_and_teacher_go_together(tiny):
     tiny.objective.name = "cross_entropy"
     tiny.view.regime = "independent"
     with pytest.raises(ConfigError, match="regime='independent' needs a teacher"):
+        resolve(tiny, 1, "cpu")
+
+
+def test_the_best_needs_a_validation_split(tiny):
+    tiny.source.validation = None
+    assert resolve(tiny, 1, "cpu").select_by == "accuracy", "as ever: the latest is kept"
+    tiny.select_by = "macro_f1"
+    with pytest.raises(ConfigError, match=r"select_by='macro_f1' is measured on .* set config.source.validation"):
         resolve(tiny, 1, "cpu")
 
 

@@ -86,6 +86,48 @@ def test_examples_are_what_only_one_has_right(found, asked):
     check_examples(found, asked)
 
 
+def test_every_class_has_its_precision_and_recall(found, asked):
+    _, labels, student, teacher = asked
+    for answers, probabilities in ((found.student, student), (found.teacher, teacher)):
+        answer = probabilities.argmax(-1)
+        want = [[((labels == k) & (answer == k)).sum(), (labels == k).sum(), (answer == k).sum()] for k in range(10)]
+        assert answers.by_class.T.tolist() == np.array(want).tolist()
+    matrix = np.zeros((10, 10), int)
+    np.add.at(matrix, (labels, student.argmax(-1)), 1)
+    assert found.confusion.tolist() == matrix.tolist()
+    np.fill_diagonal(matrix, 0)
+    truth, answer, number = found.confused[0]
+    assert number == matrix.max() == matrix[int(truth), int(answer)] > 0
+    assert found.student.scores["balanced_accuracy"] == pytest.approx(
+        np.mean([(student.argmax(-1) == labels)[labels == k].mean() for k in range(10)])
+    )
+
+
+def test_a_planted_wrong_label_is_contradicted_most(finished, asked, monkeypatch):
+    """The image of which the teacher is surest gets another label. Its name and its picture come first."""
+    _, labels, _, teacher = asked
+    sure = int(np.argmax(np.where(teacher.argmax(-1) == labels, teacher.max(-1), 0)))
+    whole = evaluation.open_split
+
+    def opened(*args):
+        source = whole(*args)
+
+        def read(ids):
+            examples = source.read(ids)
+            return [(x, (y + 1) % 10 if i == sure else y) for i, (x, y) in zip(ids, examples, strict=True)]
+
+        return dataclasses.replace(source, read=read)
+
+    monkeypatch.setattr(evaluation, "open_split", opened)
+    found = compare(finished, read_config(finished), None, None, 3, "run")
+    first, *others = found.examples["contradicted"]
+    assert (first.name, first.truth) == (f"digits test #{sure}", str((labels[sure] + 1) % 10))
+    assert first.teacher[0][0] == str(labels[sure])
+    assert found.num_contradicted == (teacher.argmax(-1) != labels).sum() + 1
+    surety = [example.teacher[0][1] for example in (first, *others)]
+    assert len(others) == 2 and surety == sorted(surety, reverse=True)
+
+
 def test_images_that_cannot_be_read_do_not_count(finished, asked, monkeypatch):
     """Such images do not count, and no example gets another's picture."""
 
@@ -117,7 +159,10 @@ def check_examples(found, asked):
                 assert [int(name) for name, _ in top] == np.argsort(-probabilities, kind="stable")[:3].tolist()
                 assert [value for _, value in top] == pytest.approx(np.sort(probabilities)[::-1][:3], abs=1e-4)
             right = [top[0][0] == example.truth for top in (example.student, example.teacher)]
-            assert right == [kind == "won", kind == "lost"]
+            if kind == "contradicted":
+                assert example.name == f"digits test #{row}" and not right[1]
+            else:
+                assert right == [kind == "won", kind == "lost"]
 
 
 def test_the_worst_classes_take_turns():

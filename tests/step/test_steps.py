@@ -339,10 +339,20 @@ def test_evaluation_counts_every_example_once(num_labelled):
     if num_labelled < 50:
         want["num_labelled"] = num_labelled
     if num_labelled:
+        rate, z, answer = correct.mean(), 1.959964, student.argmax(-1)[known]
+        centre = rate + z**2 / (2 * num_labelled)
+        half = z * np.sqrt(rate * (1 - rate) / num_labelled + z**2 / (4 * num_labelled**2))
+        of_label = [correct[label[known] == k] for k in range(10)]
         want |= {
             "accuracy": correct.mean(),
             "top5": (order[:, :5] == label[:, None]).any(-1)[known].mean(),
             "nll": -np.log(q[np.arange(50), label])[known].mean(),
+            "accuracy_low": (centre - half) / (1 + z**2 / num_labelled),
+            "accuracy_high": (centre + half) / (1 + z**2 / num_labelled),
+            "balanced_accuracy": np.mean([own.mean() for own in of_label if len(own)]),
+            "macro_f1": np.mean(
+                [2 * own.sum() / (len(own) + (answer == k).sum()) for k, own in enumerate(of_label) if len(own)]
+            ),
             "ece": sum(abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in range(15)) / num_labelled,
             "teacher_accuracy": (teacher.argmax(-1) == label)[known].mean(),
         }
