@@ -17,8 +17,8 @@ number of the page, and report.md, a table.
   learning curves   accuracy, KL, agreement and loss against steps, of the student, its teacher and its first stage
                     (of each, if there are up to 16 runs)
   size and speed    accuracy against bytes and latency of every file that big_distill.pack made
-  differences       class by class, with images on which only one of the two is right; how well each is calibrated
-                    (if there are up to 16 runs)
+  differences       class by class: precision, recall, confusion matrix; images on which only one of the two is right;
+                    labels that the teacher contradicts most; how well each is calibrated (if there are up to 16 runs)
   throughput        images a second
 
 The differences need each finished run's student and teacher to run over --split. --nocompare leaves them out, and needs

@@ -68,7 +68,7 @@ def test_the_surest_losses_come_first():
 def test_figures_stand_alone(made):
     """Figures suit white and dark: they have no background and no colour that only a page has, and they are small."""
     files = list((made[0].parent / "figures").iterdir())
-    assert len(files) == 4 + 1 + 2 + 2
+    assert len(files) == 4 + 1 + 2 + 1 + 2
     for path in files:
         text = path.read_text()
         root = xml.etree.ElementTree.fromstring(text)
@@ -189,4 +189,4 @@ def test_in_a_browser(made, long_names, tmp_path):
         assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr
         if page != made[0]:
             (found,) = re.findall(r'<p id="found">(.*?)</p>', done.stdout)
-            assert found == "width 360 of 360, 0 of 9 too wide"
+            assert found == "width 360 of 360, 0 of 10 too wide"
