@@ -34,7 +34,13 @@ def read(config: Config, workdir: pathlib.Path) -> weights.Network | None:
     if config.init_from == OWN_TEACHER:
         return teachers.read(config, workdir)[0]
     path = workdir / INIT_DIR if first is not None else config.init_from
-    return weights.load(path) if path else None
+    if not path:
+        return None
+    network = weights.load(path)
+    for line in (*network.remarks, weights.in_words(network)):
+        if line:
+            say(line)
+    return network
 
 
 def reshaped(config: Config, network: weights.Network) -> weights.Network:

@@ -18,5 +18,13 @@ from big_distill.weights.architecture import (
     sha256,
     with_input_ranges,
 )
-from big_distill.weights.card import from_json
-from big_distill.weights.files import announced, contents, load, read_architecture, save, write_architecture
+from big_distill.weights.card import ASSUMED, from_json, in_words
+from big_distill.weights.files import (
+    announced,
+    card_place,
+    contents,
+    load,
+    read_architecture,
+    save,
+    write_architecture,
+)

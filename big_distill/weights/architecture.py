@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any, Generic, Self, TypeVar
 
 import jax
@@ -117,11 +118,18 @@ _Architecture = TypeVar("_Architecture", bound=Architecture, covariant=True)
 
 @dataclasses.dataclass(frozen=True)
 class Network(Generic[_Architecture]):
-    """Holds an architecture with its weights; `source` is the path or name by which the user gave their file."""
+    """Holds an architecture with its weights.
+
+    source: the path or name by which the user gave their file.
+    origins: for fields of a foreign file's card the file that says it, or that it is assumed; {} of our own files.
+    remarks: lines that a run prints about the file before it trains.
+    """
 
     architecture: _Architecture
     variables: Variables
     source: str = ""
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def architecture_of(

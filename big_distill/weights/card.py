@@ -14,9 +14,12 @@ from big_distill.config import BIT_DEPTH, BIT_DEPTHS, FITS, ModelConfig, freeze
 from big_distill.errors import ConfigError, RunError, nearest
 from big_distill.models import check_model
 from big_distill.state import Card
-from big_distill.weights.architecture import ConfigArchitecture
+from big_distill.weights.architecture import ConfigArchitecture, Network
+from big_distill.weights.pretrained import formats
+from big_distill.weights.pretrained.input_config import InputConfig
 
 CARD_SUFFIX = ".card.json"
+ASSUMED = "assumed"  # the origin of a fact that no file says
 _MAX_SIZE = 1 << 20  # largest number in a card: a small file must not ask for a network whose shapes overflow
 
 
@@ -43,20 +46,34 @@ def from_json(text: str | bytes, path: pathlib.Path) -> ConfigArchitecture:
         raise RunError(f"{path} has a damaged card: {error}") from error
 
 
-def card_beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
-    """Returns the card of a foreign file, corrected by the JSON file beside it, if there is one.
+def place_of(file: pathlib.Path) -> pathlib.Path:
+    """Returns the path of the card beside a weight file: the one that is there, else where one would be read.
 
-    For teacher.pth that is teacher.card.json or teacher.pth.card.json. Its fields are those of `Card`. A `value_range`,
-    such as [-1, 1], may replace mean and std: it is the range to which pixels are scaled.
+    For teacher.pth.tar that is teacher.card.json, teacher.pth.card.json or teacher.pth.tar.card.json.
+
+    Raises:
+      RunError: there are several.
     """
-    paths = [
-        path for path in (file.with_suffix(CARD_SUFFIX), file.with_name(file.name + CARD_SUFFIX)) if path.is_file()
-    ]
-    if not paths:
-        return card
-    if len(paths) > 1:
-        raise RunError(f"{file} has two cards, {paths[0].name} and {paths[1].name}: remove one")
-    (path,) = paths
+    name = file.name.removesuffix(formats.suffix_of(file))
+    places = [file.with_name(stem + CARD_SUFFIX) for stem in dict.fromkeys((name, file.stem, file.name))]
+    found = [path for path in places if path.is_file()]
+    if len(found) > 1:
+        raise RunError(f"{file} has two cards, {found[0].name} and {found[1].name}: remove one")
+    return (found or places)[0]
+
+
+def card_beside(file: pathlib.Path, card: Card, num_classes: int) -> tuple[Card, dict[str, str]]:
+    """Corrects the card of a file by the JSON file beside it, if there is one: see `place_of`.
+
+    Its fields are those of `Card`. A `value_range`, such as [-1, 1], may replace mean and std: it is the range to which
+    pixels are scaled.
+
+    Returns:
+      The card, and for each of its fields that the file corrects the name of the file.
+    """
+    path = place_of(file)
+    if not path.is_file():
+        return card, {}
     try:
         given = json.loads(path.read_text())
         names = given.get("class_names")
@@ -67,9 +84,44 @@ def card_beside(file: pathlib.Path, card: Card, num_classes: int) -> Card:
                 raise ConfigError("value_range stands instead of mean and std")
             low, high = given.pop("value_range")
             given |= {"mean": [-low / (high - low)], "std": [1 / (high - low)]}
-        return _card({**dataclasses.asdict(card), **given}, num_classes)
+        return _card({**dataclasses.asdict(card), **given}, num_classes), dict.fromkeys(given, path.name)
     except (ConfigError, OSError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is not a card: {error}") from error
+
+
+def card_described(said: InputConfig, card: Card, num_classes: int, channels: int) -> tuple[Card, dict[str, str]]:
+    """Corrects the card of a foreign file by a config of its own project; returns the same as `card_beside`.
+
+    Raises:
+      RunError: the config is of another network, or makes no card.
+    """
+    for name, theirs, ours in (("num_classes", said.num_classes, num_classes), ("channels", said.channels, channels)):
+        if theirs not in (None, ours):
+            raise RunError(f"{said.path} says {name}={theirs}, but the network has {ours}: correct or remove it")
+    try:
+        names = said.fields.get("class_names", ())
+        if twice := [x for x, n in Counter(names).items() if n > 1]:
+            raise ConfigError(f"it names the class {twice[0]!r} more than once")
+        return _card({**dataclasses.asdict(card), **said.fields}, num_classes), dict.fromkeys(
+            said.fields, said.path.name
+        )
+    except (ConfigError, TypeError, ValueError) as error:
+        raise RunError(f"{said.path} makes no card: {error}") from error
+
+
+def in_words(network: Network) -> str:
+    """Says in a line which facts about a foreign file's input others said, and which are assumed; "" of own files."""
+    origins, card = network.origins, network.architecture.card
+    said: dict[str, list[str]] = {}
+    for field, origin in origins.items():
+        said.setdefault(origin, []).append(field)
+    assumed = [f"{field}={getattr(card, field)}" for field in said.pop(ASSUMED, []) if field != "class_names"]
+    parts = [f"{', '.join(fields)} from {origin}" for origin, fields in said.items()]
+    if assumed:
+        parts.append(f"{', '.join(assumed)} assumed, as usual for {network.architecture.identity['name']}")
+    if origins.get("class_names") == ASSUMED:
+        parts.append("classes assumed to be in the order of the data")
+    return f"{network.source}: {'; '.join(parts)}" if parts else ""
 
 
 def _card(values: Mapping[str, Any], num_classes: int) -> Card:

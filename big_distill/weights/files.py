@@ -20,8 +20,8 @@ from big_distill.files import atomic
 from big_distill.run_dir.layout import ARCHITECTURE_FILE, CONFIG_FILE, WEIGHTS_FILE, read_config, write_json
 from big_distill.state import Card, by_path, path_name
 from big_distill.weights.architecture import Arrays, ConfigArchitecture, Network, arrays_of, check_same
-from big_distill.weights.card import card_beside, from_json, is_user_code
-from big_distill.weights.pretrained import formats, names
+from big_distill.weights.card import ASSUMED, card_beside, card_described, from_json, is_user_code, place_of
+from big_distill.weights.pretrained import formats, input_config, names
 
 _CARD = "__card__"
 
@@ -81,17 +81,29 @@ def load(path: str | pathlib.Path, otherwise: ConfigArchitecture | None = None) 
             )
         file /= WEIGHTS_FILE
         try:
-            arrays = formats.read(file)
+            arrays, remark = formats.read(file)
         except RunError as error:
             raise RunError(f"{error}; remove the file, and the run's command writes it again") from error
     else:
-        arrays = formats.read(file)
+        arrays, remark = formats.read(file)
+    origins: dict[str, str] = {}
     if _CARD in arrays:
         architecture = from_json(arrays.pop(_CARD).tobytes(), file)
         _check_own(architecture.model, file, otherwise)
+        card, origins = card_beside(file, architecture.card, architecture.num_classes)
+        architecture = architecture.with_card(card)
+        remarks = [remark]
     else:
-        architecture, arrays = _foreign(arrays, str(path), file, otherwise)
-    return Network(architecture, _fill(architecture.abstract_variables(), arrays, file), str(path))
+        architecture, arrays, origins, remarks = _foreign(arrays, str(path), file, otherwise)
+        remarks.append(remark)
+    variables = _fill(architecture.abstract_variables(), arrays, file)
+    return Network(architecture, variables, str(path), origins, tuple(f"{path}: {line}" for line in remarks if line))
+
+
+def card_place(source: str) -> pathlib.Path:
+    """Returns where a card corrects the file that `load` reads for `source`; `card.place_of` has the names."""
+    file = names.locate(source)
+    return place_of(file / WEIGHTS_FILE if file.is_dir() else file)
 
 
 def _check_own(model: ModelConfig, file: pathlib.Path, otherwise: ConfigArchitecture | None) -> None:
@@ -134,24 +146,46 @@ def announced(path: str, otherwise: ConfigArchitecture) -> ConfigArchitecture:
 
 def _foreign(
     arrays: dict[str, np.ndarray], source: str, file: pathlib.Path, otherwise: ConfigArchitecture | None
-) -> tuple[ConfigArchitecture, dict[str, np.ndarray]]:
-    """Returns the architecture of a file without a card of ours, and its arrays under our names."""
+) -> tuple[ConfigArchitecture, dict[str, np.ndarray], dict[str, str], list[str]]:
+    """Describes a file without a card of ours.
+
+    Returns:
+      Its architecture, its arrays under our names, and `origins` and `remarks` as `Network` has them.
+    """
     declared = otherwise if otherwise is not None and otherwise.model.name is not None else None
+    described = input_config.beside(file)
+    origins = {"mean": ASSUMED, "std": ASSUMED, "class_names": ASSUMED}
     try:
-        translated = formats.translate(arrays, file, source)
+        name = next((said.name for said in described if said.name), None)
+        translated = formats.translate(arrays, file, source, name)
     except RunError:
         if declared is None:
             raise
-        card = card_beside(file, declared.card, declared.num_classes)
-        return dataclasses.replace(declared, card=card), arrays  # they have our names, or `_fill` says what is missing
-    if declared is not None:
-        check_same(translated.model, declared.model, f"{source} is another network", "config.teacher.model")
-    size = translated.image_size or (otherwise.card.image_size if otherwise else 224)
-    card = Card(image_size=size, mean=translated.mean, std=translated.std)
-    card = card_beside(file, card, translated.num_classes)
-    resize = otherwise.resize if otherwise else card.image_size
-    architecture = ConfigArchitecture(translated.model, translated.num_classes, translated.channels, resize, card)
-    return architecture, translated.arrays
+        architecture = declared  # the arrays have our names, or `_fill` says what is missing
+    else:
+        if declared is not None:
+            check_same(translated.model, declared.model, f"{source} is another network", "config.teacher.model")
+        arrays = translated.arrays
+        size = translated.image_size or (otherwise.card.image_size if otherwise else 224)
+        card = Card(image_size=size, mean=translated.mean, std=translated.std)
+        resize = otherwise.resize if otherwise else 0
+        architecture = ConfigArchitecture(translated.model, translated.num_classes, translated.channels, resize, card)
+        if translated.named:
+            origins |= {"mean": "its name", "std": "its name"}
+        if source in names.VANITY or source in names.PACKAGES:
+            origins = {}
+    card, num_classes, remarks = architecture.card, architecture.num_classes, list[str]()
+    for said in described:
+        card, found = card_described(said, card, num_classes, architecture.channels)
+        origins |= found
+        if said.evaluation:
+            remarks.append(
+                f"{said.path.name} has {said.evaluation}; here config.view.resize and image_size choose the cut, and "
+                "resizing is bilinear"
+            )
+    card, found = card_beside(file, card, num_classes)
+    resize = architecture.resize or max([card.image_size, *(said.resize for said in described)])
+    return dataclasses.replace(architecture, card=card, resize=resize), arrays, origins | found, remarks
 
 
 def _fill(abstract: Any, arrays: dict[str, np.ndarray], path: pathlib.Path) -> Any:

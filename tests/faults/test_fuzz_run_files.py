@@ -23,7 +23,8 @@ from big_distill.run_dir import layout, metrics
 from big_distill.state import Card
 from big_distill.teacher import activation_ranges, check
 from big_distill.weights import files
-from big_distill.weights.card import card_beside
+from big_distill.weights.card import card_beside, card_described
+from big_distill.weights.pretrained import input_config
 
 CARD = Card(image_size=32, mean=(0.5, 0.4, 0.3), class_names=("rose", "daisy", "lily"))
 BIT = weights.ConfigArchitecture(ModelConfig(name="bit", blocks=(1,), width=0.125), 3, 3, 40, CARD)
@@ -67,7 +68,7 @@ def read_ranges(folder):
     if ranges := activation_ranges.read(folder, "identity"):
         kernels = {"params": {"conv": {"kernel": np.ones((1, 1, 2, 2))}, "head": {"kernel": np.ones((2, 2))}}}
         network = weights.Network(MLP, kernels)
-        config = Config(teacher=TeacherConfig(dtype="int8"), dtype="float32")
+        config = Config(num_classes=2, teacher=TeacherConfig(dtype="int8"), dtype="float32")
         teacher.freeze([network], config, sharding.make_mesh(), (), ranges)
 
 
@@ -82,8 +83,15 @@ def read_exported(folder):
 
 
 def read_card_of_others(folder):
-    card = card_beside(folder / "w.npz", CARD, 3)
+    card, _ = card_beside(folder / "w.npz", CARD, 3)
     assert card.image_size > 0 and all(math.isfinite(value) for value in (*card.mean, *card.std))
+
+
+def read_configs_of_others(folder):
+    for said in input_config.beside(folder / "w.npz"):
+        card, _ = card_described(said, CARD, 3, 3)
+        assert card.image_size > 0 and said.resize >= 0
+        assert all(math.isfinite(value) for value in (*card.mean, *card.std))
 
 
 ARCHITECTURE = dataclasses.asdict(BIT)
@@ -94,6 +102,8 @@ RESULT = {
     "plain_accuracy": 0.9,
     "fold_kl": 0.0,
     "fold_agreement": 1.0,
+    "num_labelled": 10,
+    "orders": {"natural": 0.5},
 }
 ENVIRONMENT = {"versions": {"jax": "0.10"}, "platform": "cpu", "device_kind": "cpu", "num_devices": 1, "cpu": "EPYC"}
 SUMMARY = {
@@ -112,6 +122,20 @@ FILES = {  # name: (content, reader)
     "calibration.json": ({"teacher": "identity", "ranges": [{"conv": 2.5}]}, read_ranges),
     "pack.json": ([{"path": "student.npz", "bytes": 3}], add_rows),
     "w.onnx.json": (ARCHITECTURE | {"sha256": hashlib.sha256(EXPORTED).hexdigest()}, read_exported),
+    "config.json": (
+        {
+            **{"architecture": "vit_small", "num_classes": 3, "label_names": ["a", "b", "c"]},
+            "pretrained_cfg": {"mean": [0.4], "std": [0.2], "input_size": [3, 16, 16], "crop_pct": 0.9},
+        },
+        read_configs_of_others,
+    ),
+    "preprocessor_config.json": (
+        {
+            **{"image_mean": [0.4], "image_std": [0.2], "rescale_factor": 0.0039, "do_normalize": True},
+            **{"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}, "crop_pct": 0.9, "resample": 3},
+        },
+        read_configs_of_others,
+    ),
     "w.card.json": ({"value_range": [-1, 3], "image_size": 16, "class_names": ["a", "b", "c"]}, read_card_of_others),
 }
 

@@ -33,7 +33,7 @@ def assert_robust(data, path, most=1):
     path.write_bytes(data)
     with bounded(MEGABYTES):
         try:
-            arrays = formats.read(path)
+            arrays = formats.read(path).arrays
         except RunError as error:
             assert_one_line(error, path)
             return {}

@@ -4,7 +4,7 @@ A state dict does not say all about its network. timm's ports of BiT, also those
 root's pool with zeros. timm's ports of TensorFlow networks (`tf_efficientnet_lite*`, `tf_mobilenetv3_large_100`) and
 its own networks of the same names without `tf_` differ in padding and BatchNorm's epsilon, so the file's name must say
 which it is. The packages' networks are TensorFlow's. The input is normalised as for most of timm's weights of that
-name, but not for all.
+family, unless the name is one of those that differ (`_UNUSUAL`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,23 @@ from big_distill.weights.pretrained.translation import Table, Translated, apply,
 Arrays = Mapping[str, np.ndarray]
 _IMAGE_SIZES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_NETWORK = re.compile(r"[^/\\]*(?:efficientnet_lite|mobilenetv3_large|resnetv2|vit|deit)[^/\\]*")
+_FULL_NAME = re.compile(
+    r"efficientnet_lite\d|mobilenetv3_large_\d+|(vit|deit)_(small|base)_patch\d+|resnetv2_\d+x\d_bit"
+)
+_UNUSUAL = {  # a part of timm's name -> mean and std, from the `default_cfgs` of timm 1.0's models
+    "miil": ((0.0,), (1.0,)),
+    "ra4_e3600": ((0.5,), (0.5,)),
+    "deit": (_IMAGENET_MEAN, _IMAGENET_STD),
+    r"(?<![a-z])(dino|mae)(?![a-z])": (_IMAGENET_MEAN, _IMAGENET_STD),
+}
+_FAMILIES = {  # what timm's name of a network contains
+    "bit": r"resnetv2.*bit",
+    "vit_small": r"(vit|deit3?)_small",
+    "vit_base": r"(vit|deit3?)_base",
+    "mobilenet_v3_large": r"mobilenetv3_large",
+    **{name: name for name in _IMAGE_SIZES},
+}
 _BATCH_NORM = {
     "params/{}/scale": "weight",
     "params/{}/bias": "bias",
@@ -32,17 +49,32 @@ _BATCH_NORM = {
 }
 
 
-def translate(arrays: Arrays, source: str) -> Translated:
+def translate(arrays: Arrays, source: str, name: str | None = None) -> Translated:
     """Recognises a network by its arrays' names and shapes, and renames and transposes them.
 
     Args:
       arrays: a state dict.
-      source: path or address of the file, for the errors, and for the `tf_` in its name.
+      source: path or address of the file, for the errors.
+      name: the name that timm has for the network; None for `source`, whose last part that names a network is taken.
 
     Raises:
       RunError: an unknown network, a part of a network, or a network whose padding the name does not say.
     """
-    arrays = {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
+    found = _NETWORK.findall(source if name is None else name)
+    timm_name = found[-1] if found else ""
+    translated = _recognised(
+        {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}, source, timm_name
+    )
+    family = translated.model.name or ""
+    if name is not None and not re.search(_FAMILIES[family], name):
+        raise RunError(f"{source} holds a {family}, but the config.json beside it is of {name!r}: correct or remove it")
+    unusual = next((values for part, values in _UNUSUAL.items() if re.search(part, timm_name)), None)
+    if unusual:
+        translated = translated._replace(mean=unusual[0], std=unusual[1])
+    return translated._replace(named=bool(unusual or _FULL_NAME.search(timm_name)))
+
+
+def _recognised(arrays: Arrays, source: str, timm_name: str) -> Translated:
     if "stem.conv.weight" in arrays:
         return _bit(arrays, source)
     if "patch_embed.proj.weight" in arrays:
@@ -50,7 +82,7 @@ def translate(arrays: Arrays, source: str) -> Translated:
     if "_conv_stem.weight" in arrays:
         return _lite_package(arrays, source)
     if "conv_stem.weight" in arrays:
-        return _timm_mobile(arrays, source)
+        return _timm_mobile(arrays, source, timm_name)
     raise RunError(
         f"{source} is of no network known here (timm's resnetv2_*_bit, efficientnet_lite0 to 2, mobilenetv3_large_100, "
         "vit_small and vit_base, or efficientnet-lite0 to 2 from PyPI): "
@@ -155,7 +187,7 @@ def _lite_package(arrays: Arrays, source: str) -> Translated:
     return Translated(ModelConfig(name), translated, _IMAGE_SIZES[name], mean=(127 / 255,), std=(128 / 255,))
 
 
-def _timm_mobile(arrays: Arrays, source: str) -> Translated:
+def _timm_mobile(arrays: Arrays, source: str, timm_name: str) -> Translated:
     places = sorted({(int(m[1]), int(m[2])) for m in (re.match(r"blocks\.(\d+)\.(\d+)\.", n) for n in arrays) if m})
     is_lite = "bn2.weight" in arrays
     name, units = "mobilenet_v3_large", mobilenet_v3.units((), 1.0)
@@ -180,7 +212,7 @@ def _timm_mobile(arrays: Arrays, source: str) -> Translated:
         _affine(table, "conv_head", "pre_head")
     _affine(table, "classifier", "head")
     translated = apply(table, arrays, f"{source} is named like timm's {name}")
-    model = ModelConfig(name, padding=_padding(source, name))
+    model = ModelConfig(name, padding=_padding(timm_name, source, name))
     mean, std = (_IMAGENET_MEAN, _IMAGENET_STD) if model.padding == "symmetric" else ((0.5,), (0.5,))
     return Translated(model, translated, _IMAGE_SIZES.get(name, 224), mean, std)
 
@@ -196,8 +228,8 @@ def _lite(num_blocks: int, last: np.ndarray | None, source: str) -> tuple[str, t
     raise RunError(f"{source} is an EfficientNet of {num_blocks} blocks and {features} features, none of {sizes}")
 
 
-def _padding(source: str, name: str) -> str:
-    found = re.findall(r"(tf_)?(?:efficientnet_lite|mobilenetv3_large)", source)
+def _padding(timm_name: str, source: str, name: str) -> str:
+    found = re.findall(r"(tf_)?(?:efficientnet_lite|mobilenetv3_large)", timm_name)
     if not found:
         raise RunError(
             f"{source}: only timm's name says whether this {name} pads as TensorFlow or as PyTorch; rename the file to "

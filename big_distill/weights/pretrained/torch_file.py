@@ -18,24 +18,28 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from big_distill.weights.pretrained import torch_pickle
-from big_distill.weights.pretrained.torch_pickle import Storage, Tensor
+from big_distill.weights.pretrained.torch_pickle import Storage, Tensor, Unread, unwanted
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _BYTE_ORDERS = {b"little": "<", b"big": ">"}
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")  # before the others, as timm's loader does
+_WRAPPERS = (*_AVERAGED, "state_dict", "model_state_dict", "model")
 
 LoadFn = Callable[[Storage], np.ndarray]  # returns a storage's bits as unsigned integers [N]
 
 
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
     """Reads the tensors of a state dict, or of a checkpoint with one under `state_dict` or `model`.
 
+    Weights that were averaged while they were trained, under `state_dict_ema` or `model_ema`, win.
+
     Returns:
-      Arrays by the tensors' names, in the file's order, without DataParallel's `module.`. Do not write to them: they
-      share memory where the tensors shared a storage. Entries that are not tensors are left out.
+      Arrays by the tensors' names, in the file's order, and a remark if the averaged weights were taken, else "". Do
+      not write to the arrays: they share memory where the tensors shared a storage. Entries that are plain values are
+      left out.
 
     Raises:
       Exception: of many kinds. The file is not one of torch.save, or is damaged; it asks for a class or function that
@@ -44,9 +48,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     with path.open("rb") as file:
         root, load = _open_zip(file) if file.peek(4).startswith(_ZIP) else _open_legacy(file)
-        tensors = _tensors(root)
+        tensors, remark = _tensors(root)
         storages = {storage: load(storage) for storage in {tensor.storage for tensor in tensors.values()}}
-        return {name: _array(name, tensor, storages[tensor.storage]) for name, tensor in tensors.items()}
+        return {name: _array(name, tensor, storages[tensor.storage]) for name, tensor in tensors.items()}, remark
 
 
 def _open_legacy(file: BinaryIO) -> tuple[Any, LoadFn]:
@@ -123,16 +127,25 @@ def _bits(data: bytes, dtype: np.dtype, order: str = "<") -> np.ndarray:
     return (bits != 0).view(unit) if dtype == np.bool_ else bits
 
 
-def _tensors(root: Any) -> dict[str, Tensor]:
-    while isinstance(root, dict) and (inner := [name for name in _WRAPPERS if isinstance(root.get(name), dict)]):
+def _tensors(root: Any) -> tuple[dict[str, Tensor], str]:
+    """Finds the dictionary of tensors, inside those that wrap it; returns it and the remark of `read`."""
+    remark = ""
+    while isinstance(root, dict) and (inner := [name for name in _WRAPPERS if _is_filled(root.get(name))]):
+        if inner[0] in _AVERAGED:
+            others = "".join(f", not those of {name}" for name in inner[1:] if name not in _AVERAGED)
+            remark = f"the averaged weights (EMA) of its {inner[0]} are used{others}"
         root = root.pop(inner[0])  # taken out, because a dictionary may hold itself
-    entries = root.items() if isinstance(root, dict) else ()
-    tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
-    if not tensors:
+    entries = root if isinstance(root, dict) else {"": root}
+    tensors = {name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if unread := [value.name for value in entries.values() if isinstance(value, Unread)]:
+        raise ValueError(unwanted(unread[0]))
+    if not tensors or entries is not root:
         raise ValueError("it holds no dictionary of tensors")
-    if all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+    return tensors, remark
+
+
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value)
 
 
 def _array(name: str, tensor: Tensor, bits: np.ndarray) -> np.ndarray:

@@ -3,6 +3,10 @@
 The standard library's unpickler is not safe enough, even if its `find_class` is guarded: a file can still set
 attributes (BUILD), take objects from copyreg's cache (EXT1) and claim gigabytes with a few bytes (LONG_BINPUT). A state
 dict needs some forty opcodes and a dozen names. This module never imports or calls anything because a file says so.
+
+A checkpoint also holds what trained it: an argparse.Namespace, paths, NumPy's numbers. Objects of such classes are read
+as `Unread`, which keeps nothing of them. By convention a class has a name in capitals; other names are functions, for
+which only a file that was made to harm asks, and they are refused.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import pickletools
+import re
 from collections.abc import Iterable
 from typing import IO, Any
 
@@ -32,13 +37,20 @@ _FUNCTIONS = {
     *("collections.OrderedDict", "torch.Size", "torch.device"),
     *(f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "parameter")),
 }
+_CLASSES = re.compile(  # in small letters, or functions that make objects of plain data
+    r"(copyreg|copy_reg)\._reconstructor|collections\.(defaultdict|deque)|datetime\.(date|datetime|timedelta)"
+    r"|numpy\.(dtype|ndarray|_?core\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer))|_codecs\.encode"
+    r"|(builtins|__builtin__)\.(object|set|frozenset|bytearray|complex|x?range|slice|dict|list|tuple)"
+    r"|(builtins|__builtin__)\.(int|long|float|bool|str|unicode|bytes)"
+    r"|functools\.partial|torch\.(bfloat|float|complex|u?int|bool)\d*"
+)
 _IGNORED = {"PROTO", "FRAME"}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -69,6 +81,13 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
+    name: str
+
+
+@dataclasses.dataclass(eq=False)
+class Unread:
+    """Stands for a class of that name, or for an object of it. Nothing of it was read, made or called."""
+
     name: str
 
 
@@ -117,6 +136,15 @@ class _Machine:
     def top(self, expected: type) -> Any:
         return _check(self.stack[-1], expected)
 
+    def fill(self, expected: type, items: Iterable[Any]) -> None:
+        """Adds items to the list or dictionary on top, or drops them if an `Unread` is there."""
+        if isinstance(self.top(object), Unread):
+            return
+        if expected is dict:
+            _update(self.top(dict), items)
+        else:
+            self.top(list).extend(items)
+
     def step(self, name: str, argument: Any) -> None:
         """Carries out one opcode."""
         if name in _LITERALS:
@@ -137,18 +165,21 @@ class _Machine:
                 self.stack = []
             case "TUPLE":
                 self.push(tuple(self.pop_marked()))
+            case "EMPTY_SET":
+                self.push(Unread("set"))
+            case "FROZENSET":
+                self.pop_marked()
+                self.push(Unread("frozenset"))
             case "APPEND":
-                value = self.pop(object)
-                self.top(list).append(value)
-            case "APPENDS":
-                values = self.pop_marked()
-                self.top(list).extend(values)
+                self.fill(list, [self.pop(object)])
+            case "APPENDS" | "ADDITEMS":
+                self.fill(list, self.pop_marked())
             case "SETITEM":
                 value, key = self.pop(object), self.pop(object)
-                _update(self.top(dict), [(key, value)])
+                self.fill(dict, [(key, value)])
             case "SETITEMS":
                 items = self.pop_marked()
-                _update(self.top(dict), zip(items[::2], items[1::2], strict=True))
+                self.fill(dict, zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = self.top(object)
             case "MEMOIZE":
@@ -163,11 +194,18 @@ class _Machine:
             case "BINPERSID":
                 self.push(self._storage(self.pop(tuple)))
             case "REDUCE":
-                arguments, function = self.pop(tuple), self.pop(_Global)
-                self.push(_call(function.name, arguments))
+                arguments = self.pop(tuple)
+                if not isinstance(self.top(object), Unread):
+                    self.push(_call(self.pop(_Global).name, arguments))
+            case "NEWOBJ":
+                self.pop(tuple)
+                self.top(Unread)
+            case "NEWOBJ_EX":
+                self.pop(dict), self.pop(tuple)
+                self.top(Unread)
             case "BUILD":  # an OrderedDict's attributes: `_metadata`, the versions of the modules
                 self.pop(object)
-                self.top(dict)
+                self.fill(dict, [])
             case "STOP":
                 pass
             case _:
@@ -197,19 +235,27 @@ def _check(value: Any, expected: type) -> Any:
 def _update(target: dict[Any, Any], pairs: Iterable[tuple[Any, Any]]) -> None:
     for key, value in pairs:
         # No tuples: the hash of one that is nested deeply enough overflows the interpreter's stack.
-        if not isinstance(key, str | int | float | bytes | None):
+        if not isinstance(key, str | int | float | bytes | Unread | None):
             raise pickle.UnpicklingError(f"it has a dictionary with a {type(key).__name__} for a key")
         target[key] = value
 
 
-def _global(name: str) -> _Global:
+def unwanted(name: str) -> str:
+    """Says that a file asks for a class or function of that name."""
+    return (
+        f"it asks for {name!r:.100}, which no state dict needs; nothing was called; "
+        "save the tensors alone: torch.save(model.state_dict(), path)"
+    )
+
+
+def _global(name: str) -> _Global | Unread:
     """Returns the name alone; the object of that name is never looked up."""
-    if name not in DTYPES and name not in _FUNCTIONS:
-        raise pickle.UnpicklingError(
-            f"it asks for {name!r:.100}, which no state dict needs; nothing was called; "
-            "save the tensors alone: torch.save(model.state_dict(), path)"
-        )
-    return _Global(name)
+    if name in DTYPES or name in _FUNCTIONS:
+        return _Global(name)
+    in_capitals = name.rpartition(".")[2].lstrip("_")[:1].isupper()
+    if in_capitals or _CLASSES.fullmatch(name):
+        return Unread(name)
+    raise pickle.UnpicklingError(unwanted(name))
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:

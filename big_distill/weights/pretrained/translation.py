@@ -20,6 +20,7 @@ class Translated(NamedTuple):
 
     arrays: float32, by path, such as params/head/kernel or batch_stats/stem/norm/mean.
     image_size, mean, std: those of the input with which its authors evaluate, for a `Card`; image_size is 0 if unknown.
+    named: True if mean and std are known by the network's name; else they are the usual ones of such networks.
     """
 
     model: ModelConfig
@@ -28,6 +29,7 @@ class Translated(NamedTuple):
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     channels: int = 3
+    named: bool = False
 
     @property
     def num_classes(self) -> int:

@@ -22,7 +22,7 @@ def read(tmp_path):
     def read_bytes(data):
         path = tmp_path / "w.pth"
         path.write_bytes(data)
-        return formats.read(path)
+        return formats.read(path).arrays
 
     return read_bytes
 

@@ -27,7 +27,7 @@ def test_every_type(path):
     arrays = {np.dtype(dtype).name: np.arange(6).reshape(2, 3).astype(dtype) for dtype in TYPES}
     arrays |= {"scalar": np.array(2.5), "empty": np.zeros((0, 3), np.float32), "nan": np.array([np.nan, -0.0])}
     save_file(arrays, path)
-    found = formats.read(path)
+    found = formats.read(path).arrays
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype and found[name].shape == array.shape
@@ -37,7 +37,7 @@ def test_every_type(path):
 def test_bfloat16_as_others_write_it(path):
     header = {"__metadata__": {"format": "pt"}, "w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}
     path.write_bytes(written(header, b"\xc0\x3f\x00\xc0"))
-    assert formats.read(path)["w"].tolist() == [1.5, -2.0]
+    assert formats.read(path).arrays["w"].tolist() == [1.5, -2.0]
 
 
 WHOLE = written({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(8))

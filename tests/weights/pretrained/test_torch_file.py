@@ -6,12 +6,14 @@ torch.save (PyTorch 2.13) wrote `torch_legacy.pth` and `torch_zip.pth` from what
 import collections
 import pathlib
 import pickle
+import re
 import tracemalloc
 import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch_writer
 from torch_writer import STORAGES, Call, Global, Storage, saved, tensor, view
 
@@ -31,7 +33,7 @@ def assert_same(found, expected):
 
 
 def test_files_of_pytorch(format_):
-    found = formats.read(HERE / f"torch_{format_}.pth")
+    found = formats.read(HERE / f"torch_{format_}.pth").arrays
     base = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
     expected = {
         "kernel": base[:, 1:].T,
@@ -100,6 +102,44 @@ def test_only_tensors_are_kept(read, format_):
         assert_same(read(saved({**rest, name: state}, format_, 4)), {"kernel": KERNEL})
     assert_same(read(saved({"model": {"state_dict": state}}, format_, 4)), {"kernel": KERNEL})
     assert_same(read(saved(state | {"head": tensor(KERNEL)}, format_, 4)), {"module.kernel": KERNEL, "head": KERNEL})
+
+
+@pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema"])
+def test_averaged_weights_win_and_are_said(tmp_path, averaged):
+    """timm's `load_state_dict` prefers them, too, unless they are None."""
+    path, own = tmp_path / "w.pth", {"kernel": tensor(KERNEL)}
+    both = {"state_dict": own, averaged: {"module.kernel": tensor(KERNEL + 1), "n_averaged": tensor(np.int64([7]))}}
+    path.write_bytes(saved(both, "zip"))
+    found = formats.read(path)
+    assert_same(found.arrays, {"kernel": KERNEL + 1})
+    assert found.remark == f"the averaged weights (EMA) of its {averaged} are used, not those of state_dict"
+    path.write_bytes(saved({"state_dict": own, averaged: None}, "zip"))
+    assert_same(formats.read(path).arrays, {"kernel": KERNEL})
+    assert not formats.read(path).remark
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model._orig_mod.module."])
+def test_prefixes_of_wrappers_are_left_out(read, tmp_path, prefix):
+    """They are left out in each format, if all names have them."""
+    named = {f"{prefix}a.model.w": KERNEL, f"{prefix}b": KERNEL}
+    plain = {"a.model.w": KERNEL, "b": KERNEL}
+    assert_same(read(saved({name: tensor(array) for name, array in named.items()}, "zip")), plain)
+    safetensors.numpy.save_file(named, tmp_path / "w.safetensors")
+    found = formats.read(tmp_path / "w.safetensors").arrays
+    assert_same(dict(sorted(found.items())), plain)
+    kept = {**named, "head": KERNEL}
+    assert read(saved({name: tensor(array) for name, array in kept.items()}, "zip")).keys() == kept.keys()
+
+
+@pytest.mark.parametrize("name", ["model_best.pth.tar", "checkpoint.tar", "last.ckpt", "epoch=3-step=12.ckpt"])
+def test_other_suffixes_of_torch(tmp_path, name):
+    (tmp_path / name).write_bytes(saved({"state_dict": {"model.w": tensor(KERNEL)}}, "zip"))
+    assert_same(formats.read(tmp_path / name).arrays, {"w": KERNEL})
+    (tmp_path / name).write_bytes(b"ustar")
+    with pytest.raises(
+        RunError, match=rf"{re.escape(name)} is not a weight file \(.*it does not start as files of torch"
+    ):
+        formats.read(tmp_path / name)
 
 
 def test_as_python_2_wrote_it(read):

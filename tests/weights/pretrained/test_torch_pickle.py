@@ -1,6 +1,11 @@
 """Checks that harmful, odd or damaged pickles of PyTorch are refused, with nothing called."""
 
+import argparse
+import collections
 import copyreg
+import datetime
+import enum
+import functools
 import os
 import pathlib
 import pickle
@@ -114,6 +119,51 @@ def test_other_globals_are_named(refuse, format_, function, protocol):
 def test_odd_arguments(refuse, format_, odd):
     message = refuse(saved({"w": tensor(KERNEL), "x": odd}, format_))
     assert message.endswith("with arguments that torch does not give it")
+
+
+class Phase(enum.Enum):
+    LAST = 2
+
+
+class Bag(dict):
+    """Stands for the dictionaries with attributes that configs and Lightning use."""
+
+
+def about_training(canary):
+    """Makes what checkpoints hold beside their tensors; the last one harms who calls it."""
+    bag = Bag(lr=0.1)
+    bag.frozen = True
+    return {
+        "args": argparse.Namespace(output=pathlib.PurePosixPath("a/b"), betas=(0.9, 0.99), phase=Phase.LAST, model=Bag),
+        "best": np.float64(0.5),
+        "scores": np.arange(3),
+        "started": datetime.datetime(2020, 1, 2),
+        "history": collections.defaultdict(list, loss=[1.0]),
+        "counts": collections.Counter("aab"),
+        "milestones": {3, 5},
+        "frozen": frozenset("ab"),
+        "optimizer": functools.partial(int, base=2),
+        "hyper_parameters": bag,
+        "config": Call(Global("of_no_module", "Config"), ("x", [1])),
+        "dtype": Global("torch", "float32"),
+        "process": Call(Global("subprocess", "Popen"), ([sys.executable, "-c", f"open('{canary}', 'w')"],)),
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_what_trained_a_checkpoint_is_not_read(read, format_, protocol, tmp_path):
+    found = read(saved({**about_training(tmp_path / "canary"), "state_dict": {"w": tensor(KERNEL)}}, format_, protocol))
+    np.testing.assert_array_equal(found["w"], KERNEL)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", about_training(""))
+def test_what_is_not_read_is_no_weight(refuse, format_, name, tmp_path):
+    """An object among the tensors, or in their place, may hold weights that would be missing."""
+    other = about_training(tmp_path / "canary")[name]
+    for value in ({"w": tensor(KERNEL), "x": other}, other, {"model": other}):
+        assert "it asks for '" in (said := refuse(saved(value, format_, 4))) or "frozenset" in said
+    assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize("pairs", [[["a", 1, 2]], [3], [[("a",), 2]]])
