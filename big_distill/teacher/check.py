@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from big_distill.state import Batch, Teacher
 from big_distill.step import scoring
 from big_distill.step.steps import at_precision, teacher_logits
 from big_distill.step.views import to_unit
-from big_distill.teacher import activation_ranges, frozen
+from big_distill.teacher import activation_ranges, class_order, frozen
 from big_distill.teacher.networks import identity as identity_of
 from big_distill.terminal import say
 
@@ -96,6 +96,10 @@ def prepare(
     sha256 = weights.sha256(teacher.variables)
     measured_on = eval_data.source.fingerprint if eval_data else ""
     key = hashlib.sha256(json.dumps([identity, sha256, list(class_names), measured_on]).encode()).hexdigest()
+    for network in networks:
+        for line in (*network.remarks, weights.in_words(network)):
+            if line:
+                say(line)
     results = processes.from_first_process(_read(workdir, key) if jax.process_index() == 0 else None)
     if results is None or len(results) != len(networks):
         results = measure(networks, teacher, config, mesh, eval_data or crops(), class_names)
@@ -103,7 +107,9 @@ def prepare(
             say(f"{who}, {_in_words(result)}")
         if jax.process_index() == 0:
             write_json(workdir / PREFLIGHT_FILE, {"key": key, "teacher": identity, "teachers": results})
-    for who, result in _named(results):
+    for network, (who, result) in zip(networks, _named(results), strict=True):
+        if remark := class_order.warning(network, result, class_names, who):
+            say(remark)
         _judge(result, config.teacher, who)
         accuracy = "" if result["accuracy"] is None else f"accuracy {100 * result['accuracy']:.2f} %; "
         say(
@@ -133,25 +139,38 @@ def measure(
 
     Returns:
       One result a network: its identity (`path`, `model`, `num_params`, `sha256` of its weights and its `card`), the
-      `accuracy` of the frozen network and the `plain_accuracy` of the plain one (fractions, None without labels), and
-      `fold_kl` (nats) and `fold_agreement` (a fraction) of the frozen one against the plain one.
+      `accuracy` of the frozen network and the `plain_accuracy` of the plain one (fractions, None without labels),
+      `fold_kl` (nats) and `fold_agreement` (a fraction) of the frozen one against the plain one, `num_labelled`, and
+      `orders`: the accuracy of a network without class names if its classes are in other orders, by their names.
     """
+    orders = class_order.candidates(class_names)
 
-    def step(frozen: Teacher, plain: Teacher, batch: Batch) -> scoring.Sums:
+    def step(frozen: Teacher, plain: Teacher, batch: Batch) -> tuple[scoring.Sums, jax.Array]:
         view = to_unit(batch["pixels"])
         logits = teacher_logits(frozen, view)
         assert logits is not None
         with jax.default_matmul_precision("highest"):
             reference = teacher_logits(plain, view)
-        return scoring.score(logits, reference, batch.get("label"), batch["mask"])
+        label, mask = batch.get("label"), batch["mask"]
+        tried = {} if frozen.cards[0].class_names else orders
+        return scoring.score(logits, reference, label, mask), class_order.hits(logits, label, mask, tried)
 
     step = jax.jit(at_precision(step, config.matmul_precision), out_shardings=sharding.replicated(mesh))
 
     results: list[dict[str, Any]] = []
     for index, network in enumerate(networks):
         one, plain = teacher.one(index), frozen.plain(network, config, mesh, class_names)
-        scores = scoring.summarize(step(one, plain, sharding.to_devices(mesh, batch)) for batch in batches)
+        counted: list[jax.Array] = []
+
+        def sums(one: Teacher, plain: Teacher, counted: list[jax.Array]) -> Iterator[scoring.Sums]:
+            for batch in batches:
+                total, hits = step(one, plain, sharding.to_devices(mesh, batch))
+                counted.append(hits)
+                yield total
+
+        scores = scoring.summarize(sums(one, plain, counted))
         card = network.architecture.card
+        num_labelled = int(scores.get("num_labelled", scores["num_examples"])) if "accuracy" in scores else 0
         results.append(
             {
                 "path": network.source,
@@ -163,9 +182,19 @@ def measure(
                 "plain_accuracy": scores.get("teacher_accuracy"),
                 "fold_kl": scores["kl"],
                 "fold_agreement": scores["agreement"],
+                "num_labelled": num_labelled,
+                "orders": {} if card.class_names else _shares(orders, counted, num_labelled),
             }
         )
     return results
+
+
+def _shares(orders: Iterable[str], hits: Sequence[jax.Array], num_labelled: int) -> dict[str, float]:
+    """Divides the sums of `class_order.hits` by the number of examples that have a label."""
+    if not num_labelled:
+        return {}
+    totals = np.stack([np.asarray(batch) for batch in hits]).sum(axis=0, dtype=np.int64)
+    return dict(zip(orders, (totals / num_labelled).tolist(), strict=True))
 
 
 def _kept_ranges(
@@ -196,7 +225,14 @@ def _first_crops(config: Config, train_data: TrainPipeline) -> list[HostBatch]:
 def _read(workdir: pathlib.Path, key: str) -> list[dict[str, Any]] | None:
     file = workdir / PREFLIGHT_FILE
     kept = read_json(file, {"key": str, "teachers": [_RESULT]}) if file.is_file() else {}
-    return kept["teachers"] if kept.get("key") == key else None
+    if kept.get("key") != key:
+        return None
+    for result in kept["teachers"]:  # those of an earlier version have no orders
+        orders, num_labelled = result.get("orders", {}), result.get("num_labelled", 0)
+        shares = list(orders.values()) if isinstance(orders, dict) else [None]
+        if type(num_labelled) is not int or not all(type(share) is float for share in shares):
+            raise RunError(f"{file} holds no accuracies; remove it and the run's own command makes it again")
+    return kept["teachers"]
 
 
 def _named(results: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

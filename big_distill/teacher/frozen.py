@@ -125,15 +125,31 @@ def _placed(
         variables=(sharding.place if abstract else sharding.put)(variables, shardings),
         models=tuple(sharding.gathering(mesh, one.build(dtype, folded=folded)) for one in architectures),
         cards=tuple(architecture.card for architecture in architectures),
-        orders=tuple(_order(architecture.card.class_names, class_names) for architecture in architectures),
+        orders=tuple(_order(architecture, class_names, config.num_classes, abstract) for architecture in architectures),
         mean=config.teacher.mean,
     )
 
 
-def _order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
-    """Finds for each of the data's classes which of the teacher's logits it is; None if the order stays."""
-    if not theirs or not ours or tuple(theirs) == tuple(ours):
+def _order(
+    teacher: weights.Architecture, ours: Sequence[str], num_classes: int, abstract: bool
+) -> tuple[int, ...] | None:
+    """Finds for each of the data's classes which of the teacher's logits it is; None if the order stays.
+
+    A teacher with more classes than the data gives the logits of theirs alone, any of them if it is abstract.
+    """
+    theirs = teacher.card.class_names
+    if theirs and ours:
+        if tuple(theirs) == tuple(ours):
+            return None
+        if missing := [name for name in ours if name not in theirs]:
+            raise ConfigError(f"the teacher has no class {missing[0]!r} of the data{nearest(missing[0], theirs)}")
+        index = {name: i for i, name in enumerate(theirs)}
+        return tuple(index[name] for name in ours)
+    if teacher.num_classes <= num_classes:
         return None
-    if missing := [name for name in ours if name not in theirs]:
-        raise ConfigError(f"the teacher has no class {missing[0]!r} of the data{nearest(missing[0], theirs)}")
-    return tuple(list(theirs).index(name) for name in ours)
+    if not abstract:
+        raise ConfigError(
+            f"the teacher has {teacher.num_classes} classes, config.num_classes={num_classes}, and the data name "
+            "none: nothing says which of the teacher's they are"
+        )
+    return tuple(range(num_classes))

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 
 from big_distill import weights
-from big_distill.config import OWN_TEACHER, Config
+from big_distill.config import OWN_TEACHER, Config, TeacherConfig
 from big_distill.errors import ConfigError
 from big_distill.run_dir.layout import ARCHITECTURE_FILE, INIT_DIR, TEACHER_DIR
 from big_distill.state import Card
@@ -22,9 +22,10 @@ def identity(networks: Sequence[weights.Network]) -> str:
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
-def class_names(networks: Sequence[weights.Network]) -> tuple[str, ...]:
-    """Returns the class names of the first network that has some; they set the order if the data have no names."""
-    return next((n.architecture.card.class_names for n in networks if n.architecture.card.class_names), ())
+def class_names(networks: Sequence[weights.Network], num_classes: int) -> tuple[str, ...]:
+    """Returns the names of the first network that names so many classes; they set the order if the data name none."""
+    named = (network.architecture.card.class_names for network in networks)
+    return next((names for names in named if len(names) == num_classes), ())
 
 
 def paths_of(config: Config, workdir: pathlib.Path) -> tuple[str, ...]:
@@ -52,7 +53,11 @@ def read(config: Config, workdir: pathlib.Path) -> tuple[weights.Network, ...]:
     networks = []
     for index, path in enumerate(paths_of(config, workdir)):
         network = weights.load(path, _declared(config))
-        network = dataclasses.replace(network, architecture=_as_told(path, index, network.architecture, config))
+        network = dataclasses.replace(
+            network,
+            architecture=_as_told(path, index, network.architecture, config),
+            origins={name: _told(config.teacher).get(name, origin) for name, origin in network.origins.items()},
+        )
         weights.check_shapes(network)  # a ViT's shapes are those of one image_size
         networks.append(network)
     return tuple(networks)
@@ -83,7 +88,13 @@ def _as_told(path: str, index: int, teacher: weights.Architecture, config: Confi
     mean, std = told.input_mean or teacher.card.mean, told.input_std or teacher.card.std
     teacher = teacher.with_card(dataclasses.replace(teacher.card, image_size=size, mean=mean, std=std))
     if teacher.num_classes != config.num_classes:
-        raise ConfigError(f"teacher {path} has {teacher.num_classes} classes, config.num_classes={config.num_classes}")
+        message = f"teacher {path} has {teacher.num_classes} classes, config.num_classes={config.num_classes}"
+        if teacher.num_classes < config.num_classes:
+            raise ConfigError(message)
+        if not teacher.card.class_names:
+            raise ConfigError(
+                f"{message}, and it does not name them: a card with class_names says which are the data's"
+            )
     if teacher.channels != view.channels:
         raise ConfigError(f"teacher {path} has {teacher.channels} channels, config.view.channels={view.channels}")
     for name, values in (("mean", teacher.card.mean), ("std", teacher.card.std)):
@@ -94,9 +105,15 @@ def _as_told(path: str, index: int, teacher: weights.Architecture, config: Confi
     if size > view.image_size:
         raise ConfigError(
             f"teacher {path} needs images of {size} px, config.view.image_size={view.image_size}: "
-            "a view is as large as the largest network needs"
+            "a view is as large as the largest network needs (or a convolutional one sees config.teacher.image_size)"
         )
     return teacher
+
+
+def _told(teacher: TeacherConfig) -> dict[str, str]:
+    """Returns the fields of cards that the config sets, each with the name of the config's field."""
+    fields = {"image_size": "image_size", "mean": "input_mean", "std": "input_std"}
+    return {ours: f"config.teacher.{theirs}" for ours, theirs in fields.items() if getattr(teacher, theirs)}
 
 
 def _declared(config: Config) -> weights.ConfigArchitecture:

@@ -206,7 +206,7 @@ def with_teacher(run: Run, checkpoints: Checkpoints) -> Run:
                 f"{run.workdir} was trained with another {part} ({_described(before)}; now "
                 f"{_described(identity[part])}): choose another --workdir"
             )
-    class_names = run.student.card.class_names or teachers.class_names(networks)
+    class_names = run.student.card.class_names or teachers.class_names(networks, run.config.num_classes)
     checked = check.prepare(
         networks,
         run.config,
