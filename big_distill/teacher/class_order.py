@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from big_distill import weights
 from big_distill.terminal import percent
 
+_AGAIN = " and train in another --workdir"
 _DEVIATIONS = 3.0  # of a binomial count: further from chance, or from another order, is no accident
 
 
@@ -89,7 +90,8 @@ def warning(network: weights.Network, result: Mapping[str, Any], class_names: Se
         remedy = _remedy(network, sorted(class_names, key=_KEYS[best]))
         return f"{begin}: {score}{tried}. Its own is the {best} order: {remedy}"
     if near_chance and class_names:
-        return f"{begin}: {score}{tried}. If its own order is another: {_remedy(network, class_names)}, in that order"
+        remedy = _remedy(network, class_names)
+        return f"{begin}: {score}{tried}. If its own order is another, put the names in that: {remedy}"
     return f"{begin}: {score}{tried}" if near_chance or tried else ""
 
 
@@ -100,4 +102,4 @@ def _noise(share: float, count: int) -> float:
 def _remedy(network: weights.Network, order: Sequence[str]) -> str:
     place = weights.card_place(network.source)
     names = json.dumps({"class_names": list(order)}, ensure_ascii=False)
-    return f"add {names[1:-1]} to {place}" if place.is_file() else f"write {names} to {place}"
+    return (f"add {names[1:-1]} to {place}" if place.is_file() else f"write {names} to {place}") + _AGAIN

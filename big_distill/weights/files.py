@@ -73,6 +73,9 @@ def load(path: str | pathlib.Path, otherwise: ConfigArchitecture | None = None) 
     """
     file = names.locate(str(path))
     if file.is_dir():
+        held = [path.name for path in sorted(file.iterdir()) if formats.suffix_of(path) in formats.SUFFIXES]
+        if held and WEIGHTS_FILE not in held:
+            raise RunError(f"{file} is not a finished run, but holds {', '.join(held)[:200]}: name one of them")
         if not (file / CONFIG_FILE).is_file():
             raise RunError(f"{file} is not a run directory: it has no {CONFIG_FILE}")
         if not (file / WEIGHTS_FILE).is_file():

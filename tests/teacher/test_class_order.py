@@ -8,15 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_teacher
+import torch_writer
 
 from big_distill import teacher as teachers
 from big_distill import weights
-from big_distill.config import TeacherConfig
+from big_distill.config import ModelConfig, TeacherConfig
 from big_distill.errors import ConfigError
 from big_distill.parallel import sharding
 from big_distill.state import Card, Model, Outputs
 from big_distill.step.steps import teacher_logits
 from big_distill.teacher import check, class_order
+from big_distill.training import initial
+from big_distill.training.loop import train_and_evaluate
+from big_distill.weights import Network
 
 FOLDERS = tuple(sorted(str(number) for number in range(1, 13)))  # "1", "10", "11", "12", "2", ...
 NATURAL = tuple(str(number) for number in range(1, 13))
@@ -101,7 +105,7 @@ def test_another_order_is_found_and_the_card_that_chooses_it_works(tmp_path):
     assert said == (
         "the teacher has no class names, and its logits are taken in the order of the data's classes: 8.33 % of its "
         "answers are right, which is near chance (8.33 %); in natural order 100.00 %. Its own is the natural order: "
-        f"write {names} to {tmp_path}/t.card.json"
+        f"write {names} to {tmp_path}/t.card.json and train in another --workdir"
     )
     _, said = checked(tmp_path, NATURAL, card_names=NATURAL)
     assert said == "", "the logits are brought into the data's order by their names"
@@ -118,7 +122,7 @@ def test_the_order_of_the_data_is_kept_where_it_fits(tmp_path):
 def test_a_teacher_near_chance_in_every_order(tmp_path):
     _, said = checked(tmp_path, FOLDERS[5:] + FOLDERS[:5])
     assert "0.00 % of its answers are right, which is near chance" in said and "in natural order" in said
-    assert 'If its own order is another: write {"class_names": ["1", "10"' in said and "in that order" in said
+    assert 'If its own order is another, put the names in that: write {"class_names": ["1", "10"' in said
     _, said = checked(tmp_path, FOLDERS[5:] + FOLDERS[:5], data_names=())
     assert said.endswith("0.00 % of its answers are right, which is near chance (8.33 %)")
     _, said = checked(tmp_path, FOLDERS[5:] + FOLDERS[:5], card_names=FOLDERS)
@@ -136,6 +140,38 @@ def test_an_earlier_versions_results_are_read(tmp_path):
     network = weights.Network(Reader(NATURAL), {}, str(tmp_path / "t.pth"))
     old = {name: value for name, value in result.items() if name not in ("orders", "num_labelled")}
     assert class_order.warning(network, old, FOLDERS, "the teacher") == ""
+
+
+def test_a_run_says_what_it_assumes_of_a_foreign_file(tiny, tmp_path, capsys):
+    model = ModelConfig("cnn", features=(4, 8))
+    architecture = weights.ConfigArchitecture(model, 10, 1, 8, Card(8))
+    variables = jax.tree.map(lambda x: np.ones(x.shape, np.float32), architecture.abstract_variables())
+    arrays = {
+        name: torch_writer.tensor(leaf) for name, leaf in weights.arrays_of(Network(architecture, variables)).items()
+    }
+    checkpoint = {"model_ema": {f"module.{name}": array for name, array in arrays.items()}, "model": arrays}
+    (tmp_path / "theirs.ckpt").write_bytes(torch_writer.saved(checkpoint, "zip"))
+    tiny.objective.name, tiny.total_steps, tiny.eval_every_steps = "function_matching", 1, 1
+    tiny.teacher.path, tiny.teacher.input_std = str(tmp_path / "theirs.ckpt"), (0.25,)
+    tiny.teacher.model.name, tiny.teacher.model.features = "cnn", (4, 8)
+    train_and_evaluate(test_teacher.resolved(tiny), tmp_path / "run")
+    said, path = capsys.readouterr().out, tmp_path / "theirs.ckpt"
+    assert f"{path}: the averaged weights (EMA) of its model_ema are used, not those of model\n" in said
+    assert (
+        f"{path}: std from config.teacher.input_std; mean=(0.5,) assumed, as usual for cnn; "
+        "classes assumed to be in the order of the data\n"
+    ) in said
+    assert "the teacher has no class names" in said and "near chance (10.00 %)" in said, "it knows nothing"
+
+
+def test_a_run_says_what_it_assumes_of_the_network_that_it_starts_from(tiny, tmp_path, capsys):
+    own = weights.load(test_teacher.save_bit(tmp_path / "bit.npz"))
+    arrays = {name.removeprefix("params/"): array for name, array in weights.arrays_of(own).items()}
+    np.savez(tmp_path / "theirs.npz", **arrays)
+    tiny.student.name, tiny.student.features, tiny.student.blocks, tiny.student.width = "bit", (), (1,), 0.125
+    tiny.init_from = str(tmp_path / "theirs.npz")
+    initial.read(test_teacher.resolved(tiny), tmp_path / "run")
+    assert "theirs.npz: mean=(0.5,), std=(0.5,) assumed, as usual for bit; classes" in capsys.readouterr().out
 
 
 def test_a_teacher_of_more_classes_is_asked_about_the_datas(tiny, tmp_path):

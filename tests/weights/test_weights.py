@@ -106,6 +106,14 @@ def test_a_card_may_have_the_whole_name_of_its_file(network, tmp_path):
         weights.load(tmp_path / "w.npz")
 
 
+@pytest.mark.parametrize("name", ["w.card.json", "w.pth.card.json", "w.pth.tar.card.json"])
+def test_a_card_beside_a_file_with_two_suffixes(tmp_path, name):
+    (tmp_path / "w.pth.tar").touch()
+    assert weights.card_place(str(tmp_path / "w.pth.tar")) == tmp_path / "w.card.json", "where it is to be written"
+    (tmp_path / name).touch()
+    assert weights.card_place(str(tmp_path / "w.pth.tar")) == tmp_path / name
+
+
 def test_a_declared_architecture_must_be_the_files(network, bit, tmp_path):
     np.savez(tmp_path / "w.npz", **bare(network))
     other = dataclasses.replace(bit, model=dataclasses.replace(bit.model, width=0.25))
@@ -143,6 +151,9 @@ def test_an_unfinished_run_says_so(tmp_path):
         weights.load(tmp_path)
     (tmp_path / "config.json").touch()
     with pytest.raises(RunError, match=r"is not a finished run: it has no student\.npz"):
+        weights.load(tmp_path)
+    (tmp_path / "model.safetensors").touch()  # a snapshot of the hub also has a config.json
+    with pytest.raises(RunError, match=r"is not a finished run, but holds model\.safetensors: name one of them"):
         weights.load(tmp_path)
 
 

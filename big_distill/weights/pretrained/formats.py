@@ -37,8 +37,8 @@ def read(path: pathlib.Path) -> WeightFile:
       RunError: another kind of file, or a damaged one.
     """
     suffix = suffix_of(path)
-    if suffix not in _READERS:
-        *suffixes, last = _READERS
+    if suffix not in SUFFIXES:
+        *suffixes, last = SUFFIXES
         raise RunError(f"{path} is not a weight file: expected {', '.join(suffixes)} or {last}")
     try:
         arrays, remark = _READERS[suffix](path)
@@ -126,3 +126,4 @@ _READERS = {
     **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".tar"), _read_torch),
     container.SUFFIX: _read_container,
 }
+SUFFIXES = tuple(_READERS)

@@ -140,7 +140,9 @@ def _tensors(root: Any) -> tuple[dict[str, Tensor], str]:
     if unread := [value.name for value in entries.values() if isinstance(value, Unread)]:
         raise ValueError(unwanted(unread[0]))
     if not tensors or entries is not root:
-        raise ValueError("it holds no dictionary of tensors")
+        inner = [name for name, value in entries.items() if _is_filled(value) and Tensor in map(type, value.values())]
+        within = f", but has some under {', '.join(map(repr, inner))[:100]}: save one of them alone" if inner else ""
+        raise ValueError(f"it holds no dictionary of tensors{within}")
     return tensors, remark
 
 

@@ -158,6 +158,11 @@ def test_without_tensors(refuse, format_, value):
     assert "holds no dictionary of tensors" in refuse(saved(value, format_))
 
 
+def test_what_holds_the_tensors_is_named(refuse, format_):
+    state = {"net": {"w": tensor(KERNEL)}, "ema": {"w": tensor(KERNEL)}, "epoch": 3, "optimizer": {"lr": 0.1}}
+    assert "no dictionary of tensors, but has some under 'net', 'ema': save one of" in refuse(saved(state, format_))
+
+
 def test_a_dictionary_in_itself(refuse, format_):
     state = {}
     state["state_dict"] = state["model"] = state
