@@ -1,4 +1,4 @@
-"""Reads cards as JSON: from inside our own files, and from a file that a person writes beside a foreign one."""
+"""Reads cards as JSON: from inside our own files, and from the files that stand beside a weight file."""
 
 from __future__ import annotations
 
