@@ -17,11 +17,18 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from big_distill.config import LAYOUTS
 from big_distill.config.fields import fields_of, type_at
 from big_distill.config.template import load_config
 from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, Interrupted, Preempted, RunError, nearest
 
 flags.disclaim_key_flags()  # the flags belong to the commands, whose --help lists them
+_OTHER_DATA = {
+    "name": "Names other data to evaluate on: folder, idx, a TFDS set.",
+    "path": "Names the directory of other data: of a folder, or of idx files.",
+    "layout": "Says which sub-folders of that folder are classes.",
+    "label": "Names the feature of that TFDS set that is the label.",
+}
 _KINDS = {int: "an integer", float: "a number", bool: "True or False"}
 _INTERRUPTED, _TERMINATED = 130, 143  # exit statuses in a shell after Ctrl-C and SIGTERM
 
@@ -41,6 +48,18 @@ def define_run_flags(split: str) -> None:
     )
     flags.DEFINE_string("step", "final", "Chooses the weights: final, latest, best, or the number of a checkpoint.")
     flags.DEFINE_string("data_dir", None, "Names the root of the TFDS sets. Default: the run's own.")
+    for name, meaning in _OTHER_DATA.items():
+        flag, meaning = f"config.source.{name}", f"{meaning} Default: the run's own."
+        if name == "layout":
+            flags.DEFINE_enum(flag, None, LAYOUTS, meaning)
+        else:
+            flags.DEFINE_string(flag, None, meaning)
+
+
+def other_data() -> dict[str, str | None]:
+    """Returns the fields of `config.source` that the flags replace for an evaluation. None is the run's own."""
+    fields = {name: flags.FLAGS[f"config.source.{name}"].value for name in _OTHER_DATA}
+    return {**fields, "data_dir": flags.FLAGS.data_dir}
 
 
 def run_directory() -> pathlib.Path:
@@ -51,10 +70,15 @@ def run_directory() -> pathlib.Path:
 
 
 def test_split(workdir: pathlib.Path) -> str:
-    """Returns the split that `--split` names, else the one that the run's config calls its test split, else 'test'."""
+    """Returns the split that `--split` names, else the one that the run's config calls its test split, else 'test'.
+
+    Other data than the run's are taken whole, because the run does not know their splits.
+    """
     from big_distill.run_dir.layout import read_config
 
-    return flags.FLAGS.split or read_config(workdir).evaluated_on.test or "test"
+    if flags.FLAGS.split or other_data()["path"] or other_data()["name"]:
+        return flags.FLAGS.split or "all"
+    return read_config(workdir).evaluated_on.test or "test"
 
 
 def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:

@@ -2,7 +2,10 @@
 
   python -m big_distill.evaluate --workdir=runs/digits_fm-0123456789ab --split=test
   python -m big_distill.evaluate --workdir=... --split='train[:10%]' --step=best --json
+  python -m big_distill.evaluate --workdir=... --config.source.name=folder --config.source.path=OTHER_PHOTOS
 
+Other data have the run's classes, by number; where both have names, these must be equal. They are taken whole, unless
+--split names a split.
 `--packed=FILE` evaluates a file of `big_distill.pack`, or any other weight file of ours, in place of the run's student.
 `--step` is `final` (the weights of a finished run), `latest` or `best` (on the validation split), or the number of a
 checkpoint that is still there.
@@ -51,15 +54,15 @@ def main() -> None:
         class_files.check_ours(out)
     split = cli.test_split(workdir)
     if args.packed:
-        totals = add_up_file(pathlib.Path(args.packed), workdir, split, args.data_dir)
+        data, totals = add_up_file(pathlib.Path(args.packed), workdir, split, cli.other_data())
     else:
-        totals = add_up_run(workdir, split, args.step, args.data_dir)
+        data, totals = add_up_run(workdir, split, args.step, cli.other_data())
     if jax.process_index() == 0:
-        scores = metrics_of(totals)
+        scores = {"data": data, **metrics_of(totals)}
         print(to_json(scores) if args.json else table(scores))
         if out:
             names = read_architecture(workdir).card.class_names
-            files = class_files.write(out, totals, names, f"{args.packed or workdir}, {split}")
+            files = class_files.write(out, totals, names, f"{args.packed or workdir}, {data}")
             if not args.json:
                 say(f"wrote {', '.join(map(str, files))}")
 
@@ -67,7 +70,9 @@ def main() -> None:
 def table(scores: dict[str, Any]) -> str:
     """Formats one metric a line, with fractions in per cent and the interval beside the accuracy."""
     numbers = ("num_examples", "num_labelled", "nll", "kl")
-    lines = {name: f"{value:9.5g}" if name in numbers else f"{percent(value):>11}" for name, value in scores.items()}
+    metrics = {name: value for name, value in scores.items() if name != "data"}
+    lines = {name: f"{value:9.5g}" if name in numbers else f"{percent(value):>11}" for name, value in metrics.items()}
+    lines = {"data": scores["data"], **lines}
     if "accuracy" in lines:
         low, high = (100 * scores[name] for name in ("accuracy_low", "accuracy_high"))
         lines["accuracy"] += f"  (95 % interval: {low:.2f} to {high:.2f} %)"

@@ -52,7 +52,7 @@ def main() -> None:
     args, workdir = flags.FLAGS, cli.run_directory()
     from big_distill.export.packing import pack
 
-    rows = pack(workdir, args.formats, args.step, cli.test_split(workdir), args.data_dir, args.quantize)
+    rows = pack(workdir, args.formats, args.step, cli.test_split(workdir), cli.other_data(), args.quantize)
     if jax.process_index() == 0:
         print(table(rows))
 

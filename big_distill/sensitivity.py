@@ -50,7 +50,7 @@ def main() -> None:
         raise ConfigError(f"--tolerance={args.tolerance}: expected a number")
     if wrong := regex_mistake(args.layers):
         raise ConfigError(f"--layers={args.layers!r}{wrong}")
-    scan = sensitivity.scan(workdir, args.structure, args.split, shares, args.layers, args.step, args.data_dir)
+    scan = sensitivity.scan(workdir, args.structure, args.split, shares, args.layers, args.step, cli.other_data())
     if jax.process_index() == 0:
         rates = scan.rates(args.tolerance)
         print(table(scan, rates))

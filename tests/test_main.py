@@ -153,7 +153,8 @@ def test_evaluate_command(whole, tmp_path):
     assert status == 0, err
     assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "confusion.csv", "confusion.svg"}
     want = json.loads((whole / "summary.json").read_text())["scores"]["validation"]
-    assert json.loads(out) == pytest.approx(want, rel=1e-6)
+    scores = json.loads(out)
+    assert scores.pop("data") == "digits validation" and scores == pytest.approx(want, rel=1e-6)
     status, _, err = run("--workdir=nowhere", module="big_distill.evaluate")
     assert (status, err) == (4, "big_distill: nowhere is not a run directory: it has no config.json\n")
 

@@ -9,6 +9,7 @@ from big_distill.config.schema import (
     BIT_DEPTH,
     BIT_DEPTHS,
     FITS,
+    LAYOUTS,
     OWN_TEACHER,
     PAD_GREY,
     PROFILED_STEPS,

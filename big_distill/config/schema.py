@@ -18,6 +18,8 @@ import functools
 from typing import Any
 
 PROFILED_STEPS = 5
+LAYOUTS = ("auto", "class", "split/class")
+"""Says which sub-folders of a folder are classes."""
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 """Numbers of bits that a value may use in a file of more than 8 bits."""
 BIT_DEPTH = BIT_DEPTHS[-1]
@@ -245,7 +247,7 @@ class SourceConfig:
         "auto",
         "Says which sub-folders of a folder are classes. class: DIR/CLASS; split/class: DIR/SPLIT/CLASS, both with all "
         "that lies below; auto: found out, or asked for.",
-        choices=("auto", "class", "split/class"),
+        choices=LAYOUTS,
     )
     fractions: tuple[float, ...] = maths(
         (0.8, 0.1, 0.1),

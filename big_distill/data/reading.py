@@ -138,7 +138,7 @@ def with_bit_depth(source: Source, bit_depth: int | None) -> Source:
 
     Args:
       source: any source. Arrays have 8 bits.
-      bit_depth: number of bits; None takes the least of 8, 12 and 16 that hold what the sample has.
+      bit_depth: number of bits; None takes the least of 8, 12 and 16 that hold what the sample has, and says so.
     """
     found = [value for image in _sampled(source) if (value := largest_value(image)) is not None]
     if not found:
@@ -148,13 +148,13 @@ def with_bit_depth(source: Source, bit_depth: int | None) -> Source:
     remark = (
         f"{source.name}: values up to {max(found):,} in {len(found)} files of more than 8 bits, read as {depth} bits"
     )
-    if max(found) < 2**depth // 4:
-        remark += "; most of that range is not used"
+    unused = max(found) < 2**depth // 4
+    remark += "; most of that range is not used" * unused
     return dataclasses.replace(
         source,
         bit_depth=depth,
         fingerprint=source.fingerprint if depth == BIT_DEPTH else f"{source.fingerprint}, {depth} bits",
-        remarks=(*source.remarks, f"{remark} (config.source.bit_depth)"),
+        remarks=(*source.remarks, *[f"{remark} (config.source.bit_depth)"] * (bit_depth is None or unused)),
     )
 
 

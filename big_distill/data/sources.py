@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from big_distill.data.reading import with_bit_depth
 from big_distill.data.split_names import split_ids
 from big_distill.errors import ConfigError, DataError, nearest
 
-BUILT_IN = ("digits", "random", "folder", "idx")
+BUILT_IN_FILES = ("folder", "idx")
+BUILT_IN = ("digits", "random", *BUILT_IN_FILES)
 
 
 def open_source(source: SourceConfig, split: str, *, num_classes: int, image_size: int, channels: int) -> Source:
@@ -76,14 +78,22 @@ def check_source(
         raise DataError(f"config.objective.name={labels_for!r} needs labels, but {source.name} has none")
 
 
-def check_classes(source: Source, num_classes: int) -> None:
-    """Raises DataError unless a split has as many classes as the config says, or no labels."""
+def check_classes(source: Source, num_classes: int, class_names: Sequence[str] = ()) -> None:
+    """Raises DataError unless a split has as many classes as the config says, or no labels.
+
+    If `class_names`, those of a network, and the split's are both known, they must be equal, too.
+    """
     if source.num_classes not in (None, num_classes):
         names = f": {', '.join(source.class_names[:9])}{', ...' * (len(source.class_names) > 9)}"
         raise DataError(
             f"config.num_classes={num_classes}, but {source.name} has {source.num_classes}"
             f"{names if source.class_names else ''}"
         )
+    for index, (ours, theirs) in enumerate(zip(source.class_names, class_names, strict=False)):
+        if ours != theirs:
+            raise DataError(
+                f"{source.name} has other classes than the network: class {index} is {ours!r}, the network's {theirs!r}"
+            )
 
 
 def class_names_of(source: Source, eval_names: tuple[str, ...]) -> tuple[str, ...]:

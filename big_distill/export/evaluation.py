@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -21,17 +21,19 @@ from big_distill.run_dir.layout import read_config
 from big_distill.state import Teacher
 from big_distill.step import scoring, steps
 from big_distill.step.views import to_unit
-from big_distill.training.evaluation import mesh_for, open_eval, warn_of_cut, with_data_dir
+from big_distill.training.evaluation import NO_FIELDS, mesh_for, open_eval, warn_of_cut, with_data
 
 
 def evaluate_file(
-    file: pathlib.Path, workdir: pathlib.Path, split: str, data_dir: str | None = None
+    file: pathlib.Path, workdir: pathlib.Path, split: str, source: Mapping[str, str | None] = NO_FIELDS
 ) -> dict[str, float]:
     """Computes the metrics of a file, as `add_up_file` does."""
-    return scoring.metrics_of(add_up_file(file, workdir, split, data_dir))
+    return scoring.metrics_of(add_up_file(file, workdir, split, source)[1])
 
 
-def add_up_file(file: pathlib.Path, workdir: pathlib.Path, split: str, data_dir: str | None = None) -> scoring.Totals:
+def add_up_file(
+    file: pathlib.Path, workdir: pathlib.Path, split: str, source: Mapping[str, str | None] = NO_FIELDS
+) -> tuple[str, scoring.Totals]:
     """Adds up the sums of a file that `predictor.load` takes, in place of a run's student.
 
     `training.evaluation.add_up_run` does the same for the student.
@@ -39,19 +41,18 @@ def add_up_file(file: pathlib.Path, workdir: pathlib.Path, split: str, data_dir:
     Raises:
       RunError: no run, or the file is not of this run.
     """
-    config = with_data_dir(read_config(workdir), data_dir)
-    mesh = mesh_for(config)
-    data = open_eval(config, split)
+    config = with_data(read_config(workdir), source)
+    mesh, student = mesh_for(config), weights.read_architecture(workdir)
+    data = open_eval(config, split, student.bit_depth, student.card.class_names)
     warn_of_cut(config, data.source)
-    student = weights.read_architecture(workdir)
     teacher = teachers.load(config, workdir, mesh, student.card.class_names)
     network = predictor.load(file, student)
-    for name in ("num_classes", "channels", "fit", "card.image_size", "card.class_names"):
+    for name in ("num_classes", "channels", "fit", "bit_depth", "card.image_size", "card.class_names"):
         value, expected = (operator.attrgetter(name)(architecture) for architecture in (network.architecture, student))
         if value != expected:
             field = name.removeprefix("card.")
             raise RunError(f"{file} is not of this run: its {field} is {value}, the run's is {expected}")
-    return add_up_predictors([network], teacher, data, mesh, confusion=True)[0]
+    return data.source.name, add_up_predictors([network], teacher, data, mesh, confusion=True)[0]
 
 
 def evaluate_predictors(

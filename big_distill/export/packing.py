@@ -27,7 +27,7 @@ from big_distill.parallel import processes
 from big_distill.run_dir.environment import machine
 from big_distill.run_dir.layout import PACK_FILE, read_config, read_json, write_json
 from big_distill.terminal import say
-from big_distill.training.evaluation import mesh_for, open_eval, open_split, student_of, with_data_dir
+from big_distill.training.evaluation import NO_FIELDS, mesh_for, open_eval, open_split, student_of, with_data
 
 TOLERANCE = 1e-3
 """Bounds the largest difference between the logits of a file in floats and the network's, in standard deviations."""
@@ -43,7 +43,7 @@ def pack(
     formats: Sequence[str],
     step: str,
     split: str,
-    data_dir: str | None = None,
+    source: Mapping[str, str | None] = NO_FIELDS,
     precision: str | None = None,
 ) -> list[dict[str, Any]]:
     """Writes files into a run directory, and a pack.json about them and earlier files.
@@ -53,7 +53,7 @@ def pack(
       formats: names in `FORMATS`.
       step: step of the student: 'final', 'latest', 'best' or the number of a checkpoint.
       split: the split that the files are evaluated on.
-      data_dir: directory of the TFDS sets, if it is not the run's.
+      source: fields of other data to evaluate on (see `evaluation.with_data`).
       precision: the one of `rounding.PRECISIONS` that the student is rounded to first; None: it stays as it is.
 
     Returns:
@@ -68,12 +68,14 @@ def pack(
       RunError: no such run or step, or a file that does not hold what was written into it.
     """
     formats = _checked(formats, precision)
-    config = with_data_dir(read_config(workdir), data_dir)
+    trained = with_data(read_config(workdir), {"data_dir": source.get("data_dir")})
+    config = with_data(read_config(workdir), source)
     mesh = mesh_for(config)
-    student, views = student_of(workdir, step, mesh), functools.cache(functools.partial(_training_views, config))
+    student, views = student_of(workdir, step, mesh), functools.cache(functools.partial(_training_views, trained))
     if precision:
         student = rounding.quantize(student, precision, views)
-    data = open_eval(config, split)
+    data = open_eval(config, split, student.architecture.bit_depth, student.architecture.card.class_names)
+    say(f"the files are evaluated on {data.source.name}, {data.source.num_examples:,} examples")
     pixels = next(iter(data))["pixels"]
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
     stem = "-".join(["student", *([step] if step != "final" else []), *([precision] if precision else [])])

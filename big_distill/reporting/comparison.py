@@ -31,7 +31,7 @@ from big_distill.run_dir.layout import read_summary
 from big_distill.state import Batch, Card, Model, Teacher
 from big_distill.step import scoring, steps
 from big_distill.step.views import for_network, to_unit
-from big_distill.training.evaluation import jit_eval, mesh_for, open_eval, with_data_dir
+from big_distill.training.evaluation import jit_eval, mesh_for, open_eval, with_data
 
 TOP = 3
 MOST_IN_FIGURE = 30
@@ -178,7 +178,7 @@ def compare(
     BigDistillError if there are no data, or no student.
     """
     if config.evaluated_on.name not in BUILT_IN:  # otherwise the flag is for other runs of the page
-        config = with_data_dir(config, data_dir)
+        config = with_data(config, {"data_dir": data_dir})
     split = split or config.evaluated_on.test or config.evaluated_on.validation
     if not split:
         raise ConfigError("it has no test split and no validation split: --split says what to compare on")
@@ -186,7 +186,7 @@ def compare(
     student = weights.load(workdir)
     check_weights(workdir, student, read_summary(workdir))
     card = student.architecture.card
-    data = open_eval(config, split)
+    data = open_eval(config, split, student.architecture.bit_depth, card.class_names)
     teacher, problems = None, []
     try:
         teacher = teachers.load(config, workdir, mesh, card.class_names)

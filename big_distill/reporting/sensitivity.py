@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import matplotlib as mpl
@@ -20,7 +20,15 @@ from big_distill.compress import channels
 from big_distill.errors import ConfigError
 from big_distill.run_dir.layout import SENSITIVITY_FILE, read_config, write_json
 from big_distill.training import initial
-from big_distill.training.evaluation import evaluate, jit_eval_step, mesh_for, open_eval, student_of, with_data_dir
+from big_distill.training.evaluation import (
+    NO_FIELDS,
+    evaluate,
+    jit_eval_step,
+    mesh_for,
+    open_eval,
+    student_of,
+    with_data,
+)
 
 STRUCTURES = ("weights", "channels")
 
@@ -59,12 +67,12 @@ def scan(
     shares: Sequence[float],
     layers: str = ".*",
     step: str = "final",
-    data_dir: str | None = None,
+    source: Mapping[str, str | None] = NO_FIELDS,
 ) -> Scan:
     """Evaluates a run's student with one layer at a time pruned by magnitude. Writes sensitivity.json.
 
     Args:
-      workdir, split, step, data_dir: as in `evaluation.evaluate_run`. The default split is the run's validation split.
+      workdir, split, step, source: as in `evaluation.evaluate_run`. The default split is the run's validation split.
       structure: 'weights', or 'channels' (of layers that no skip connection ties).
       shares: the shares to prune, in (0, 1).
       layers: a regular expression of the full paths of the kernels to prune.
@@ -81,9 +89,10 @@ def scan(
     split = split or config.evaluated_on.validation
     if split is None:
         raise ConfigError("--split=SPLIT is needed, such as --split='train[:5000]': this run has no validation split")
-    config = with_data_dir(config, data_dir)
+    config = with_data(config, source)
     mesh = mesh_for(config)
-    student, data = student_of(workdir, step, mesh), open_eval(config, split)
+    student = student_of(workdir, step, mesh)
+    data = open_eval(config, split, student.architecture.bit_depth, student.architecture.card.class_names)
     eval_step = jit_eval_step(student.architecture, config, mesh)
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
     names, pruned = _pruner(student, structure)

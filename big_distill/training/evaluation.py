@@ -7,8 +7,9 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -19,7 +20,7 @@ from big_distill.config import Config, SourceConfig
 from big_distill.data import Source
 from big_distill.data.pipeline import EvalPipeline
 from big_distill.data.reading import share_cut
-from big_distill.data.sources import BUILT_IN, check_classes, open_source
+from big_distill.data.sources import BUILT_IN, BUILT_IN_FILES, check_classes, open_source
 from big_distill.errors import ConfigError, RunError
 from big_distill.parallel import sharding
 from big_distill.run_dir.checkpoints import Checkpoints
@@ -28,6 +29,8 @@ from big_distill.state import Card, Model, Teacher, materialize
 from big_distill.step import scoring, steps
 from big_distill.terminal import say
 
+NO_FIELDS: Mapping[str, str | None] = MappingProxyType({})
+"""Leaves the data of a run as they are."""
 EvalStep = Callable[..., scoring.Sums]
 _LARGEST_CUT = 0.2  # share of the median image that evaluation may cut off without a word
 _Result = TypeVar("_Result")
@@ -97,28 +100,35 @@ def mesh_for(config: Config) -> Mesh:
     return sharding.make_mesh(math.gcd(config.mesh.fsdp, jax.device_count()))
 
 
-def open_split(config: Config, source: SourceConfig, split: str) -> Source:
-    """Opens a split of a data set of the run: `config.source` or `config.evaluated_on`."""
+def open_split(config: Config, source: SourceConfig, split: str, bit_depth: int | None = None) -> Source:
+    """Opens a split of a data set of the run: `config.source` or `config.evaluated_on`.
+
+    `bit_depth` is that of the network that sees the split; None takes the config's.
+    """
     size, channels = config.view.image_size, config.view.channels
     if config.eval_source.name and source == config.source:
         source = dataclasses.replace(source, validation=None, test=None)  # nothing is held out of it
+    if bit_depth is not None:
+        source = dataclasses.replace(source, bit_depth=str(bit_depth))
     return open_source(source, split, num_classes=config.num_classes, image_size=size, channels=channels)
 
 
-def open_eval(config: Config, split: str) -> EvalPipeline:
-    """Opens the evaluation batches of a split. `eval_batch_size` gives their size for all processes' devices."""
-    source = open_split(config, config.evaluated_on, split)
-    check_classes(source, config.num_classes)
+def open_eval(config: Config, split: str, bit_depth: int, class_names: Sequence[str] = ()) -> EvalPipeline:
+    """Opens the evaluation batches of a split. `eval_batch_size` gives their size for all processes' devices.
+
+    Args:
+      config: that of the run.
+      split: a split of `config.evaluated_on`.
+      bit_depth: that of the network which is evaluated.
+      class_names: those of its logits, if they are known.
+
+    Raises:
+      DataError: no such split, or other classes.
+    """
+    source = open_split(config, config.evaluated_on, split, bit_depth)
+    check_classes(source, config.num_classes, class_names)
     batch_size = eval_batch_size(config, jax.device_count())
     return EvalPipeline(source, config.view, config.evaluated_on, batch_size, jax.process_index(), jax.process_count())
-
-
-def with_depth(config: Config, bit_depth: int) -> Config:
-    """Returns the config with all its data read at one bit depth."""
-    source, eval_source = (
-        dataclasses.replace(s, bit_depth=str(bit_depth)) if s.name else s for s in (config.source, config.eval_source)
-    )
-    return dataclasses.replace(config, source=source, eval_source=eval_source)
 
 
 def warn_of_cut(config: Config, source: Source) -> None:
@@ -130,22 +140,30 @@ def warn_of_cut(config: Config, source: Source) -> None:
         )
 
 
-def with_data_dir(config: Config, data_dir: str | None) -> Config:
-    """Returns the config with its TFDS sets in `data_dir`; None leaves them where the run had them.
+def with_data(config: Config, fields: Mapping[str, str | None]) -> Config:
+    """Returns the config with other data to evaluate on. The training split stays, but follows another `data_dir`.
+
+    Args:
+      config: that of a run.
+      fields: fields of `config.source` that replace those of the data that the run is evaluated on. None leaves one.
 
     Raises:
-      ConfigError: the run is not evaluated on a set that has a data directory.
+      ConfigError: a field means nothing for these data.
     """
-    if not data_dir:
+    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    if not given:
         return config
-    if config.evaluated_on.name in BUILT_IN:
-        where = f" {config.evaluated_on.path}" if config.evaluated_on.path else ""
+    other = dataclasses.replace(config.evaluated_on, **given)
+    where = f"the run is evaluated on its {other.name}" + (f" {other.path}" if other.path else "")
+    if "data_dir" in given and other.name in BUILT_IN:
+        raise ConfigError(f"--data_dir={given['data_dir']} is a root of TFDS sets, but {where}")
+    if "path" in given and other.name not in BUILT_IN_FILES and ":" not in other.name:
         raise ConfigError(
-            f"--data_dir={data_dir} is a root of TFDS sets, but the run is evaluated on its "
-            f"{config.evaluated_on.name}{where}"
+            f"--config.source.path={given['path']}, but {where}, which has no path; --config.source.name=folder has one"
         )
-    source, eval_source = (dataclasses.replace(s, data_dir=data_dir) for s in (config.source, config.evaluated_on))
-    return dataclasses.replace(config, source=source, eval_source=eval_source)
+    if given.keys() == {"data_dir"}:
+        config = dataclasses.replace(config, source=dataclasses.replace(config.source, **given))
+    return dataclasses.replace(config, eval_source=other)
 
 
 def eval_batch_size(config: Config, num_devices: int) -> int:
@@ -157,38 +175,37 @@ def evaluate_run(
     workdir: pathlib.Path,
     split: str,
     step: str = "final",
-    data_dir: str | None = None,
+    source: Mapping[str, str | None] = NO_FIELDS,
 ) -> dict[str, float]:
     """Computes the metrics of a run's student on any split, as `add_up_run` does."""
-    return scoring.metrics_of(add_up_run(workdir, split, step, data_dir))
+    return scoring.metrics_of(add_up_run(workdir, split, step, source)[1])
 
 
 def add_up_run(
     workdir: pathlib.Path,
     split: str,
     step: str = "final",
-    data_dir: str | None = None,
-) -> scoring.Totals:
-    """Evaluates a run's student on any split of its data set, against labels and its teacher: its sums, by class too.
+    source: Mapping[str, str | None] = NO_FIELDS,
+) -> tuple[str, scoring.Totals]:
+    """Evaluates a run's student on any split, against labels and its teacher. Returns the split's name and its sums.
 
     Args:
       workdir: the run directory.
       split: a split in TFDS syntax.
       step: 'final' (the weights of a finished run), 'latest', 'best', or the number of a checkpoint.
-      data_dir: the directory of TFDS sets, if it is not the run's.
+      source: fields of other data (see `with_data`).
 
     Raises:
       RunError: no run, or no such step in it.
     """
-    config = with_data_dir(read_config(workdir), data_dir)
-    mesh = mesh_for(config)
-    data = open_eval(config, split)
+    config = with_data(read_config(workdir), source)
+    mesh, architecture = mesh_for(config), weights.read_architecture(workdir)
+    data = open_eval(config, split, architecture.bit_depth, architecture.card.class_names)
     warn_of_cut(config, data.source)
-    class_names = weights.read_architecture(workdir).card.class_names
-    teacher = teachers.load(config, workdir, mesh, class_names)
+    teacher = teachers.load(config, workdir, mesh, architecture.card.class_names)
     student = student_of(workdir, step, mesh)
     eval_step = jit_eval_step(student.architecture, config, mesh, confusion=True)
-    return add_up(eval_step, student.variables, teacher, data, mesh)
+    return data.source.name, add_up(eval_step, student.variables, teacher, data, mesh)
 
 
 def student_of(workdir: pathlib.Path, step: str, mesh: Mesh) -> weights.Network:

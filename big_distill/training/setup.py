@@ -25,7 +25,7 @@ from big_distill.teacher import check
 from big_distill.terminal import say
 from big_distill.training import initial
 from big_distill.training.computation import Computation, build
-from big_distill.training.evaluation import evaluate, open_eval, open_split, warn_of_cut, with_depth
+from big_distill.training.evaluation import evaluate, open_eval, open_split, warn_of_cut
 
 Scores = dict[str, dict[str, float]]
 """split -> metric -> value"""
@@ -125,9 +125,8 @@ def open_data(config: Config) -> Data:
         _say_once(remark)
     allowed = config.source.allow_empty_classes
     check_source(source, config.source.num_train_examples, config.num_classes, labels_for, allowed)
-    config = with_depth(config, source.bit_depth)
     splits = {"validation": config.evaluated_on.validation, "test": config.evaluated_on.test}
-    evaluation = {name: open_eval(config, split) for name, split in splits.items() if split}
+    evaluation = {name: open_eval(config, split, source.bit_depth) for name, split in splits.items() if split}
     for remark in (remark for opened in evaluation.values() for remark in opened.source.remarks):
         _say_once(remark)
     warn_of_cut(config, next((data.source for data in evaluation.values()), source))

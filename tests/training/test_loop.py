@@ -27,7 +27,7 @@ from big_distill.run_dir import layout, metrics
 from big_distill.run_dir.environment import environment
 from big_distill.state import Model
 from big_distill.training import loop
-from big_distill.training.evaluation import evaluate_run
+from big_distill.training.evaluation import add_up_run, evaluate_run
 from big_distill.training.loop import train_and_evaluate
 
 
@@ -64,13 +64,30 @@ def test_distillation_end_to_end(distilled, tmp_path):
     with pytest.raises(
         ConfigError, match="--data_dir=/new is a root of TFDS sets, but the run is evaluated on its digits"
     ):
-        evaluate_run(tmp_path, "validation", data_dir="/new")
+        evaluate_run(tmp_path, "validation", source={"data_dir": "/new"})
     source = open_source(config.source, "validation", num_classes=10, image_size=8, channels=1)
     images, labels = zip(*source.read(np.arange(200)), strict=True)
     predictor = big_distill.load(tmp_path)
     accuracy = (predictor.predict(images).argmax(-1) == np.array(labels)).mean()
     assert accuracy == pytest.approx(scores["accuracy"])
     assert predictor.class_names == tuple("0123456789")
+
+    # Other data than the run's: a folder with the first images of that split, under names of their own.
+    for index in range(50):
+        path = tmp_path / "photos" / str(labels[index]) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index]).save(path)
+    other = {"name": "folder", "path": str(tmp_path / "photos")}
+    name, totals = add_up_run(tmp_path, "all", source=other)
+    right = (predictor.predict(images[:50]).argmax(-1) == np.array(labels[:50])).sum()
+    assert name == f"{tmp_path / 'photos'} all" and totals["count"] == 50 and totals["accuracy"] == right
+    (tmp_path / "photos" / "9").rename(tmp_path / "photos" / "nine")
+    with pytest.raises(DataError, match=r"class 9 is 'nine', the network's '9'"):
+        evaluate_run(tmp_path, "all", source=other)
+    with pytest.raises(
+        ConfigError, match=r"config.source.path=x, but the run is evaluated on its digits, which has no"
+    ):
+        evaluate_run(tmp_path, "all", source={"path": "x"})
 
 
 @pytest.mark.parametrize(("step", "number"), cases((3, signal.SIGTERM), full=[(4, signal.SIGTERM), (4, signal.SIGINT)]))
