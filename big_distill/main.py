@@ -6,15 +6,17 @@
   python -m big_distill.main --config=configs/imagenet_fm.py:smoke      (shrunk, on random pixels, in a minute)
 
 The same command again resumes bit-exactly from the newest checkpoint. The run directory is named after the config file
-and a hash of all that changes what is computed. On SIGTERM and Ctrl-C the run saves and exits with status 75. A mistake
-in the config prints one line and exits with status 2.
+and a hash of all that changes what is computed. If data or networks have moved, the run is found by their content. On
+SIGTERM and Ctrl-C the run saves and exits with status 75. A mistake in the config prints one line and exits with status
+2.
 
 --config.FIELD=VALUE sets any field. --config.student.features='(16,32)' sets several values, '()' none, and
 --config.source.validation= unsets a name. The teacher's own config has the same fields under config.teacher.config; its
 data are the student's unless they are set apart. --config.teacher.path=RUN replaces that whole config.
 
 The fields of the config follow, each with its type, its kind and its allowed values. A kind is maths (a resumed run
-refuses another value), numerics (a resumed run goes on, but not bit-exactly) or cosmetic.
+refuses another value), place (it refuses another content, wherever that lies), numerics (it goes on, but not
+bit-exactly) or cosmetic.
 
 """
 
@@ -78,10 +80,12 @@ def main() -> None:
     if args.data_dir:
         config_dict.source.data_dir = args.data_dir
     config = resolve(config_dict, jax.device_count(), jax.default_backend())
-    workdir = pathlib.Path(args.workdir or f"runs/{cli.config_path().stem}-{fingerprint(config)}")
+    from big_distill.training.identity import find
     from big_distill.training.loop import train_and_evaluate
 
+    default = pathlib.Path("runs", f"{cli.config_path().stem}-{fingerprint(config)}")
     try:
+        workdir = pathlib.Path(args.workdir) if args.workdir else find(config, default)
         summary = train_and_evaluate(config, workdir)
     except BigDistillError as error:
         if jax.process_count() > 1:

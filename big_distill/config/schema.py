@@ -3,8 +3,9 @@
 A config file assigns to `template.template()`, a complete and locked `ConfigDict`, so that a typo fails at once;
 `resolve.resolve` checks the whole and returns the frozen `Config` that everything else reads. A field is one of
 
-* **maths**: it changes what is computed. A resumed run refuses another value; the fingerprint hashes these fields
-  alone.
+* **maths**: it changes what is computed. A resumed run refuses another value. The fingerprint hashes it.
+* **place**: it says where data or a network lie. A resumed run refuses another content (`training.identity`), but goes
+  on where the same content lies elsewhere. The fingerprint hashes it as it is typed.
 * **numerics**: it changes rounding only. A resumed run says that it is no longer bit-exact and goes on.
 * **cosmetic**: it changes what is printed, what is kept, or how fast data arrives.
 
@@ -47,7 +48,7 @@ def _marked(
     """Makes a field of the schema. Its limits hold for every value of a tuple; an optional field may always be None.
 
     Args:
-      kind: maths, numerics or cosmetic.
+      kind: maths, place, numerics or cosmetic.
       default: default value; None, if the type does not allow it, for a field that must be set.
       meaning: help text for `--help`.
       choices: the values that it may be.
@@ -61,6 +62,7 @@ def _marked(
 
 
 maths = functools.partial(_marked, "maths")
+place = functools.partial(_marked, "place")
 numerics = functools.partial(_marked, "numerics")
 cosmetic = functools.partial(_marked, "cosmetic")
 
@@ -119,7 +121,7 @@ class ModelConfig:
 class TeacherConfig:
     """Says where the teacher comes from: nowhere (supervised run), `path`, or `config`; `path` wins."""
 
-    path: str | None = maths(
+    path: str | None = place(
         None,
         "Names the teacher: a run directory, a weight file (.npz, .safetensors, .pth), its https:// or gs:// address, "
         "or a name such as bit-m-r152x2-flowers128. Several, separated by commas, are averaged. It wins over config. "
@@ -240,7 +242,7 @@ class SourceConfig:
         "module:function.",
         own_code=True,
     )
-    path: str | None = maths(
+    path: str | None = place(
         None, "Directory of a folder (one sub-folder a class, or flat and unlabelled) or of idx files."
     )
     layout: str = maths(
@@ -396,7 +398,7 @@ class Config:
         0, "Length of the run in optimiser steps; when set it wins over total_epochs.", within="[0, inf)"
     )
     total_epochs: float = maths(0.0, "Length of the run in passes over the training split.", within="[0, inf)")
-    init_from: str | None = maths(
+    init_from: str | None = place(
         None,
         "Starts from this run's student or weight file (all that teacher.path takes), or from the teacher ('teacher').",
     )

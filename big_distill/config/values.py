@@ -84,22 +84,23 @@ def to_dict(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def leaves(config: Any, kind: str, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields (dotted name, value, default) of every leaf of one kind, those of the teacher's own config too."""
+def leaves(config: Any, *kinds: str, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (dotted name, value, default) of every leaf of these kinds, those of the teacher's own config too."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from leaves(value, kind, f"{prefix}{field.name}.")
-        elif field.metadata["kind"] == kind and field.name != "total_epochs":  # total_steps replaces it
+            yield from leaves(value, *kinds, prefix=f"{prefix}{field.name}.")
+        elif field.metadata["kind"] in kinds and field.name != "total_epochs":  # total_steps replaces it
             yield f"{prefix}{field.name}", value, field.default
 
 
 def fingerprint(config: Config) -> str:
-    """Hashes the resolved maths fields, without those that have the schema's defaults, to 12 hexadecimal digits.
+    """Hashes the resolved fields of maths and place, without those that have their defaults, to 12 hexadecimal digits.
 
-    A new field therefore does not change the fingerprints of old configs.
+    A new field therefore does not change the fingerprints of old configs. A run keeps the fingerprint that it began
+    with (`run_dir.layout.read_fingerprint`), wherever its data and networks lie later.
     """
-    changed = {name: value for name, value, default in leaves(config, "maths") if value != default}
+    changed = {name: value for name, value, default in leaves(config, "maths", "place") if value != default}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 

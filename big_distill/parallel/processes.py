@@ -53,7 +53,7 @@ def check_same(config: Config) -> None:
     if jax.process_count() == 1:
         return
     first = from_dict(from_first_process(to_dict(config)))
-    changed = differences(first, config, "maths") + differences(first, config, "numerics")
+    changed = [line for kind in ("maths", "place", "numerics") for line in differences(first, config, kind)]
     changed += [line for line in differences(first, config, "cosmetic") if "source." not in line]
     others = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(changed))))
     if changed:

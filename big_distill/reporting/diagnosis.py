@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from big_distill import weights
-from big_distill.config import Config, fingerprint
+from big_distill.config import Config
 from big_distill.errors import RunError
 from big_distill.export.formats import EXECUTABLE_SUFFIXES, read_card
 from big_distill.reporting.records import attempt, check_weights
@@ -78,7 +78,7 @@ def examine(workdir: pathlib.Path) -> Diagnosis:
     inner = tuple(examine(directory) for directory in directories if directory.is_dir())
     findings, values = [], {}
     for name, reader, describe in (
-        (layout.CONFIG_FILE, layout.read_config, lambda config: f"fingerprint {fingerprint(config)}"),
+        (layout.CONFIG_FILE, layout.read_config, lambda _: f"fingerprint {layout.read_fingerprint(workdir)}"),
         (layout.ARCHITECTURE_FILE, weights.read_architecture, lambda student: student.model.name),
         (METRICS_FILE, read_metrics, _metrics_in_words),
         (layout.SUMMARY_FILE, layout.read_summary, _summary_in_words),

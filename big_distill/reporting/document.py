@@ -126,8 +126,7 @@ def _changed(config: Config) -> dict[str, Any]:
     """Returns the fields that differ from the schema's defaults, by dotted name."""
     fields = {
         name: value
-        for kind in ("maths", "numerics", "cosmetic")
-        for name, value, default in leaves(config, kind)
+        for name, value, default in leaves(config, "maths", "place", "numerics", "cosmetic")
         if value != default
     }
     return {"total_epochs": config.total_epochs, **fields} if config.total_epochs else fields

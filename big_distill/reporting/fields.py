@@ -13,12 +13,13 @@ DURATION = "total_epochs"
 
 
 def result_fields(config: Config) -> dict[str, Any]:
-    """Returns the fields that may set two runs' results apart, by dotted name: maths, numerics, duration in epochs.
+    """Returns the fields that may set two runs' results apart, by name: all but cosmetic ones, and the duration.
 
     Fields that another field implies are left out: mixup if the regime sets it, and the teacher's dtype if it is the
     student's.
     """
-    fields = {name: value for kind in ("maths", "numerics") for name, value, _ in leaves(config, kind)}
+    kinds = ("maths", "place"), ("numerics",)
+    fields = {name: value for group in kinds for name, value, _ in leaves(config, *group)}
     if epochs := epochs_of(config):
         fields = {DURATION: epochs, **fields}
         del fields["total_steps"]

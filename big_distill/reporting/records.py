@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from big_distill import teacher, weights
-from big_distill.config import Config, ModelConfig, fingerprint
+from big_distill.config import Config, ModelConfig
 from big_distill.errors import BigDistillError, RunError, printable
 from big_distill.reporting.fields import result_fields
 from big_distill.run_dir import layout, lock
@@ -229,9 +229,9 @@ def _mismatches(
     if summary and not (workdir / layout.WEIGHTS_FILE).is_file():
         yield f"{workdir} has no {layout.WEIGHTS_FILE}: its weights are missing; its numbers are shown"
     trained = summary and summary.get("config_fingerprint")
-    if config and trained and trained != fingerprint(config):
+    if config and trained and trained != (begun := layout.read_fingerprint(workdir)):
         file = workdir / layout.SUMMARY_FILE
-        yield f"{file} is not of this config: it has fingerprint {trained}, the config {fingerprint(config)}"
+        yield f"{file} is not of this config: it has fingerprint {trained}, the config {begun}"
     for row in packed:
         file = workdir / pathlib.PurePath(row["path"]).name
         if file.is_file() and (size := file.stat().st_size) != row["bytes"]:

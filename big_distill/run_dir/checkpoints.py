@@ -153,10 +153,6 @@ class Checkpoints:
         )
         return self._restore(step, state=args).state
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """Reads the meta of a step, before the restore target is built."""
-        return self._restore(step, meta=ocp.args.JsonRestore()).meta
-
     def _restore(self, step: int, **items: Any) -> Any:
         directory = self._directory / str(step)
         if self._read_only and (damage := _damage(directory)):
@@ -190,6 +186,19 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     directory = workdir / CHECKPOINTS_DIR
     names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+
+def read_meta(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+    """Reads the facts that were saved with a step, and nothing else of it.
+
+    Raises:
+      RunError: they cannot be read.
+    """
+    path = workdir / CHECKPOINTS_DIR / str(step) / "meta" / "metadata"
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise RunError(f"checkpoint {path.parents[1]} cannot be read ({_one_line(error)})") from error
 
 
 def verify(workdir: pathlib.Path) -> dict[int, str | None]:

@@ -50,9 +50,9 @@ _SUMMARY = {
 SESSIONS = [{"step": int, "versions": dict, "platform": str, "device_kind": str, "num_devices": int, "cpu": str}]
 
 
-def write_config(workdir: pathlib.Path, config: Config) -> None:
-    """Writes the config that the run uses from now on."""
-    write_json(workdir / CONFIG_FILE, {"fingerprint": fingerprint(config), "config": to_dict(config)})
+def write_config(workdir: pathlib.Path, config: Config, begun_with: str | None = None) -> None:
+    """Writes the config that a run uses from now on, with the fingerprint that it began with; None: the config's."""
+    write_json(workdir / CONFIG_FILE, {"fingerprint": begun_with or fingerprint(config), "config": to_dict(config)})
 
 
 def read_config(workdir: pathlib.Path) -> Config:
@@ -68,6 +68,14 @@ def read_config(workdir: pathlib.Path) -> Config:
         raise RunError(f"{workdir} is not a run directory: it has no {CONFIG_FILE}") from error
     except (ConfigError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def read_fingerprint(workdir: pathlib.Path) -> str:
+    """Reads the fingerprint that a run began with. Its directory is named after it, and its checkpoints hold it.
+
+    That of the config differs from it if data or networks have moved since.
+    """
+    return read_json(workdir / CONFIG_FILE, {"fingerprint": str})["fingerprint"]
 
 
 def _completed(config: Config, prefix: str) -> Config:

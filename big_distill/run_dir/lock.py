@@ -53,6 +53,8 @@ def _check_same_run(workdir: pathlib.Path, config: Config, prefix: str) -> None:
             f"{workdir} holds a run with another config ({'; '.join(changed)}): choose another --workdir"
             + ("" if prefix != "config" else ", or set config.init_from to start a new run from its student")
         )
+    if prefix == "config" and (moved := differences(before, config, "place")):  # it has those of the runs inside, too
+        say(f"{workdir}: its data or networks lie elsewhere now ({'; '.join(moved)})")
     if changed := differences(before, config, "numerics", prefix):
         say(f"{workdir} goes on with other numerics, so not bit-exactly ({'; '.join(changed)})")
 

@@ -11,16 +11,17 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 
 from big_distill import weights
-from big_distill.config import Config, fingerprint
+from big_distill.config import Config
 from big_distill.errors import DISK_ERRORS, PeerLost, Preempted, RunError
 from big_distill.files import atomic
 from big_distill.parallel import processes, sharding
 from big_distill.run_dir import layout, lock
-from big_distill.run_dir.checkpoints import Checkpoints, saved_steps, set_aside_damaged
+from big_distill.run_dir.checkpoints import Checkpoints, read_meta, saved_steps, set_aside_damaged
 from big_distill.run_dir.environment import environment
 from big_distill.run_dir.metrics import last_logged, read_metrics
 from big_distill.state import TrainState
 from big_distill.terminal import say
+from big_distill.training import identity
 from big_distill.training.preemption import Preemption
 from big_distill.training.session import Clock, Position, Session, hardware
 from big_distill.training.setup import Run, Scores, open_data, set_up, with_teacher
@@ -62,6 +63,7 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
     """Trains a config as `train_and_evaluate` does, after its teacher and its first stage."""
     with lock.claimed(workdir, config, prefix) as summary:
         if summary:
+            identity.check_moved(config, workdir)
             say(f"{workdir}: finished already")
             return summary
         set_aside_damaged(workdir)
@@ -79,7 +81,7 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
         if config.begins_from is not None and not begun and run.initial is None:
             run = set_up(config, workdir, data)  # the network that it starts from is trained now
         with Checkpoints(config, workdir) as checkpoints:
-            run = with_teacher(run, checkpoints)
+            run = with_teacher(run)
             begin = _start(run, checkpoints)
             with preemption.deferred():
                 state, scores = _train(run, checkpoints, begin, preemption, _name(prefix))
@@ -101,7 +103,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> Position:
     if jax.process_index() == 0:
         atomic.write(run.workdir / layout.PARAMETERS_FILE, f"{overview}\n".encode())
         weights.write_architecture(run.workdir, run.student)
-        layout.write_config(run.workdir, run.config)
+        layout.write_config(run.workdir, run.config, run.fingerprint)
     start = checkpoints.latest_step()
     layout.note_session(run.workdir, start or 0, environment())
     if start is None:
@@ -113,7 +115,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> Position:
             say(f"{run.initial.source}: {counts}")
             variables = sharding.put(variables, sharding.rule(run.mesh, variables))
         return Position(run.computation.begin(variables))
-    meta = checkpoints.meta(start)
+    meta = read_meta(run.workdir, start)
     say(f"{run.workdir}: resumes at step {start:,} of {run.config.total_steps:,}")
     here = hardware(run)
     if changed := [
@@ -193,7 +195,7 @@ def _finish(run: Run, state: TrainState, scores: Scores, clock: Clock, best_step
         "wall_seconds": round(clock.wall_seconds, 1),
         "bad_images": len(bad_images),
         "params_sha256": weights.sha256(variables["params"]),
-        "config_fingerprint": fingerprint(config),
+        "config_fingerprint": run.fingerprint,
         "scores": scores,
     }
     if jax.process_index() == 0:

@@ -12,25 +12,24 @@ from jax.sharding import Mesh
 
 from big_distill import teacher as teachers
 from big_distill import weights
-from big_distill.config import CompressConfig, Config, fingerprint
+from big_distill.config import CompressConfig, Config
 from big_distill.data import Source
 from big_distill.data.pipeline import EvalPipeline, TrainPipeline
 from big_distill.data.sources import check_source, class_names_of
-from big_distill.errors import ConfigError, DataError, RunError
+from big_distill.errors import ConfigError, DataError
 from big_distill.parallel import sharding
-from big_distill.run_dir.checkpoints import Checkpoints, saved_steps
+from big_distill.run_dir.checkpoints import saved_steps
 from big_distill.state import Resident, Teacher, TrainState
 from big_distill.step import objectives
 from big_distill.teacher import check
 from big_distill.terminal import say
-from big_distill.training import initial
+from big_distill.training import identity, initial
 from big_distill.training.computation import Computation, build
 from big_distill.training.evaluation import evaluate, open_eval, open_split, warn_of_cut
+from big_distill.training.identity import Identities
 
 Scores = dict[str, dict[str, float]]
 """split -> metric -> value"""
-Identity = dict[str, str]
-"""Holds `sha256`, which a resume compares, and `name`, which says what was hashed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +40,14 @@ class Data:
     evaluation: batches of the validation and of the test split, as far as they exist.
     class_names: names in the order of the labels; () if the data have none.
     labels_for: name of the objective if it reads labels, which every training example must have then.
+    identity: hashes of the training and of the evaluation splits.
     """
 
     source: Source
     evaluation: dict[str, EvalPipeline]
     class_names: tuple[str, ...]
     labels_for: str | None
+    identity: Identities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Run:
 
     student: its architecture with the names of its classes, which may be the teacher's.
     initial: the network that the student starts from, if there is one.
-    identity: the identities of the data, the config and the teacher.
+    identity: hashes of the data, the networks and the config, which a resume compares.
     """
 
     computation: Computation
@@ -65,12 +66,19 @@ class Run:
     initial: weights.Network | None
     train_data: TrainPipeline
     eval_data: dict[str, EvalPipeline]
-    identity: dict[str, Identity | None]
+    identity: Identities
 
     @property
     def config(self) -> Config:
         """Returns the resolved config."""
         return self.computation.config
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns the fingerprint that the run began with; known from `with_teacher` on."""
+        config = self.identity["config"]
+        assert config is not None
+        return config["sha256"]
 
     @property
     def mesh(self) -> Mesh:
@@ -136,7 +144,8 @@ def open_data(config: Config) -> Data:
             "agreement and kl need a teacher alone"
         )
     names = next((data.source.class_names for data in evaluation.values()), ())
-    return Data(source, evaluation, class_names_of(source, names), labels_for)
+    hashes = identity.of_data(source, [split.source for split in evaluation.values()])
+    return Data(source, evaluation, class_names_of(source, names), labels_for, hashes)
 
 
 @functools.cache  # the stages of a run open the same data
@@ -153,8 +162,10 @@ def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:
     network = None
     if saved_steps(workdir):
         student = weights.read_architecture(workdir)
+        began_from = identity.of_initial(config, workdir)
     else:
         network = initial.read(config, workdir)
+        began_from = identity.of_networks([network] if network else [])
         if network is not None:
             network = initial.reshaped(config, network)
         else:
@@ -168,12 +179,9 @@ def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:
         workdir=workdir,
         checked_teacher=None,
         initial=network,
-        train_data=TrainPipeline(config, source, jax.process_index(), jax.process_count(), data.labels_for),
+        train_data=TrainPipeline(config, data.source, jax.process_index(), jax.process_count(), data.labels_for),
         eval_data=data.evaluation,
-        identity={
-            "data": {"name": f"{source.name}, {source.num_examples:,} examples", "sha256": source.fingerprint},
-            "teacher": None,
-        },
+        identity={**data.identity, "initial": began_from, "teacher": None},
     )
 
 
@@ -192,19 +200,12 @@ def before_reshaping(config: Config) -> Config:
     return dataclasses.replace(config, compress=CompressConfig()) if initial.reshapes(config) else config
 
 
-def with_teacher(run: Run, checkpoints: Checkpoints) -> Run:
+def with_teacher(run: Run) -> Run:
     """Adds the teacher to a run, after a check that it resumes with the teacher and the data that it began with."""
     networks = teachers.read(run.config, run.workdir)
-    teacher = {"name": ", ".join(n.source for n in networks), "sha256": teachers.identity(networks)}
-    config = {"name": "a checkpoint of another run", "sha256": fingerprint(run.config)}
-    identity = {**run.identity, "config": config, "teacher": teacher if networks else None}
-    start = checkpoints.latest_step()
-    for part, before in (checkpoints.meta(start)["identity"] if start is not None else {}).items():
-        if _sha256(before) != _sha256(identity[part]):
-            raise RunError(
-                f"{run.workdir} was trained with another {part} ({_described(before)}; now "
-                f"{_described(identity[part])}): choose another --workdir"
-            )
+    of_config, of_teacher = identity.of_config(run.config, run.workdir), identity.of_networks(networks)
+    hashes = {**run.identity, "config": of_config, "teacher": of_teacher}
+    identity.check(run.config, run.workdir, hashes)
     class_names = run.student.card.class_names or teachers.class_names(networks, run.config.num_classes)
     checked = check.prepare(
         networks,
@@ -219,14 +220,4 @@ def with_teacher(run: Run, checkpoints: Checkpoints) -> Run:
     computation = run.computation
     if objectives.build(run.config.objective).has_variables:
         computation = build(run.config, run.student, run.mesh, checked.teacher if checked else None)
-    return dataclasses.replace(
-        run, computation=computation, identity=identity, checked_teacher=checked, student=student
-    )
-
-
-def _sha256(identity: Identity | None) -> str | None:
-    return identity["sha256"] if identity else None
-
-
-def _described(identity: Identity | None) -> str:
-    return f"{identity['name']}, hash {identity['sha256'][:12]}" if identity else "none"
+    return dataclasses.replace(run, computation=computation, identity=hashes, checked_teacher=checked, student=student)

@@ -164,7 +164,7 @@ def test_bit_hyperrule(tiny, num_examples, rule):
 
 def test_every_field_has_a_kind_and_a_meaning():
     for name, field, _ in fields_of():
-        assert field.metadata["kind"] in ("maths", "numerics", "cosmetic"), name
+        assert field.metadata["kind"] in ("maths", "place", "numerics", "cosmetic"), name
         assert field.metadata["help"], name
 
 
