@@ -18,9 +18,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from big_distill.config import LAYOUTS
-from big_distill.config.fields import fields_of, type_at
+from big_distill.config.fields import by_common_name, fields_of, meant, type_at
 from big_distill.config.template import load_config
-from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, Interrupted, Preempted, RunError, nearest
+from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, Interrupted, Preempted, RunError, close
 
 flags.disclaim_key_flags()  # the flags belong to the commands, whose --help lists them
 _OTHER_DATA = {
@@ -30,6 +30,7 @@ _OTHER_DATA = {
     "label": "Names the feature of that TFDS set that is the label.",
 }
 _KINDS = {int: "an integer", float: "a number", bool: "True or False"}
+_WORKDIRS = dict.fromkeys(("output", "output_dir", "out_dir", "save_dir", "logdir", "log_dir", "run"), "workdir")
 _INTERRUPTED, _TERMINATED = 130, 143  # exit statuses in a shell after Ctrl-C and SIGTERM
 
 
@@ -96,8 +97,7 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> 
     try:
         return values(list(argv))
     except flags.UnrecognizedFlagError as error:
-        ours = [f.name for module, own in values.flags_by_module_dict().items() if "absl" not in module for f in own]
-        raise ConfigError(f"unknown flag --{error.flagname}{nearest(error.flagname, ours)}") from error
+        raise ConfigError(_unknown_flag(error.flagname, values)) from error
     except flags.Error as error:
         raise ConfigError(_flag_error(str(error).removeprefix("flag --"))) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -155,8 +155,31 @@ class _ConfigFile(flags.ArgumentParser):
 
 
 def _nearest_field(name: str) -> str:
-    paths = {path.rpartition(".")[2]: path for path, *_ in fields_of()}
-    return nearest(name, list(paths)) if name not in paths else f"; did you mean {paths[name]!r}?"
+    found = meant(name)
+    return f"; did you mean {found[0]!r}?" if found else "; --help of big_distill.main lists the fields"
+
+
+def _unknown_flag(name: str, values: flags.FlagValues) -> str:
+    """Says what to write instead of a flag that a command does not have. It names the command's own flags alone."""
+    modules = {"big_distill", pathlib.Path(sys.argv[0]).stem}  # libraries define flags, too
+    ours = [
+        flag.name
+        for module, own in values.flags_by_module_dict().items()
+        if modules & {module.partition(".")[0], pathlib.Path(module).stem}
+        for flag in own
+    ]
+    known = "; the flags of this command are " + ", ".join(f"--{one}" for one in ours)
+    if "config" not in values:
+        if name.startswith("config"):
+            return f"unknown flag --{name}: this command reads the config of a run, and replaces no more of it than its data{known}"
+        found = [f"--{one}" for one in close(_WORKDIRS.get(name, name), ours)]
+    else:
+        spelt = close(name, [*ours, *by_common_name(), *_WORKDIRS])
+        found = [f"--{one}" for one in [_WORKDIRS.get(one, one) for one in spelt] if one in ours] or [
+            f"--{field}" for field in meant(name)
+        ]
+        known += ", and --config.FIELD=VALUE (--help lists the fields)"
+    return f"unknown flag --{name}" + (f"; did you mean {' or '.join(found)}?" if found else known)
 
 
 def _flag_error(message: str) -> str:
@@ -194,7 +217,7 @@ def run(main: Callable[[], None]) -> None:
         if flags.FLAGS["verbosity"].using_default_value:  # absl would set INFO, under which Orbax prints much
             logging.set_verbosity(logging.WARNING)
         if rest[1:]:
-            raise ConfigError(f"unexpected argument {rest[1]!r}: flags start with --")
+            raise ConfigError(f"unexpected argument {rest[1]!r}: flags start with --{_as_flag(rest[1])}")
         return rest
 
     handler = logging.get_absl_handler()
@@ -215,6 +238,13 @@ def run(main: Callable[[], None]) -> None:
         _exit(f"{error.filename or 'a file'}: {error.strerror}", RunError.exit_status)
     except KeyboardInterrupt:
         _exit("interrupted", _INTERRUPTED)
+
+
+def _as_flag(argument: str) -> str:
+    """Names the flag that a bare argument lacks: of a config file, or of a run directory."""
+    flag = "config" if argument.partition(":")[0].endswith(".py") else "workdir"
+    there = flag in flags.FLAGS and (flag == "config" or pathlib.Path(argument).is_dir())
+    return f"; did you mean --{flag}={argument}?" if there else ""
 
 
 def _unraisable(error: Any) -> None:

@@ -2,12 +2,15 @@
 
 import difflib
 import errno
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 """An OSError with one of these numbers is the disk's fault."""
 
 _MAX_MESSAGE = 2000
+_ALIKE = 0.75  # of difflib's ratio, which is 0.71 for resnet50 and lenet5
+_MOST_NAMES = 30
 
 
 def printable(text: str) -> str:
@@ -15,10 +18,28 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def close(name: str, names: Iterable[str], most: int = 1) -> list[str]:
+    """Finds the names that a person may have meant, best first: in another spelling, or as a word of a longer name.
+
+    A name that only looks alike is none of them: who types resnet50 does not mean lenet5.
+    """
+    plain, known = _plain(name), {_plain(one): one for one in names}
+    whole = "" if len(plain) > 2 else "(_|$)"
+    inside = [one for one in known if re.search(f"(^|_){plain}{whole}", one)] if plain else []
+    found = [*difflib.get_close_matches(plain, known, most, _ALIKE), *sorted(inside, key=len)]
+    return [known[one] for one in dict.fromkeys(found)][:most]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W+", "_", name.lower())
+
+
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Returns `; did you mean 'x'?`, or the choices if no name is near."""
-    close = difflib.get_close_matches(name, names, 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(names)}"
+    """Returns `; did you mean 'x'?`, or the choices if no name is close."""
+    if found := close(name, names):
+        return f"; did you mean {found[0]!r}?"
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return f"; expected one of {', '.join(list(names)[:_MOST_NAMES])}{more}"
 
 
 class BigDistillError(Exception):

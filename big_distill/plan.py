@@ -25,7 +25,6 @@ state and teacher grows with the batch. A teacher that is not here is planned by
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import pathlib
@@ -35,7 +34,7 @@ import jax
 from absl import flags
 
 from big_distill import cli
-from big_distill.config.fields import fields_of
+from big_distill.config.fields import meant
 from big_distill.errors import ConfigError, RunError
 from big_distill.files import atomic
 from big_distill.planning import chips, estimate
@@ -131,11 +130,8 @@ def _instead_of(word: str) -> str:
     name, _, value = word.lstrip("-").partition("=")
     if name in ("config", "topology"):
         return f"{word!r} goes without its flag here; did you mean {value!r}?"
-    fields = [path for path, *_ in fields_of()]
-    near = [field for field in fields if field.endswith(f".{name}")]
-    near = near or difflib.get_close_matches(f"config.{name}", fields, 1, 0.5)
-    meant = f"; did you mean --{near[0]}={value}?" if near else ""
-    return f"{word!r} is no topology, config file or --config.field=value{meant}"
+    near = "".join(f"; did you mean --{field}={value}?" for field in meant(name)[:1])
+    return f"{word!r} is no topology, config file or --config.field=value{near}"
 
 
 def _check_writable(path: pathlib.Path) -> None:

@@ -83,6 +83,71 @@ def test_a_mistake_in_a_config_file_is_one_line(tmp_path, replaced, by, message)
     assert "\n" not in str(error.value) and str(error.value).startswith(str(path))
 
 
+def flags_of(module, *names, config=False):
+    """Returns the flags of a command, and one that a library defines."""
+    values = flags.FlagValues()
+    for name in names:
+        flags.DEFINE_string(name, None, "", flag_values=values, module_name=f"big_distill.{module}")
+    flags.DEFINE_string("orbax_workdirs", None, "", flag_values=values, module_name="orbax.checkpoint")
+    if config:
+        cli.define_config_flag(values, [])
+    return values
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("epochs=3", "did you mean --config.total_epochs?"),
+        ("lr=3", "did you mean --config.optimizer.lr?"),
+        ("learning-rate=3", "did you mean --config.optimizer.lr?"),
+        ("batch_size=3", "did you mean --config.batch_size?"),
+        ("temperature=3", "did you mean --config.objective.temperature?"),
+        ("data=x", "did you mean --config.source.name or --config.source.path?"),
+        ("model=x", "did you mean --config.student.name?"),
+        ("teacher=x", "did you mean --config.teacher.path?"),
+        ("optimizer=x", "did you mean --config.optimizer.name?"),
+        ("output_dir=x", "did you mean --workdir?"),
+        ("wrokdir=x", "did you mean --workdir?"),
+        ("processid=1", "did you mean --process_id?"),
+        ("colour=red", "the flags of this command are --workdir, --process_id, and --config.FIELD=VALUE"),
+    ],
+)
+def test_a_flag_that_other_projects_have_names_the_field(typed, message):
+    values = flags_of("main", "workdir", "process_id", config=True)
+    with pytest.raises(ConfigError) as error:
+        cli.parse_flags(["main", f"--{typed}"], values)
+    assert str(error.value).startswith(f"unknown flag --{typed.partition('=')[0]}; {message}"), error.value
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("config.source.path=x", "this command reads the config of a run, and sets no field of it"),
+        ("config=x", "this command reads the config of a run, and sets no field of it"),
+        ("epochs=3", "unknown flag --epochs"),
+    ],
+)
+def test_a_command_without_a_config_names_its_own_flags_alone(typed, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        cli.parse_flags(["evaluate", f"--{typed}"], flags_of("evaluate", "workdir", "split"))
+    assert str(error.value).endswith("; the flags of this command are --workdir, --split")
+
+
+def test_a_config_is_found_by_its_bare_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").touch()
+    with pytest.raises(
+        ConfigError, match=rf"digits_fm does not exist; did you mean '{ROOT}/configs/digits_fm.py:smoke'"
+    ):
+        config_of("--config=digits_fm:smoke")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits_fm.py").touch()
+    with pytest.raises(ConfigError, match=r"digit_fm.py does not exist; did you mean 'configs/digits_fm.py'\?$"):
+        config_of("--config=digit_fm.py")
+    with pytest.raises(ConfigError, match=r"nets does not exist; expected one of .*my_nets.py"):
+        config_of("--config=resnets")
+
+
 def test_a_config_file_is_run_once(tmp_path):
     path = tmp_path / "mine.py"
     program = (ROOT / "configs" / "digits_fm.py").read_text()

@@ -10,7 +10,7 @@ from typing import Any
 from big_distill.config.checks import expected
 from big_distill.config.schema import Config
 from big_distill.config.values import type_of
-from big_distill.errors import ConfigError, nearest
+from big_distill.errors import ConfigError, close, nearest
 
 
 def fields_of(schema: Any = Config, prefix: str = "config") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
@@ -21,6 +21,48 @@ def fields_of(schema: Any = Config, prefix: str = "config") -> Iterator[tuple[st
             yield from fields_of(type_, f"{prefix}.{field.name}")
         else:
             yield f"{prefix}.{field.name}", field, type_
+
+
+_ALSO_CALLED = {
+    "optimizer.lr": ("learning_rate", "rate"),
+    "optimizer.schedule": ("scheduler", "lr_schedule"),
+    "optimizer.weight_decay": ("wd",),
+    "optimizer.name": ("opt", "optim"),
+    "batch_size": ("bs",),
+    "total_steps": ("iterations", "iters", "max_steps"),
+    "num_classes": ("nb_classes",),
+    "source.name": ("data", "dataset"),
+    "source.path": ("data", "dataset", "data_path", "train_dir", "root"),
+    "source.num_threads": ("workers", "threads"),
+    "view.image_size": ("img_size", "input_size", "resolution"),
+    "student.name": ("model", "arch", "network"),
+    "objective.name": ("loss", "criterion"),
+    "objective.temperature": ("temp", "tau"),
+    "init_from": ("pretrained", "weights", "checkpoint", "ckpt"),
+    "teacher.path": ("teacher_path", "teacher_checkpoint"),
+    "dtype": ("precision", "amp", "fp16", "bf16"),
+}
+
+
+def by_common_name() -> dict[str, list[str]]:
+    """Maps the bare name of every field, and what other projects call it, to dotted names: lr, learning_rate, data."""
+    names: dict[str, list[str]] = {}
+    for path, *_ in fields_of():
+        if not path.startswith(("config.eval_source", "config.teacher.model")):
+            names.setdefault(path.rpartition(".")[2], []).append(path)
+    for path, others in _ALSO_CALLED.items():
+        for other in others:
+            names.setdefault(other, []).append(f"config.{path}")
+    for part in ("student", "objective", "optimizer", "source"):  # a group is often meant by what names it
+        names[part] = [f"config.{part}.name"]
+    names["teacher"] = ["config.teacher.path"]
+    return names
+
+
+def meant(name: str) -> list[str]:
+    """Finds the fields, by dotted names, that a bare name may mean; at most three."""
+    known = by_common_name()
+    return next((known[other][:3] for other in close(name, known)), [])
 
 
 def describe_fields() -> str:
@@ -48,7 +90,7 @@ def type_at(path: str) -> Any:
             raise ConfigError(f"{path}: {prefix} has no fields of its own")
         names = [f.name for f in dataclasses.fields(schema)]
         if name not in names:
-            elsewhere = [path for path, *_ in fields_of() if path.rpartition(".")[2] == name]
+            elsewhere = by_common_name().get(name) or ([] if close(name, names) else meant(name))
             near = f"; did you mean {elsewhere[0]!r}?" if elsewhere else nearest(name, names)
             raise ConfigError(f"{prefix}.{name} is not a field of the config{near}")
         schema, prefix = type_of(schema, name)[0], f"{prefix}.{name}"

@@ -20,7 +20,7 @@ from big_distill.config import (
     TeacherConfig,
 )
 from big_distill.config.values import type_of
-from big_distill.errors import ConfigError, nearest
+from big_distill.errors import ConfigError, close, nearest
 
 
 def template() -> ConfigDict:
@@ -45,14 +45,23 @@ def load_config(path: str | pathlib.Path, arg: str = "") -> ConfigDict:
     """Calls `get_config(arg)` of a config file, so that one builds on another, as mnist_kd on mnist_teacher."""
     path = pathlib.Path(path)
     if not path.is_file():
-        there = sorted(str(file) for file in path.parent.glob("*.py"))
-        raise ConfigError(f"config file {path} does not exist{nearest(str(path), there) if there else ''}")
+        raise ConfigError(f"config file {path} does not exist{_near_files(path, arg)}")
     spec = importlib.util.spec_from_file_location(f"big_distill_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"config file {path}: expected a Python program, *.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(arg)
+
+
+def _near_files(path: pathlib.Path, arg: str) -> str:
+    """Names the config file that a path, or a bare name, may mean: one beside it, in configs/ or in the checkout."""
+    checkout = pathlib.Path(__file__).parents[2] / "configs"
+    folders = checkout, pathlib.Path("configs"), path.parent
+    files = {file.stem: str(file) for folder in folders for file in sorted(folder.glob("*.py"))}
+    if found := close(path.stem, files):
+        return f"; did you mean {f'{files[found[0]]}:{arg}'.rstrip(':')!r}?"
+    return nearest(str(path), sorted(files.values())) if files else ""
 
 
 def parse_arg(arg: str | None, **defaults: str | bool) -> types.SimpleNamespace:

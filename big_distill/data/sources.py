@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import importlib.util
@@ -20,7 +19,7 @@ from big_distill.data.folders import open_folder
 from big_distill.data.idx import open_idx
 from big_distill.data.reading import with_bit_depth
 from big_distill.data.split_names import split_ids
-from big_distill.errors import ConfigError, DataError, nearest
+from big_distill.errors import ConfigError, DataError, close, nearest
 
 BUILT_IN_FILES = ("folder", "idx")
 BUILT_IN = ("digits", "random", *BUILT_IN_FILES)
@@ -243,7 +242,7 @@ def _tfds_builder(name: str, data_dir: str | None) -> Any:
     if name in archives.DATASETS:
         command = f"python -m big_distill.prepare --dataset={name} --archives=DIR --data_dir={root}"
     elif name.split("/")[0] not in known:
-        near = difflib.get_close_matches(name, known, 1)
+        near = close(name, known)
         hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(BUILT_IN)}, a TFDS set, module:function"
         raise ConfigError(f"config.source.name={name!r} is not known; {hint}") from missing
     elif importlib.util.find_spec("tensorflow") is None:

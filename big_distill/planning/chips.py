@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -25,7 +24,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from big_distill.errors import ConfigError
+from big_distill.errors import ConfigError, close
 from big_distill.planning.gpu_targets import GPU_TARGETS
 
 
@@ -194,7 +193,7 @@ def _cpus(name: str, flag: str) -> Slice:
 
 def _nearest(name: str) -> str:
     known = [f"{kind}:{shape}" for kind, chip in (TPUS | GPUS).items() for shape in chip.shapes] + ["cpu", "cpu:8"]
-    near = _of_cloud(name) or difflib.get_close_matches(name, known, 3, 0.4)
+    near = _of_cloud(name) or close(name, known, 3) or close(name.partition(":")[0], known, 3)
     return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
 
 

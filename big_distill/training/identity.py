@@ -116,10 +116,8 @@ def check_moved(config: Config, workdir: pathlib.Path) -> None:
         return
     _check_known(config, workdir)
     on = config.evaluated_on
-    now = of_data(
-        open_split(config, config.source, config.source.train),
-        [open_split(config, on, split) for split in (on.validation, on.test) if split],
-    )
+    train = open_split(config, config.source, config.source.train)
+    now = of_data(train, [open_split(config, on, split, train.bit_depth) for split in (on.validation, on.test) if split])
     now |= {"teacher": of_networks(teachers.read(config, workdir)), "initial": of_initial(config, workdir)}
     check(config, workdir, now | {"config": of_config(config, workdir)})
     if config.teacher.config:

@@ -373,7 +373,7 @@ def test_both_stages_are_of_one_network(staged):
         ("rank_energy", 1.5, r"config.compress.rank_energy=1.5: expected a number in"),
         ("integer_bits", 9, r"config.compress.integer_bits=9: expected one of 0, 2, 3,"),
         ("rest", "float16", r"config.compress.rest='float16' is not known; did you mean 'bfloat16'"),
-        ("prune_schedule", "cube", r"config.compress.prune_schedule='cube' is not known; did you mean 'cubic'"),
+        ("prune_schedule", "cubc", r"config.compress.prune_schedule='cubc' is not known; did you mean 'cubic'"),
         ("layers", "(", r"config.compress.layers='\(' is not a regular expression"),
     ],
 )

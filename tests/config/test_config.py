@@ -52,7 +52,11 @@ def set_(config, path, value):
         ("matmul_precision", "float23", "config.matmul_precision='float23' is not known; did you mean 'float32'"),
         ("num_classes", 1, "config.num_classes=1: expected at least 2"),
         ("total_steps", 0, "total_epochs .or total_steps. must be set"),
-        ("student.name", "byt", "config.student.name='byt' is not known; did you mean 'bit'"),
+        (
+            "student.name",
+            "byt",
+            "config.student.name='byt' is not known; expected one of mlp, lenet5, cnn, six_layer_cnn, bit, ",
+        ),
         ("student.depth", 50, "config.student.depth=50: the model 'cnn' does not read it"),
         ("student.features", (4,), "a cnn has two"),
         ("view.image_size", 3, "an image of 3 px is smaller than the 4 px that a 'cnn' needs"),
@@ -312,7 +316,7 @@ def test_the_teacher_of_a_smoke_stays_on_the_students_data(tiny):
         ("mobilenet_v3_large", "width", -1.0, r"width=-1.0: expected a number in \(0, 1000\]"),
         ("vit_small", "padding", "symmetric", "does not read it .it reads features, patch_size"),
         ("mobilenet_v3_large", "norm", "layer", "norm='layer' is not known; expected one of batch, group"),
-        ("efficientnet_lite0", "padding", "SAME", "padding='SAME' is not known; expected one of same, symmetric"),
+        ("efficientnet_lite0", "padding", "SAME", "padding='SAME' is not known; did you mean 'same'"),
         ("efficientnet_lite0", "norm", "group", "does not read it .it reads features, blocks, width, padding"),
     ],
 )

@@ -8,13 +8,12 @@ packages from PyPI.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import pathlib
 import re
 
 from big_distill.config import ModelConfig
-from big_distill.errors import RunError
+from big_distill.errors import RunError, close
 from big_distill.weights.pretrained.fetch import fetch
 
 _BUCKET = "gs://bit_models"
@@ -48,7 +47,7 @@ def locate(path: str) -> pathlib.Path:
         return fetch(VANITY[path])
     if path in PACKAGES:
         return _packaged(path)
-    near = difflib.get_close_matches(path.lower(), [*VANITY, *PACKAGES], 1, 0.6)
+    near = close(path, [*VANITY, *PACKAGES])
     if near:
         raise RunError(f"{path} does not exist; did you mean {near[0]!r}?")
     where = "" if local.is_absolute() else f" from {pathlib.Path.cwd()}"
