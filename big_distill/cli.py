@@ -171,7 +171,7 @@ def _unknown_flag(name: str, values: flags.FlagValues) -> str:
     known = "; the flags of this command are " + ", ".join(f"--{one}" for one in ours)
     if "config" not in values:
         if name.startswith("config"):
-            return f"unknown flag --{name}: this command reads the config of a run, and replaces no more of it than its data{known}"
+            return f"unknown flag --{name}: this command reads a run's config, and replaces only its data{known}"
         found = [f"--{one}" for one in close(_WORKDIRS.get(name, name), ours)]
     else:
         spelt = close(name, [*ours, *by_common_name(), *_WORKDIRS])

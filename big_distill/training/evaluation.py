@@ -154,7 +154,7 @@ def with_data(config: Config, fields: Mapping[str, str | None]) -> Config:
     if not given:
         return config
     other = dataclasses.replace(config.evaluated_on, **given)
-    where = f"the run is evaluated on its {other.name}" + (f" {other.path}" if other.path else "")
+    where = f"the run is evaluated on its {other.name} {config.evaluated_on.path or ''}".rstrip()
     if "data_dir" in given and other.name in BUILT_IN:
         raise ConfigError(f"--data_dir={given['data_dir']} is a root of TFDS sets, but {where}")
     if "path" in given and other.name not in BUILT_IN_FILES and ":" not in other.name:

@@ -117,7 +117,9 @@ def check_moved(config: Config, workdir: pathlib.Path) -> None:
     _check_known(config, workdir)
     on = config.evaluated_on
     train = open_split(config, config.source, config.source.train)
-    now = of_data(train, [open_split(config, on, split, train.bit_depth) for split in (on.validation, on.test) if split])
+    now = of_data(
+        train, [open_split(config, on, split, train.bit_depth) for split in (on.validation, on.test) if split]
+    )
     now |= {"teacher": of_networks(teachers.read(config, workdir)), "initial": of_initial(config, workdir)}
     check(config, workdir, now | {"config": of_config(config, workdir)})
     if config.teacher.config:
