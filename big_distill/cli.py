@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging as std_logging
 import os
@@ -228,16 +229,19 @@ def run(main: Callable[[], None]) -> None:
     try:
         app.run(guarded, flags_parser=parser)
     except BigDistillError as error:
-        if isinstance(error, Preempted):  # a further signal changes nothing
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if isinstance(error, Preempted):
+            _leave(str(error), error.exit_status)
         _exit(str(error), error.exit_status)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         _exit(f"{error.filename or 'a file'}: {error.strerror}", RunError.exit_status)
     except KeyboardInterrupt:
-        _exit("interrupted", _INTERRUPTED)
+        _leave("interrupted", _INTERRUPTED)
+    except SystemExit as left:
+        if left.code != _TERMINATED:
+            raise
+        _leave("", _TERMINATED)
 
 
 def _as_flag(argument: str) -> str:
@@ -277,3 +281,17 @@ def _signal_again(number: int) -> None:
 def _exit(message: str, status: int) -> None:
     print(f"big_distill: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def _leave(message: str, status: int) -> None:
+    """Ends a process that a signal stopped, at once: Python does not take its modules apart.
+
+    The signal may have interrupted the wait for a compilation. XLA goes on with it in another thread, which crashes
+    when JAX's client is gone. A further signal changes nothing.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for stream, text in ((sys.stdout, ""), (sys.stderr, f"big_distill: {message}\n" if message else "")):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            print(text, end="", file=stream, flush=True)
+    os._exit(status)

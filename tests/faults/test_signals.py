@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -153,5 +154,70 @@ def test_a_signal_that_a_callback_swallowed_is_heard(name, main, status, message
     script = SWALLOWS.format(name, main)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=processes.HANG_SECONDS
+    )
+    assert (done.returncode, done.stderr) == (status, message)
+
+
+COMPILES = """
+import os, signal, sys, threading, time
+import jax, jax.numpy as jnp
+from big_distill import cli
+from big_distill.training import preemption
+
+def strike():
+    while True:  # until the main thread is in JAX's compiler
+        time.sleep(0.01)
+        frame = sys._current_frames()[threading.main_thread().ident]
+        while frame and not frame.f_code.co_name.startswith("backend_compile"):
+            frame = frame.f_back
+        if frame:
+            break
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.{0})
+
+@jax.jit
+def slow(x):
+    for i in range(40):  # ten seconds of compilation: it outlasts the usual end of a process
+        x = jnp.sort(x @ x + i, axis=i % 2)
+    threading.Thread(target=strike, daemon=True).start()
+    return x
+
+def trains():
+    with preemption.Preemption(20):
+        slow(jnp.ones((8, 8)))
+
+def does_not():
+    slow(jnp.ones((8, 8)))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.run({1})
+"""
+
+
+def without_cache():
+    """Returns an environment in which XLA compiles all, and slowly, as on a user's machine."""
+    ours = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "main", "status", "message"),
+    [
+        ("SIGTERM", "trains", 75, "big_distill: stopped by SIGTERM, with nothing to save; the same command goes on\n"),
+        ("SIGINT", "does_not", 130, "big_distill: interrupted\n"),
+        ("SIGTERM", "does_not", 143, ""),
+    ],
+)
+def test_a_signal_while_xla_compiles_sets_the_status(name, main, status, message):
+    """XLA compiles on in another thread when a signal interrupts the wait for it; the process must not crash by it."""
+    script = COMPILES.format(name, main)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=processes.HANG_SECONDS,
+        env=without_cache(),
     )
     assert (done.returncode, done.stderr) == (status, message)
