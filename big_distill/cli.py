@@ -217,6 +217,7 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(0)
         if flags.FLAGS["verbosity"].using_default_value:  # absl would set INFO, under which Orbax prints much
             logging.set_verbosity(logging.WARNING)
+            handler.addFilter(lambda record: "/orbax/" not in record.pathname)  # `Checkpoints` says what users can mend
         if rest[1:]:
             raise ConfigError(f"unexpected argument {rest[1]!r}: flags start with --{_as_flag(rest[1])}")
         return rest

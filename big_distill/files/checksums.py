@@ -14,19 +14,22 @@ from big_distill.files import atomic
 LIST_FILE = "checksums.sha256"
 
 
-def write(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> None:
-    """Writes the list of all files below a directory but those `unlisted`, whole or not at all."""
-    lines = [f"{sha256(directory / name)}  {name}\n" for name in _names(directory) if name not in unlisted]
+def write(directory: pathlib.Path) -> None:
+    """Writes the list of all files below a directory, whole or not at all."""
+    lines = [f"{sha256(directory / name)}  {name}\n" for name in _names(directory)]
     atomic.write(directory / LIST_FILE, "".join(lines).encode())
 
 
 def damage(directory: pathlib.Path, unlisted: Sequence[str] = ()) -> str | None:
-    """Says what has changed since `write`, such as 'state/manifest.ocdbt is missing'; None if nothing has."""
+    """Says what has changed since `write`, such as 'state/manifest.ocdbt is missing'; None if nothing has.
+
+    Only files that are `unlisted` may be there without being in the list.
+    """
     try:
         lines = (directory / LIST_FILE).read_text().splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         there = set(_names(directory))
-        for name in sorted((there | sums.keys()) - {LIST_FILE, *unlisted}):
+        for name in sorted((there - {LIST_FILE, *unlisted}) | sums.keys()):
             if name not in there:
                 return f"{name} is missing"
             if name not in sums:

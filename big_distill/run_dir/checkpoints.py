@@ -27,7 +27,21 @@ from big_distill.terminal import say
 
 _SELECTABLE = next(f for f in dataclasses.fields(Config) if f.name == "select_by").metadata["choices"]
 _LESS_IS_BETTER = ("nll", "kl")
-_UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax writes them last, and a restore needs neither
+_UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")  # older checkpoints have no sums of these two
+
+
+class _Pinned(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """Makes a step of a directory that all processes have written: adds the checksums of its files, then renames it.
+
+    Orbax's own would write two more files in between, which no list could hold: when the step was saved, and that.
+    """
+
+    async def finalize(self) -> None:
+        """Makes the step, on process 0, in the thread that saves."""
+        if self._checkpoint_metadata_store is not None:
+            self._checkpoint_metadata_store.wait_until_finished()
+        checksums.write(pathlib.Path(self.get()))
+        self.get().rename(self.get_final())
 
 
 class _Manager(ocp.CheckpointManager):
@@ -66,7 +80,7 @@ class Checkpoints:
                     cleanup_tmp_directories=not read_only,  # in a live run they are saves under way
                     read_only=read_only,
                     create=not read_only,
-                    async_options=ocp.AsyncOptions(post_finalization_callback=self._pin),
+                    temporary_path_class=_Pinned,
                 ),
             )
         except (KeyError, OSError, TypeError, ValueError) as error:  # raised while it reads the metrics
@@ -90,18 +104,6 @@ class Checkpoints:
         self._saving = step
         with self._errors_of_saving():
             self._manager.save(step, args=args, metrics=metrics, force=True)
-
-    def _pin(self) -> None:
-        """Adds the checksums when all processes have written their files, before a rename makes them a step.
-
-        In Orbax 0.12 the callback named after the finalization comes before the rename. If it came later, every save
-        would fail.
-        """
-        saves = self._directory.glob(f"{self._saving}.*")
-        directory = next((path for path in saves if ocp.utils.is_tmp_checkpoint(path)), None)
-        if directory is None:
-            raise RuntimeError("Orbax has renamed the directory before its checksums were in it")
-        checksums.write(directory, _UNLISTED)
 
     def _wait(self) -> None:
         """Waits until everything is on disk. It raises what an asynchronous save raised."""

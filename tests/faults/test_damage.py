@@ -68,13 +68,14 @@ def stopped(runs, tmp_path):
 
 
 def files(workdir, step):
-    """Lists the files of a saved step that a restore reads: all but Orbax's last two."""
-    directory = workdir / "checkpoints" / str(step)
-    names = ("_CHECKPOINT_METADATA", "commit_success.txt")
-    return [path for path in directory.rglob("*") if path.is_file() and str(path.relative_to(directory)) not in names]
+    """Lists the files of a saved step."""
+    return [path for path in (workdir / "checkpoints" / str(step)).rglob("*") if path.is_file()]
 
 
 def test_every_damage_to_every_file_is_seen(stopped):
+    assert {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "metadata", "metrics", checksums.LIST_FILE} <= {
+        path.name for path in files(stopped, 5)
+    }
     for path in files(stopped, 5):
         kept = path.read_bytes()
         for damage in DAMAGES:
@@ -87,6 +88,16 @@ def test_every_damage_to_every_file_is_seen(stopped):
     assert checkpoints.verify(stopped) == {3: None, 5: None}
     (stopped / "checkpoints" / "5" / "state" / "more").touch()
     assert checkpoints.verify(stopped)[5] == f"state/more is not in {checksums.LIST_FILE}"
+
+
+def test_a_checkpoint_of_before_these_two_files_had_sums_is_whole(runs, stopped):
+    """Orbax wrote two files after the list."""
+    directory = stopped / "checkpoints" / "5"
+    lines = (directory / checksums.LIST_FILE).read_text().splitlines(keepends=True)
+    (directory / checksums.LIST_FILE).write_text("".join(x for x in lines if "  _CHECKPOINT_METADATA" not in x))
+    (directory / "commit_success.txt").write_text("Checkpoint commit was successful")
+    assert checkpoints.verify(stopped) == {3: None, 5: None}
+    assert train_and_evaluate(runs[0], stopped)["resumed_at"] == [5]
 
 
 def largest(workdir, step):
