@@ -105,6 +105,12 @@ class Checkpoints:
         with self._errors_of_saving():
             self._manager.save(step, args=args, metrics=metrics, force=True)
 
+    def check(self) -> None:
+        """Raises what the last save has raised, once it is over. Does not wait for a save under way."""
+        if self._saving and not self._manager.is_saving_in_progress():
+            self._wait()
+            self._saving = 0  # whole: there is nothing to ask any more
+
     def _wait(self) -> None:
         """Waits until everything is on disk. It raises what an asynchronous save raised."""
         with self._errors_of_saving():

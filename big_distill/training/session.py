@@ -82,7 +82,12 @@ class Session:
             self._stopwatch.stop()
 
     def end_chunk(self, steps: range, metrics: dict[str, Any]) -> None:
-        """Counts the steps of a chunk that was dispatched, and moves the bar."""
+        """Counts the steps of a chunk that was dispatched, and moves the bar.
+
+        Raises:
+          RunError: the last save has failed since.
+        """
+        self._checkpoints.check()
         self._applied[steps[0]] = metrics["applied"]
         if len(steps) not in self._compiled:
             jax.block_until_ready(metrics)  # compiled: from here on, time is training time

@@ -1,13 +1,20 @@
 """Checks that a full or read-only disk gives one line, that nothing is lost, and that the same command goes on."""
 
+import errno
+import os
 import re
 import subprocess
+import threading
 
 import processes
 import pytest
 from processes import STAGED
 
-from big_distill.run_dir import checkpoints
+from big_distill.errors import RunError
+from big_distill.files import checksums
+from big_distill.resolve import resolve
+from big_distill.run_dir import checkpoints, metrics
+from big_distill.training.loop import train_and_evaluate
 
 # A checkpoint takes about 700 kB.
 COMMAND = [f"{STAGED}:stages=teacher", "--config.student.features=(64,128)", "--config.keep_latest=50",
@@ -55,6 +62,30 @@ def test_a_save_that_does_not_fit(whole, disk):
     status, out, err = processes.run(*COMMAND, f"--workdir={workdir}")
     assert status == 0 and f"resumes at step {steps[-1]} of" in out, err
     assert processes.outcome(workdir) == whole
+
+
+def test_a_save_that_fails_in_the_background_is_reported_at_the_next_step(tiny, tmp_path, monkeypatch):
+    write, update, steps = checksums.write, metrics.Progress.update, []
+
+    def fails(directory):
+        if directory.name.startswith("4."):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(directory)
+
+    def waits_for_the_save(self, step):
+        update(self, step)
+        steps.append(step)
+        for thread in threading.enumerate():
+            if thread.name == "save_finalize":
+                threading.Thread.join(thread)  # its own would raise here
+
+    monkeypatch.setattr(checksums, "write", fails)
+    monkeypatch.setattr(metrics.Progress, "update", waits_for_the_save)
+    tiny.total_steps, tiny.eval_every_steps = 40, 20
+    tiny.checkpoint_every_steps = 2
+    with pytest.raises(RunError, match=r"step 4 could not be saved .*No space left on device.*; the newest .* is step 2"):
+        train_and_evaluate(resolve(tiny, 1, "cpu"), tmp_path)
+    assert steps == [1, 2, 3, 4, 5]
 
 
 def test_a_write_that_ends_after_its_save_has_failed():
