@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from big_distill import weights
 from big_distill.errors import RunError
 from big_distill.export import litert, onnx_graph, stablehlo
-from big_distill.export.function import Classifier, Views, input_of
+from big_distill.export.function import LITERT, ONNX, Classifier, Extra, Views, input_of
 from big_distill.files import atomic, checksums
 from big_distill.run_dir.layout import read_json, write_json
 from big_distill.weights import container
@@ -29,11 +29,13 @@ class Format:
     write: `(path, network, views)`, writes the file, whole or not at all; a format that measures ranges calls `views`.
     read: makes a function from pixels to logits from an executable file; None if the file holds weights and a card,
       which `weights.load` reads.
+    extra: what both need, if they need more than this package does.
     """
 
     suffix: str
     write: Callable[[pathlib.Path, weights.Network, Views], None]
     read: Callable[[pathlib.Path], Classifier] | None = None
+    extra: Extra | None = None
 
 
 def _write_tflite(path: pathlib.Path, network: weights.Network, views: Views) -> None:
@@ -47,8 +49,8 @@ def _write_tflite(path: pathlib.Path, network: weights.Network, views: Views) ->
 FORMATS = {
     "container": Format(container.SUFFIX, lambda path, network, _: container.write(path, weights.contents(network))),
     "safetensors": Format(".safetensors", lambda path, network, _: atomic.write(path, save(weights.contents(network)))),
-    "tflite": Format(".tflite", _write_tflite, litert.read),
-    "onnx": Format(".onnx", lambda path, network, _: onnx_graph.write(path, network), onnx_graph.read),
+    "tflite": Format(".tflite", _write_tflite, litert.read, LITERT),
+    "onnx": Format(".onnx", lambda path, network, _: onnx_graph.write(path, network), onnx_graph.read, ONNX),
     "stablehlo": Format(".stablehlo", lambda path, network, _: stablehlo.write(path, network), stablehlo.read),
 }
 EXECUTABLE_SUFFIXES = tuple(format_.suffix for format_ in FORMATS.values() if format_.read)

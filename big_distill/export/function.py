@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
+import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,10 +86,32 @@ def check_pixels(pixels: np.ndarray, shape: tuple[int, ...]) -> None:
         raise DataError(f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [B, {expected}]")
 
 
-@contextlib.contextmanager
-def extra(name: str, files: str) -> Iterator[None]:
-    """Guards imports of packages that an extra installs: without them it raises a ConfigError that names the extra."""
-    try:
-        yield
-    except ImportError as error:
-        raise ConfigError(f"{files} files need the extra {name}: pip install 'big_distill[{name}]'") from error
+@dataclasses.dataclass(frozen=True)
+class Extra:
+    """Names an extra of this package, its packages, and the files that need them.
+
+    `with extra:` guards imports of the packages. It raises a ConfigError that names the extra if one is missing.
+    """
+
+    name: str
+    files: str
+    packages: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raises ConfigError unless all packages are installed. Imports none of them."""
+        if not all(map(importlib.util.find_spec, self.packages)):
+            raise self._error()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, ImportError):
+            raise self._error() from error
+
+    def _error(self) -> ConfigError:
+        return ConfigError(f"{self.files} files need the extra {self.name}: pip install 'big_distill[{self.name}]'")
+
+
+ONNX = Extra("onnx", "ONNX", ("onnx", "onnxruntime"))
+LITERT = Extra("tf", "LiteRT", ("tensorflow", "ai_edge_litert"))

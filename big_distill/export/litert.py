@@ -21,7 +21,7 @@ from jax.extend import core
 
 from big_distill import weights
 from big_distill.errors import RunError
-from big_distill.export.function import Classifier, check_pixels, extra, pixels_shape, pixels_to_logits
+from big_distill.export.function import LITERT, Classifier, check_pixels, pixels_shape, pixels_to_logits
 from big_distill.export.interpreter import bind, interpret
 from big_distill.files import atomic
 from big_distill.terminal import silent
@@ -78,7 +78,7 @@ def read(path: pathlib.Path) -> Classifier:
       ConfigError: the extra is not installed.
       RunError: no such file, or not one of these.
     """
-    with extra("tf", "LiteRT"):
+    with LITERT:
         from ai_edge_litert.interpreter import Interpreter
     try:
         with silent():
@@ -105,7 +105,7 @@ def read(path: pathlib.Path) -> Classifier:
 
 def _converted(function: Function, shape: tuple[int, int, int], dtype: Any) -> bytes:
     """Converts a function of pixels [1, *shape] to the bytes of a LiteRT model."""
-    with extra("tf", "LiteRT"):
+    with LITERT:
         import tensorflow as tf
     from jax.experimental import jax2tf
 

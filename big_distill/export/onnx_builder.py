@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from big_distill.export.function import extra
+from big_distill.export.function import ONNX
 
 BATCH = 1_000_003
 """Stands for the batch size in shapes. It is a prime beyond any width, so only the dimensions with the batch in them
@@ -45,7 +45,7 @@ class Builder:
     """
 
     def __init__(self) -> None:
-        with extra("onnx", "ONNX"):
+        with ONNX:
             import onnx
         self.onnx = onnx
         self.nodes: list[Any] = []

@@ -15,7 +15,7 @@ from jax.extend import core
 from big_distill import weights
 from big_distill.errors import RunError
 from big_distill.export import onnx_primitives
-from big_distill.export.function import Classifier, check_pixels, extra, pixels_shape, pixels_to_logits
+from big_distill.export.function import ONNX, Classifier, check_pixels, pixels_shape, pixels_to_logits
 from big_distill.export.interpreter import bind, interpret, type_of
 from big_distill.export.onnx_builder import BATCH, INPUT, Builder, Tensor, Value, has_batch
 from big_distill.files import atomic
@@ -46,7 +46,7 @@ def read(path: pathlib.Path) -> Classifier:
       ConfigError: the extra is not installed.
       RunError: no such file, or not one of these.
     """
-    with extra("onnx", "ONNX"):
+    with ONNX:
         import onnxruntime
     try:
         session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import shutil
 import statistics
 import timeit
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -79,37 +80,58 @@ def pack(
     pixels = next(iter(data))["pixels"]
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
     stem = "-".join(["student", *([step] if step != "final" else []), *([precision] if precision else [])])
-    trial = workdir / _TRIAL_DIR  # a file replaces a good one only after it was evaluated
-    files = {name: trial / (stem + FORMATS[name].suffix) for name in formats}
-    processes.on_first_process(lambda: _write(trial, files, student, views))
-    networks = [predictor.load(file, student.architecture) for file in files.values()]
-    logits = predictor.of_network(student).classify(pixels)
-    differences = [
-        _check(file, student, network.classify(pixels), logits)
-        for file, network in zip(files.values(), networks, strict=True)
-    ]
-    scores = evaluate_predictors(networks, teacher, data, mesh)
-    dense = dataclasses.replace(student.architecture, model=config.student)
-    num_weights = weights.num_params(dense.abstract_variables())
+    with _trial_directory(workdir) as trial:  # a file replaces a good one only after it was evaluated
+        files = {name: trial / (stem + FORMATS[name].suffix) for name in formats}
+        processes.on_first_process(lambda: _write(files, student, views))
+        networks = [predictor.load(file, student.architecture) for file in files.values()]
+        logits = predictor.of_network(student).classify(pixels)
+        differences = [
+            _check(file, student, network.classify(pixels), logits)
+            for file, network in zip(files.values(), networks, strict=True)
+        ]
+        scores = evaluate_predictors(networks, teacher, data, mesh)
+        dense = dataclasses.replace(student.architecture, model=config.student)
+        num_weights = weights.num_params(dense.abstract_variables())
 
-    def keep() -> list[dict[str, Any]]:
-        shared: dict[str, Any] = {"precision": precision, "step": step, "split": split}
-        shared |= {"nonzero": weights.num_nonzero(student.variables["params"]), "flops": _flops(student)}
-        rows = []
-        for name, network, difference, metrics in zip(files, networks, differences, scores, strict=True):
-            path, size = workdir / files[name].name, files[name].stat().st_size
-            row: dict[str, Any] = {"format": name, "path": str(path), **shared, "bytes": size}
-            row |= {"ratio": 4 * num_weights / size, "bits_per_weight": 8 * size / num_weights}
-            row |= {"difference": difference, **{key: metrics.get(key) for key in ("accuracy", "agreement")}}
-            rows.append(row | {"latency_ms": _latency(network, pixels[:1]), "machine": machine()})
-        _put_in_place(workdir, trial, rows)
-        return rows
+        def keep() -> list[dict[str, Any]]:
+            shared: dict[str, Any] = {"precision": precision, "step": step, "split": split}
+            shared |= {"nonzero": weights.num_nonzero(student.variables["params"]), "flops": _flops(student)}
+            rows = []
+            for name, network, difference, metrics in zip(files, networks, differences, scores, strict=True):
+                path, size = workdir / files[name].name, files[name].stat().st_size
+                row: dict[str, Any] = {"format": name, "path": str(path), **shared, "bytes": size}
+                row |= {"ratio": 4 * num_weights / size, "bits_per_weight": 8 * size / num_weights}
+                row |= {"difference": difference, **{key: metrics.get(key) for key in ("accuracy", "agreement")}}
+                rows.append(row | {"latency_ms": _latency(network, pixels[:1]), "machine": machine()})
+            _put_in_place(workdir, trial, rows)
+            return rows
 
-    return cast(list[dict[str, Any]], processes.on_first_process(keep))
+        return cast(list[dict[str, Any]], processes.on_first_process(keep))
+
+
+@contextlib.contextmanager
+def _trial_directory(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Makes an empty directory, and removes it with all that is left there, also after an error or a signal."""
+    trial = workdir / _TRIAL_DIR
+
+    def make() -> None:
+        shutil.rmtree(trial, ignore_errors=True)  # a pack that was killed may have left it
+        trial.mkdir()
+
+    processes.on_first_process(make)
+    try:
+        yield trial
+    finally:
+        if jax.process_index() == 0:
+            shutil.rmtree(trial, ignore_errors=True)
 
 
 def _checked(formats: Sequence[str], precision: str | None) -> list[str]:
-    """Returns the formats, each once; raises ConfigError if there is none, or if one or the precision is unknown."""
+    """Returns the formats, each once.
+
+    Raises:
+      ConfigError: there is none, one or the precision is unknown, or the extra that one needs is missing.
+    """
     for flag, known, given in (
         ("--formats", list(FORMATS), formats),
         ("--quantize", list(rounding.PRECISIONS), [precision] if precision else []),
@@ -119,13 +141,14 @@ def _checked(formats: Sequence[str], precision: str | None) -> list[str]:
                 raise ConfigError(f"{flag}={','.join(given)}: {name!r} is not known{nearest(name, known)}")
     if not formats:
         raise ConfigError(f"--formats= is empty: expected some of {', '.join(FORMATS)}")
+    for extra in (FORMATS[name].extra for name in formats):
+        if extra is not None:
+            extra.check()
     return list(dict.fromkeys(formats))
 
 
-def _write(trial: pathlib.Path, files: Mapping[str, pathlib.Path], student: weights.Network, views: Views) -> None:
-    """Writes the files, given by format, and their cards into a new directory."""
-    shutil.rmtree(trial, ignore_errors=True)  # a pack that failed may have left it
-    trial.mkdir()
+def _write(files: Mapping[str, pathlib.Path], student: weights.Network, views: Views) -> None:
+    """Writes the files, given by format, and their cards."""
     for name, file in files.items():
         FORMATS[name].write(file, student, views)
         if FORMATS[name].read:
@@ -140,7 +163,6 @@ def _put_in_place(workdir: pathlib.Path, trial: pathlib.Path, rows: list[dict[st
     write_json(table, others)  # no row may describe a file that was replaced
     for file in sorted(trial.iterdir()):
         file.replace(workdir / file.name)
-    trial.rmdir()
     write_json(table, others + rows)
 
 

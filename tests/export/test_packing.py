@@ -162,12 +162,34 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"student.bdz does not hold what was written into it"):
         packing.pack(run, ["container"], "final", "validation")
     assert ((run / "student.bdz").read_bytes(), (run / "pack.json").read_text()) == (packed, kept)
-    (run / ".packing" / "student.onnx").write_bytes(b"of a pack that failed")
+    assert not (run / ".packing").exists()
+    (run / ".packing").mkdir()
+    (run / ".packing" / "student.onnx").write_bytes(b"of a pack that was killed")
     with pytest.raises(RunError, match=r"student.stablehlo does not compute what it should: its logits differ from "):
         packing.pack(run, ["stablehlo"], "final", "validation")
     monkeypatch.undo()
     packing.pack(run, ["container"], "final", "validation")
     assert not (run / "student.onnx").exists() and not (run / ".packing").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"), [("onnx", "onnxruntime", "onnx"), ("tflite", "tensorflow", "tf")]
+)
+def test_a_missing_extra_is_found_before_anything_is_read_or_written(tmp_path, monkeypatch, name, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"files need the extra {extra}: pip install 'big_distill\[{extra}\]'"):
+        packing.pack(tmp_path / "no run", ["container", name], "final", "validation")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(143)])
+def test_a_pack_that_fails_leaves_nothing(tmp_path, error):
+    (tmp_path / ".packing").mkdir()
+    (tmp_path / ".packing" / "student.onnx").touch()
+    with pytest.raises(type(error)), packing._trial_directory(tmp_path) as trial:
+        assert not list(trial.iterdir())
+        (trial / "student.bdz").touch()
+        raise error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.full
