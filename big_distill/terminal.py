@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import tqdm
+
+PERIOD_SECONDS = 30
+"""Time between two lines about work that takes long."""
 
 
 def say(message: str) -> None:
@@ -16,6 +21,35 @@ def say(message: str) -> None:
     if jax.process_index() == 0:
         tqdm.tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def reporting(status: Callable[[], str]) -> Iterator[None]:
+    """Says the status of what runs inside, in a line every `PERIOD_SECONDS`, from a thread of its own."""
+    over = threading.Event()
+
+    def report() -> None:
+        while not over.wait(PERIOD_SECONDS):
+            say(status())
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def doing(what: str) -> contextlib.AbstractContextManager[None]:
+    """Says what is being done inside, and for how long, if it takes long."""
+    began = time.monotonic()
+    return reporting(lambda: f"{what} ({interval(time.monotonic() - began)} so far)")
+
+
+def interval(seconds: float) -> str:
+    """Formats a time as minutes and seconds, with hours if there are any."""
+    return tqdm.tqdm.format_interval(seconds)
 
 
 def percent(value: float | None) -> str:

@@ -18,6 +18,7 @@ from big_distill.config import PROFILED_STEPS
 from big_distill.errors import RunError
 from big_distill.files import atomic
 from big_distill.run_dir.layout import to_json
+from big_distill.terminal import interval, reporting
 
 sys.modules["clu.metric_writers.summary_writer"] = importlib.import_module("big_distill.run_dir.tensorboard_writer")
 from clu import metric_writers, periodic_actions  # noqa: E402
@@ -111,25 +112,55 @@ def _cut(path: pathlib.Path, step: int, evaluated: bool) -> None:
 
 
 class Progress:
-    """Shows a bar with an ETA on a terminal, and makes CLU's report for its platforms."""
+    """Shows the steps, their rate, the time left and the loss; and makes CLU's report for its platforms.
+
+    On a terminal it is a bar. Elsewhere it is a line every `terminal.PERIOD_SECONDS`.
+    """
 
     def __init__(self, name: str, start_step: int, total_steps: int, writer: Any | None):
-        hidden = jax.process_index() != 0 or not sys.stderr.isatty()
+        terminal = sys.stderr.isatty()
         steps = {"initial": start_step, "total": total_steps, "unit": "step"}
+        hidden = jax.process_index() != 0 or not terminal
         self._bar = tqdm.tqdm(desc=name, **steps, disable=hidden, dynamic_ncols=True, mininterval=0.5)
         self._report = periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer)
+        self._name, self._step, self._total_steps, self._loss = name, start_step, total_steps, ""
+        self._other = "prepares the first step"
+        self._before = start_step, time.monotonic()
+        self._lines = contextlib.ExitStack()
+        if not terminal:
+            self._lines.enter_context(reporting(self._status))
+
+    def _status(self) -> str:
+        """Returns the line; the rate is that since the line before."""
+        (before, then), (step, now) = self._before, (self._step, time.monotonic())
+        self._before = step, now
+        where = f"step {step:,} of {self._total_steps:,}"
+        if self._other or step == before:
+            return f"{self._name}: {self._other or 'trains'}, at {where}{self._loss}"
+        rate = (step - before) / (now - then)
+        left = interval((self._total_steps - step) / rate)
+        return f"{self._name}: {where}, {rate:.3g} steps/s, {left} left{self._loss}"
+
+    def note(self, other: str) -> None:
+        """Notes what is done in place of steps, until another note or the next step; '' if nothing is."""
+        self._other = other
 
     def update(self, step: int) -> None:
         """Moves the bar to the step that was done last."""
+        if self._other:  # its time is none of the steps'
+            self._before = step, time.monotonic()
+        self._step, self._other = step, ""
         self._bar.update(step - self._bar.n)
         self._report(step)
 
     def show(self, loss: Any) -> None:
         """Writes the loss beside the bar."""
+        self._loss = f", loss {float(loss):.4g}"
         self._bar.set_postfix(loss=f"{float(loss):.4g}", refresh=False)
 
     def close(self) -> None:
         """Closes the bar and leaves it as it is."""
+        self._lines.close()
         self._bar.close()
 
 

@@ -20,7 +20,7 @@ from big_distill.run_dir.checkpoints import Checkpoints, read_meta, saved_steps,
 from big_distill.run_dir.environment import environment
 from big_distill.run_dir.metrics import last_logged, read_metrics
 from big_distill.state import TrainState
-from big_distill.terminal import say
+from big_distill.terminal import doing, say
 from big_distill.training import identity
 from big_distill.training.preemption import Preemption
 from big_distill.training.session import Clock, Position, Session, hardware
@@ -67,24 +67,28 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
             say(f"{workdir}: finished already")
             return summary
         set_aside_damaged(workdir)
-        data = open_data(config)
+        name = _name(prefix)
+        with doing(f"{name}: opens its data"):
+            data = open_data(config)
         run = set_up(config, workdir, data)  # first, so that an error in the student shows before anything is trained
         begun = saved_steps(workdir)
-        for inner, directory, name, what in (
+        for inner, directory, field, what in (
             (config.teacher.config, layout.TEACHER_DIR, "teacher.config", "teacher"),
             (None if begun else config.init_config, layout.INIT_DIR, "init_config", "first stage"),
         ):
             if inner is not None:
-                _run(inner, workdir / directory, preemption, f"{prefix}.{name}")
+                _run(inner, workdir / directory, preemption, f"{prefix}.{field}")
                 if preemption.requested:
                     raise Preempted(f"stopped after the {what} was trained; the same command goes on")
         if config.begins_from is not None and not begun and run.initial is None:
             run = set_up(config, workdir, data)  # the network that it starts from is trained now
         with Checkpoints(config, workdir) as checkpoints:
-            run = with_teacher(run)
-            begin = _start(run, checkpoints)
+            with doing(f"{name}: reads and measures its teacher"):
+                run = with_teacher(run)
+            with doing(f"{name}: prepares its first step"):
+                begin = _start(run, checkpoints)
             with preemption.deferred():
-                state, scores = _train(run, checkpoints, begin, preemption, _name(prefix))
+                state, scores = _train(run, checkpoints, begin, preemption, name)
             best_step = checkpoints.best_step()
         return _finish(run, state, scores, begin.clock, best_step)
 

@@ -60,12 +60,12 @@ class Session:
         self._clock, self._began = begin.clock, time.monotonic() - begin.clock.wall_seconds
         self._stopwatch = Stopwatch(begin.clock.train_seconds)
         self._log = MetricsLog(run.workdir, begin.step, begin.evaluated)
-        self._progress = Progress(name, begin.step, config.total_steps, self._log.tensorboard)
         self._profile = profiler(run.workdir, config.profile_at_step)
         self._schedule = optim.make_schedule(config.optimizer, config.total_steps)
         self._logged = last_logged(run.workdir)
         self._compiled: set[int] = set()  # lengths of the chunks that are compiled
         self._applied: dict[int, jax.Array] = {}  # first step -> flags of a chunk, since the last check
+        self._progress = Progress(name, begin.step, config.total_steps, self._log.tensorboard)
 
     def __enter__(self) -> Session:
         return self
@@ -80,6 +80,7 @@ class Session:
         if len(steps) not in self._compiled:
             jax.block_until_ready(state)
             self._stopwatch.stop()
+            self._progress.note("compiles the step")
 
     def end_chunk(self, steps: range, metrics: dict[str, Any]) -> None:
         """Counts the steps of a chunk that was dispatched, and moves the bar.
@@ -147,6 +148,7 @@ class Session:
 
     def evaluate(self, step: int, state: TrainState, stop: Callable[[], bool]) -> bool:
         """Evaluates the student. Returns True if the evaluation ended before `stop` returned True."""
+        self._progress.note("evaluates")
         try:
             self.scores = self._run.evaluate(state, stop)
         except Stopped:
@@ -155,10 +157,12 @@ class Session:
         self._log.write(step, values)
         config = self._run.config
         say(f"{self._name}: step {step:,} of {config.total_steps:,}: {_headline(self.scores, config.select_by)}")
+        self._progress.note("")
         return True
 
     def save(self, step: int, state: TrainState, *, evaluated: bool) -> None:
         """Saves a step after all earlier metrics are on disk. `evaluated` is that of `Position`."""
+        self._progress.note("saves")
         self._log.flush()
         self._clock.wall_seconds = time.monotonic() - self._began
         self._clock.train_seconds = self._stopwatch.seconds
@@ -172,6 +176,7 @@ class Session:
         }
         comparable = evaluated and self.scores and step >= self._run.computation.scheme.done_at
         self._checkpoints.save(step, state, meta, self.scores.get("validation") if comparable else None)
+        self._progress.note("")
 
 
 def hardware(run: Run) -> dict[str, Any]:

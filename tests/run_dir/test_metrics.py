@@ -1,11 +1,16 @@
 """Checks the files of metrics, and the stopwatch."""
 
+import contextlib
 import io
 import json
 import sys
+import threading
+import time
 
 import numpy as np
 
+from big_distill import terminal
+from big_distill.run_dir import metrics
 from big_distill.run_dir.metrics import MetricsLog, Progress, Stopwatch, read_metrics
 
 
@@ -65,6 +70,45 @@ def test_stopwatch_leaves_pauses_out(monkeypatch):
     assert watch.seconds == 10 + 2 + 8
 
 
+def test_off_a_terminal_lines_say_what_is_done_how_fast_and_how_long_it_takes(monkeypatch):
+    now, lines = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(metrics, "reporting", lambda status: lines.append(status) or contextlib.nullcontext())
+    progress = Progress("student", 3, 1203, None)
+    (status,) = lines
+    assert status() == "student: prepares the first step, at step 3 of 1,203"
+    now[0] = 100
+    progress.note("compiles the step")
+    assert status() == "student: compiles the step, at step 3 of 1,203"
+    now[0] = 110
+    progress.update(4)  # the rate counts from here
+    now[0] = 120
+    progress.update(204)
+    progress.show(1.23456)
+    assert status() == "student: step 204 of 1,203, 20 steps/s, 00:49 left, loss 1.235"
+    progress.note("evaluates")
+    now[0] = 150
+    assert status() == "student: evaluates, at step 204 of 1,203, loss 1.235"
+    progress.note("")
+    now[0] = 160
+    assert status() == "student: trains, at step 204 of 1,203, loss 1.235"
+    now[0] = 162
+    progress.update(205)
+    assert status() == "student: step 205 of 1,203, 0.5 steps/s, 33:16 left, loss 1.235"
+    progress.close()
+
+
+def test_a_line_a_period_and_none_after_the_end(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "PERIOD_SECONDS", 0.01)
+    with terminal.doing("student: opens its data"):
+        while "so far)" not in (said := capsys.readouterr().out):
+            time.sleep(0.01)
+    assert said.startswith("student: opens its data (00:00 so far)")
+    capsys.readouterr()
+    time.sleep(0.05)
+    assert capsys.readouterr().out == ""
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -77,4 +121,5 @@ def test_the_bar_says_how_many_steps_are_done(monkeypatch):
     for step in (4, 10, 20):
         progress.update(step)
     progress.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.endswith("(report)")]
     assert "student: 100%" in terminal.getvalue() and "| 20/20 [" in terminal.getvalue()
