@@ -18,6 +18,7 @@ from absl import flags
 from big_distill import cli
 from big_distill.errors import RunError
 from big_distill.reporting.diagnosis import Diagnosis, examine
+from big_distill.terminal import start_devices
 
 
 def define_flags() -> None:
@@ -28,6 +29,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Reads the flags, examines and prints a table or JSON."""
+    start_devices()
     diagnosis = examine(cli.run_directory())
     if flags.FLAGS.json:
         print(json.dumps({**dataclasses.asdict(diagnosis), "verified": diagnosis.verified}, indent=2, default=str))

@@ -29,7 +29,7 @@ from big_distill.errors import ConfigError
 from big_distill.export.evaluation import add_up_file
 from big_distill.run_dir.layout import to_json
 from big_distill.step.scoring import metrics_of
-from big_distill.terminal import percent, say
+from big_distill.terminal import percent, say, start_devices
 from big_distill.training.evaluation import add_up_run
 from big_distill.weights import read_architecture
 
@@ -44,6 +44,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Reads the flags, evaluates and prints a table or JSON."""
+    start_devices()
     args, workdir = flags.FLAGS, cli.run_directory()
     if args.packed and args.step != "final":
         raise ConfigError(f"--packed={args.packed} takes the place of --step={args.step}: give one of them")

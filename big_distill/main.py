@@ -40,7 +40,7 @@ from big_distill.config import fingerprint
 from big_distill.config.fields import describe_fields
 from big_distill.errors import BigDistillError, ConfigError, PeerLost
 from big_distill.resolve import resolve
-from big_distill.terminal import percent
+from big_distill.terminal import percent, start_devices
 from big_distill.training.preemption import leave_on_signals
 
 _LAST_SECONDS = 3  # seconds: process 0 leaves last, because the others are connected through it
@@ -76,6 +76,7 @@ def main() -> None:
         )
     if args.distributed or (args.coordinator, args.num_processes, args.process_id) != (None, None, None):
         _start_distributed()
+    start_devices()
     config_dict = cli.config_value()
     if args.data_dir:
         config_dict.source.data_dir = args.data_dir

@@ -37,7 +37,7 @@ import jax
 from absl import flags
 
 from big_distill import cli
-from big_distill.terminal import aligned, percent
+from big_distill.terminal import aligned, percent, start_devices
 
 
 def define_flags() -> None:
@@ -49,6 +49,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Reads the flags, packs and prints the table."""
+    start_devices()
     args, workdir = flags.FLAGS, cli.run_directory()
     from big_distill.export.packing import pack
 

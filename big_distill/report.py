@@ -33,6 +33,7 @@ from absl import flags
 
 from big_distill import cli
 from big_distill.errors import ConfigError
+from big_distill.terminal import start_devices
 
 
 class _Directories(flags.ListParser):
@@ -63,6 +64,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Reads the flags, writes the page and prints its path."""
+    start_devices()
     args = flags.FLAGS
     workdirs = [pathlib.Path(name) for names in args.workdirs or () for name in names if name]
     if not workdirs:

@@ -21,7 +21,7 @@ from big_distill import cli
 from big_distill.config.checks import regex_mistake
 from big_distill.errors import ConfigError
 from big_distill.run_dir.layout import SENSITIVITY_PLOT
-from big_distill.terminal import aligned
+from big_distill.terminal import aligned, start_devices
 
 if TYPE_CHECKING:
     from big_distill.reporting.sensitivity import Scan
@@ -39,6 +39,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Reads the flags, scans, prints the table and draws the plot."""
+    start_devices()
     args, workdir = flags.FLAGS, cli.run_directory()
     from big_distill.reporting import sensitivity
 

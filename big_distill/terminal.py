@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import tqdm
 
+_ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # TPUs, then GPUs
 PERIOD_SECONDS = 30
 """Time between two lines about work that takes long."""
 
@@ -66,6 +68,15 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
         return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
 
     return "\n".join(map(line, lines))
+
+
+def start_devices() -> None:
+    """Lets JAX look for devices. What its libraries print about accelerators is dropped if there is none."""
+    if any(found for pattern in _ACCELERATORS for found in glob.glob(pattern)):
+        jax.devices()
+    else:
+        with silent():
+            jax.devices()
 
 
 @contextlib.contextmanager

@@ -164,6 +164,12 @@ def share_cut(source: Source) -> float:
     return float(np.median([1 - min(size) / max(size) for size in sizes if size] or [0]))
 
 
+def median_side(source: Source) -> float | None:
+    """Estimates the median of the shorter sides of the images, in pixels; None if none can be read."""
+    sides = [min(size) for size in map(size_of, _sampled(source)) if size]
+    return float(np.median(sides)) if sides else None
+
+
 def _sampled(source: Source) -> Iterator[bytes | np.ndarray]:
     """Yields the images of the sample, one by one, because they may be large."""
     return (source.read(np.array([id_]))[0][0] for id_ in _sample(source))

@@ -15,6 +15,7 @@ from big_distill import weights
 from big_distill.config import CompressConfig, Config
 from big_distill.data import Source
 from big_distill.data.pipeline import EvalPipeline, TrainPipeline
+from big_distill.data.reading import median_side
 from big_distill.data.sources import check_source, class_names_of
 from big_distill.errors import ConfigError, DataError
 from big_distill.parallel import sharding
@@ -144,6 +145,8 @@ def open_data(config: Config) -> Data:
             "agreement and kl need a teacher alone"
         )
     names = next((data.source.class_names for data in evaluation.values()), ())
+    for remark in _remarks_on_sizes(config, source):
+        _say_once(remark)
     hashes = identity.of_data(source, [split.source for split in evaluation.values()])
     return Data(source, evaluation, class_names_of(source, names), labels_for, hashes)
 
@@ -151,6 +154,25 @@ def open_data(config: Config) -> Data:
 @functools.cache  # the stages of a run open the same data
 def _say_once(remark: str) -> None:
     say(remark)
+
+
+def _remarks_on_sizes(config: Config, source: Source) -> list[str]:
+    """Warns of a view that is larger than the images, and of a teacher that is trained at another size than the view's.
+
+    A flag that sets one of the two sizes leaves the other as it is.
+    """
+    remarks, size, side = [], config.view.image_size, median_side(source)
+    if side is not None and side < size:
+        remarks.append(
+            f"config.view.image_size={size} is larger than the images of {source.name}, whose shorter side is "
+            f"{side:g} px (the median of a few): they are enlarged"
+        )
+    if (inner := config.teacher.config) is not None and inner.view.size_for_student != size:
+        remarks.append(
+            f"the teacher is trained at {inner.view.size_for_student} px, but config.view.image_size={size} for the "
+            f"student; --config.teacher.config.view.image_size={size} trains it at that size, too"
+        )
+    return remarks
 
 
 def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:

@@ -9,7 +9,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from big_distill.config import BIT_DEPTHS
 from big_distill.data import jpeg
-from big_distill.data.decode import BadImage, decode, decode_part, largest_value
+from big_distill.data.decode import BadImage, decode, decode_part, largest_value, size_of
 from big_distill.data.jpeg import Box, Part
 
 SIZES = [(7, 5), (40, 31), (3, 90), (1, 1), (64, 64), (200, 133)]
@@ -287,3 +287,11 @@ def test_a_part_of_any_image_is_the_crop_of_the_whole(kind, channels):
         assert not whole_is_kept
         known_size = (60, 90) if got.intact else None
     assert asked[-1] == (60, 90) and (known_size is not None) == (kind == "JPEG" and channels == 3)
+
+
+def test_the_size_is_known_without_decoding():
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(file, "JPEG")
+    assert size_of(file.getvalue()[:-20]) == (20, 30)
+    assert size_of(np.zeros((5, 7, 3), np.uint8)) == (5, 7)
+    assert size_of(b"no image") is None

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import json
+import os
 import sys
 import threading
 import time
 
+import jax
 import numpy as np
 
 from big_distill import terminal
@@ -123,3 +125,13 @@ def test_the_bar_says_how_many_steps_are_done(monkeypatch):
     progress.close()
     assert not [thread for thread in threading.enumerate() if thread.name.endswith("(report)")]
     assert "student: 100%" in terminal.getvalue() and "| 20/20 [" in terminal.getvalue()
+
+
+def test_what_libraries_say_about_accelerators_that_are_not_there_is_dropped(monkeypatch, capfd):
+    monkeypatch.setattr(jax, "devices", lambda: os.write(2, b"could not determine TPU accelerator type"))
+    monkeypatch.setattr(terminal, "_ACCELERATORS", ())
+    terminal.start_devices()
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(terminal, "_ACCELERATORS", ("/dev/nul*",))  # one is there: its user must see it
+    terminal.start_devices()
+    assert capfd.readouterr().err == "could not determine TPU accelerator type"

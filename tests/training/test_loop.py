@@ -26,7 +26,7 @@ from big_distill.resolve import resolve
 from big_distill.run_dir import layout, metrics
 from big_distill.run_dir.environment import environment
 from big_distill.state import Model
-from big_distill.training import loop
+from big_distill.training import loop, setup
 from big_distill.training.evaluation import add_up_run, evaluate_run
 from big_distill.training.loop import train_and_evaluate
 
@@ -413,3 +413,14 @@ def test_an_own_network_has_a_logit_a_class(tiny, tmp_path):
     tiny.student.name, tiny.student.features = f"{__name__}:two_logits", ()
     with pytest.raises(ConfigError, match=r"two_logits' returned logits \(1, 2\) for one image, expected \(1, 10\)"):
         train_and_evaluate(resolved(tiny), tmp_path / "run")
+
+
+def test_sizes_that_do_not_fit_are_said(distilled, capsys):
+    distilled.teacher.config.view.image_size = 8
+    setup.open_data(resolve(distilled, 1, "cpu"))
+    assert capsys.readouterr().out == ""
+    distilled.view.image_size = 32
+    setup.open_data(resolve(distilled, 1, "cpu"))
+    enlarged, teacher = capsys.readouterr().out.splitlines()
+    assert re.match(r"config.view.image_size=32 is larger than the images of digits train, whose .* is 8 px", enlarged)
+    assert "the teacher is trained at 8 px" in teacher and "--config.teacher.config.view.image_size=32" in teacher
