@@ -277,8 +277,9 @@ def test_the_teachers_data_are_the_students():
     config = template()
     config.num_classes = 10
     config.teacher.config = teacher_of(config)
-    config.num_classes, config.source.path = 3, "photos"
-    assert (config.teacher.config.num_classes, config.teacher.config.source.path) == (3, "photos")
+    config.num_classes, config.source.path, config.view.fit = 3, "photos", "pad"
+    teacher = config.teacher.config
+    assert (teacher.num_classes, teacher.source.path, teacher.view.fit) == (3, "photos", "pad")
 
 
 def test_parse_arg():

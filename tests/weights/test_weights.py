@@ -35,6 +35,16 @@ def test_round_trip(network, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["w.npz"]
 
 
+def test_a_card_keeps_the_fit(bit, tmp_path):
+    """A file of a network that sees the centre is what it was before there was another fit."""
+    assert "fit" not in bit.to_json()
+    padded = dataclasses.replace(bit, fit="pad")
+    for architecture in (bit, padded):
+        assert weights.from_json(json.dumps(architecture.to_json()), tmp_path) == architecture
+    with pytest.raises(RunError, match=r"damaged card: fit='pda' is not known; did you mean 'pad'\?"):
+        weights.from_json(json.dumps({**padded.to_json(), "fit": "pda"}), tmp_path)
+
+
 def bare(network):
     """Makes the release's form: no card, no params/, and normalisation with axes of length one."""
     leaves = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(network.variables["params"])}
