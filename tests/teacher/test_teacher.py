@@ -92,6 +92,19 @@ def test_preflight_measures_the_teacher_and_keeps_what_it_found(distilled, train
     assert "sees 8 px, (x - (0.5)) / (0.5)" in said
 
 
+@pytest.mark.parametrize(("fit", "said"), [("crop", False), ("pad", True)])
+def test_a_teacher_that_saw_images_otherwise_is_said(distilled, tmp_path, monkeypatch, capsys, fit, said):
+    def stop(*args):
+        raise RunError("enough")
+
+    monkeypatch.setattr(frozen, "freeze", stop)
+    distilled.view.fit = fit
+    with pytest.raises(RunError, match="enough"):
+        train_and_evaluate(resolved(distilled), tmp_path / "run")
+    line = f"bit.npz was trained with view.fit=crop, or does not say; this run has config.view.fit={fit}"
+    assert (line in capsys.readouterr().out) is said
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(("field", "value"), [("input_mean", (5.0,)), ("input_std", (50.0,))])
 def test_a_wrong_card_is_noticed_before_a_step_is_spent(distilled, trained, tmp_path, field, value):
