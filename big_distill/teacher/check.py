@@ -82,11 +82,7 @@ def prepare(
     if not networks:
         return None
     for network in networks:
-        if network.architecture.fit != config.view.fit:
-            say(
-                f"{network.source} was trained with view.fit={network.architecture.fit}, or does not say; this run has "
-                f"config.view.fit={config.view.fit}, and shows it other images"
-            )
+        weights.say_other_fit(network, config.view.fit)
     identity = identity_of(networks)
     crops = functools.partial(_first_crops, config, train_data)
     ranges: Sequence[activation_ranges.Ranges] | None = None

@@ -15,6 +15,7 @@ from big_distill.weights.architecture import (
     num_nonzero,
     num_params,
     rebuilt,
+    say_other_fit,
     sha256,
     with_input_ranges,
 )

@@ -18,6 +18,7 @@ from big_distill.config import BIT_DEPTH, FITS, Config, ModelConfig
 from big_distill.errors import RunError
 from big_distill.parallel import sharding
 from big_distill.state import Card, Model, by_path, path_name
+from big_distill.terminal import say
 
 Variables = dict[str, Any]
 """{"params": ..., "batch_stats": ...}; the second key is there only if the network has such statistics."""
@@ -180,6 +181,15 @@ def check_shapes(network: Network) -> None:
                 f"{network.source} is not for images of {size} px: its {name} has shape {arrays[name].shape}, "
                 f"at this size it would be {expected.shape}"
             )
+
+
+def say_other_fit(network: Network, fit: str) -> None:
+    """Says if a network was trained on images that became square in another way than those that it gets now."""
+    if network.architecture.fit != fit:
+        say(
+            f"{network.source} was trained with view.fit={network.architecture.fit}, or does not say; this run has "
+            f"config.view.fit={fit}, and shows it other images"
+        )
 
 
 def arrays_of(network: Network) -> Arrays:
