@@ -28,7 +28,7 @@ from big_distill import cli
 from big_distill.errors import ConfigError
 from big_distill.export.evaluation import add_up_file
 from big_distill.run_dir.layout import to_json
-from big_distill.step.scoring import metrics_of
+from big_distill.step.scoring import MOST_CONFUSED, metrics_of
 from big_distill.terminal import percent, say, start_devices
 from big_distill.training.evaluation import add_up_run
 from big_distill.weights import read_architecture
@@ -65,11 +65,14 @@ def main() -> None:
             names = read_architecture(workdir).card.class_names
             files = class_files.write(out, totals, names, f"{args.packed or workdir}, {data}")
             if not args.json:
-                say(f"wrote {', '.join(map(str, files))}")
+                left_out = "" if "confusion" in totals else f"; no confusion matrix of over {MOST_CONFUSED:,} classes"
+                say(f"wrote {', '.join(map(str, files))}{left_out}")
 
 
 def table(scores: dict[str, Any]) -> str:
     """Formats one metric a line, with fractions in per cent and the interval beside the accuracy."""
+    first = ("num_examples", "num_labelled", "accuracy", "balanced_accuracy", "macro_f1")
+    scores = {name: scores[name] for name in (*first, *scores) if name in scores}
     numbers = ("num_examples", "num_labelled", "nll", "kl")
     metrics = {name: value for name, value in scores.items() if name != "data"}
     lines = {name: f"{value:9.5g}" if name in numbers else f"{percent(value):>11}" for name, value in metrics.items()}

@@ -115,15 +115,14 @@ def metrics_of(totals: Totals) -> dict[str, float]:
     if labelled < count:
         metrics["num_labelled"] = int(labelled)
     if "classes" in totals and labelled:
-        right, number = float(totals["accuracy"]), float(labelled)
-        metrics["accuracy"] = right / number
-        metrics["accuracy_low"], metrics["accuracy_high"] = interval(right, number)
-        metrics |= average_over_classes(totals["classes"])
         metrics["ece"] = expected_calibration_error(totals["calibration"])
     for name, total in totals.items():
         counted = labelled if name in _OF_LABELS else count
         if name not in _NO_MEANS and counted:
             metrics[name] = float(total / counted)
+    if "classes" in totals and labelled:
+        metrics["accuracy_low"], metrics["accuracy_high"] = interval(float(totals["accuracy"]), float(labelled))
+        metrics |= average_over_classes(totals["classes"])
     return metrics
 
 

@@ -153,10 +153,14 @@ class Session:
             self.scores = self._run.evaluate(state, stop)
         except Stopped:
             return False
+        config = self._run.config
         values = {f"eval/{split}/{name}": v for split, scores in self.scores.items() for name, v in scores.items()}
         self._log.write(step, values)
-        config = self._run.config
         say(f"{self._name}: step {step:,} of {config.total_steps:,}: {_headline(self.scores, config.select_by)}")
+        if config.select_by not in ("accuracy", *self.scores.get("validation", {config.select_by})):
+            say(
+                f"config.select_by={config.select_by!r}: the validation split has no such score, so no step is the best"
+            )
         self._progress.note("")
         return True
 

@@ -115,8 +115,9 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(unpack, capsys):
     assert summary["resumed_at"] == [6] and summary["config_fingerprint"] == wanted["config_fingerprint"]
     for split, values in wanted["scores"].items():
         assert shared(summary["scores"][split], values) == close_to(whole, values)
-    lines, wanted_lines = timeless(workdir), timeless(whole)
-    assert [(line["step"], *line) for line in lines] == [(line["step"], *line) for line in wanted_lines]
+    wanted_lines = timeless(whole)
+    lines = [shared(line, wanted) for line, wanted in zip(timeless(workdir), wanted_lines, strict=True)]
+    assert [line["step"] for line in lines] == [line["step"] for line in wanted_lines]
     if on_its_machine(whole):
         assert summary["params_sha256"] == wanted["params_sha256"] and lines == wanted_lines
     student, other = (jax.tree.leaves(weights.load(run).variables) for run in (workdir, whole))

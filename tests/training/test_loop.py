@@ -399,6 +399,25 @@ def test_without_labels_no_checkpoint_is_the_best(distilled, train_once, tmp_pat
     assert summary["agreement"] is not None and re.search(r"student +- ", closing_table(summary, tmp_path))
 
 
+@pytest.mark.full
+def test_the_best_checkpoint_by_another_metric(tiny, tmp_path):
+    tiny.total_steps, tiny.eval_every_steps, tiny.select_by = 12, 2, "macro_f1"
+    summary = train_and_evaluate(resolved(tiny), tmp_path)
+    lines = [line for line in timeless(tmp_path) if "eval/validation/accuracy" in line]
+    assert summary["best_step"] == max((line["eval/validation/macro_f1"], line["step"]) for line in lines)[1]
+    assert summary["scores"]["validation"]["balanced_accuracy"] > 0
+    best = evaluate_run(tmp_path, "validation", "best")
+    assert best["macro_f1"] == pytest.approx(max(line["eval/validation/macro_f1"] for line in lines))
+
+
+def test_a_metric_of_labels_needs_them(distilled, tmp_path):
+    distilled.teacher.path = str(tmp_path / "teacher")
+    distilled.source.name, distilled.source.num_train_examples = f"{__name__}:unlabelled", 40
+    distilled.select_by = "balanced_accuracy"
+    with pytest.raises(ConfigError, match="select_by='balanced_accuracy' needs labels, but validation has none"):
+        train_and_evaluate(resolved(distilled), tmp_path / "run")
+
+
 def two_logits(config, num_classes, dtype):
     """Makes a network for two classes, whatever number is asked for."""
     del config, num_classes, dtype
