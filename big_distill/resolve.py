@@ -261,10 +261,12 @@ def _check_sources(config: Config, prefix: str) -> None:
                 one.name == "folder" or value == getattr(SourceConfig(), field),
                 f"{prefix}.{name}.{field}={value!r} is of the source 'folder', but {prefix}.{name}.name={one.name!r}",
             )
-    require(
-        not eval_source.resident,
-        f"{prefix}.eval_source.resident=True: only the training split, {prefix}.source, can be resident",
-    )
+    for name, words in (("resident", "resident"), ("balance", "balanced")):
+        value = getattr(eval_source, name)
+        require(
+            value == getattr(SourceConfig(), name),
+            f"{prefix}.eval_source.{name}={value!r}: only the training split, {prefix}.source, can be {words}",
+        )
     require(
         bool(eval_source.name) or eval_source == SourceConfig(),
         f"{prefix}.eval_source has fields that are set, but no name: set its name",

@@ -285,6 +285,12 @@ class SourceConfig:
         "12 or 16, by the values of a sample of training images.",
         choices=("auto", *map(str, BIT_DEPTHS)),
     )
+    balance: str = maths(
+        "none",
+        "Draws training images by class. full: all classes equally often; sqrt: by the root of their sizes. Where no "
+        "label enters the loss (function_matching), this alone evens out classes.",
+        choices=("none", "sqrt", "full"),
+    )
     options: tuple[str, ...] = maths((), "Sets the source's own parameters, such as ('year=2024',).", form=_OPTION)
 
 

@@ -30,6 +30,7 @@ class Source:
     read: function from ids, int64 [B], to B examples; several threads call it.
     example_name: function from an id to a name by which a person finds the example.
     empty_classes: names of the classes without an example in this split, as far as they are known before it is read.
+    labels: all labels, int64 [N], if they are known before the examples are read.
     remarks: lines that a run prints when it opens the split to train on it.
     bit_depth: bits that are used of each value in files of more than 8.
     """
@@ -42,8 +43,26 @@ class Source:
     read: Callable[[np.ndarray], Sequence[Example]]
     example_name: Callable[[int], str]
     empty_classes: tuple[str, ...] = ()
+    labels: np.ndarray | None = None
     remarks: tuple[str, ...] = ()
     bit_depth: int = BIT_DEPTH
+
+    def part(self, ids: np.ndarray) -> Source:
+        """Makes a source of some of the examples, int64 [n], in this order."""
+        labels, empty = None, self.empty_classes
+        if self.labels is not None:
+            labels = self.labels[ids]
+            gone = np.setdiff1d(self.labels, [*labels, -1])
+            empty += tuple(self.class_names[i] for i in gone if i < len(self.class_names))
+        return dataclasses.replace(
+            self,
+            num_examples=len(ids),
+            fingerprint=hashlib.sha256(f"{self.fingerprint} {ids.tolist()}".encode()).hexdigest(),
+            read=lambda rows: self.read(ids[rows]),
+            example_name=lambda i: self.example_name(int(ids[i])),
+            empty_classes=empty,
+            labels=labels,
+        )
 
 
 def array_source(
@@ -82,4 +101,5 @@ def array_source(
         fingerprint=digest.hexdigest(),
         read=lambda ids: [(images[i], int(numbers[i])) for i in ids],
         example_name=lambda i: f"{name} #{i}",
+        labels=None if labels is None else numbers.astype(np.int64),
     )

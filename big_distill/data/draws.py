@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 
 import numpy as np
 
@@ -16,7 +18,7 @@ NUM_ATTEMPTS = 10
 ASPECTS = (3 / 4, 4 / 3)  # width / height of an inception crop
 
 # Purposes of the draws. Append a new one at the end: renumbering would change every run's stream.
-_ORDER, _STUDENT, _TEACHER, _MIXUP = range(4)
+_ORDER, _STUDENT, _TEACHER, _MIXUP, _CLASSES, _MEMBERS = range(6)
 _BRANCHES = {"student": _STUDENT, "teacher": _TEACHER}
 
 
@@ -47,16 +49,19 @@ class Draws:
 class Stream:
     """Chooses the order and the augmentations of a run.
 
-    Every epoch is one permutation of the split. Batches run on across the end of an epoch. Example `i` of step `s` is
-    number `p = s * batch_size + i` of the stream and lies in epoch `p // num_examples`. The batch size is global.
+    Every epoch is one permutation of the split, or `balanced`. Batches run on across the end of an epoch. Example `i`
+    of step `s` is number `p = s * batch_size + i` of the stream and lies in epoch `p // num_examples`. The batch size
+    is global.
 
     mixup: parameter of lambda ~ Beta(mixup, mixup), folded to max(lambda, 1 - lambda); 0 makes lambda always 1.
+    balance: says how often each class is drawn; None draws each example once an epoch.
     """
 
     seed: int
     num_examples: int
     batch_size: int
     mixup: float
+    balance: Balance | None = None
 
     def ids(self, step: int) -> np.ndarray:
         """Lists the examples of a step, int64 [B]."""
@@ -65,8 +70,13 @@ class Stream:
         ids = np.empty(self.batch_size, np.int64)
         for number in np.unique(epoch):
             here = epoch == number
-            ids[here] = permutation(self.seed, self.num_examples, int(number))[index[here]]
+            ids[here] = self._order(int(number))[index[here]]
         return ids
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self.balance is not None:
+            return balanced(self.seed, self.balance, epoch)
+        return permutation(self.seed, self.num_examples, epoch)
 
     def draws(self, step: int, branch: str = "student") -> Draws:
         """Makes all draws of a step. Steps count from 0.
@@ -83,9 +93,30 @@ class Stream:
         return Draws(self.ids(step), attempts, offset, flip, np.float32(max(lam, 1 - lam)))
 
 
-def _generator(seed: int, purpose: int, index: int) -> np.random.Generator:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Balance:
+    """Says how often each class of a split is drawn. Of classes with weights w, class c gets the share w[c] / sum(w).
+
+    members: for each class the ids of its examples, int64 [n]; no class is empty.
+    weights: for each class a whole number above 0.
+    """
+
+    members: tuple[np.ndarray, ...]
+    weights: tuple[int, ...]
+
+    @classmethod
+    def of(cls, labels: np.ndarray, balance: str) -> Balance:
+        """Weighs the classes of `labels`, int [N], all equally ('full') or by the root of their sizes ('sqrt')."""
+        order = np.argsort(labels, kind="stable")
+        _, starts = np.unique(labels[order], return_index=True)
+        members = tuple(np.split(order, starts[1:]))
+        return cls(members, tuple(1 if balance == "full" else math.isqrt(len(ids) << 64) for ids in members))
+
+
+def _generator(seed: int, purpose: int, index: int, block: int = 0) -> np.random.Generator:
+    """Makes the generator of a purpose. It begins at number 4 * `block` of its stream."""
     key = np.array([seed % 2**64, purpose], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, index], np.uint64)))
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([block, 0, 0, index], np.uint64)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -97,6 +128,38 @@ def permutation(seed: int, num_examples: int, epoch: int) -> np.ndarray:
     order = np.argsort(_generator(seed, _ORDER, epoch).random(num_examples), kind="stable")
     order.setflags(write=False)
     return order
+
+
+@functools.lru_cache(maxsize=8)
+def balanced(seed: int, balance: Balance, epoch: int) -> np.ndarray:
+    """Draws the order of one epoch by class: int64 [N] for N examples, read-only.
+
+    Where an epoch ends, each class was drawn as often since step 0 as its share says, within one draw. These numbers
+    are differences of rounded sums, so any epoch is reached at once. The classes of an epoch come in random order. Each
+    goes through its own examples in one shuffled pass after another, on across the ends of epochs, so that all examples
+    of a class come equally often.
+    """
+    num_examples = sum(map(len, balance.members))
+    sums = list(itertools.accumulate(balance.weights, initial=0))  # whole numbers: no sum is rounded
+    starts, stops = (np.diff([number * num_examples * s // sums[-1] for s in sums]) for number in (epoch, epoch + 1))
+    classes = np.repeat(np.arange(len(starts)), stops - starts)
+    classes = classes[np.argsort(_generator(seed, _CLASSES, epoch).random(num_examples), kind="stable")]
+    order = np.empty(num_examples, np.int64)
+    order[np.argsort(classes, kind="stable")] = np.concatenate(
+        [_of_class(seed, *args) for args in zip(itertools.count(), balance.members, starts, stops, strict=False)]
+    )
+    order.setflags(write=False)
+    return order
+
+
+def _of_class(seed: int, index: int, members: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Lists the draws `start` to `stop` of a class, counted from step 0."""
+    size = len(members)
+    begin, end = start // size * size, -(-stop // size) * size  # whole passes
+    skipped = begin % 4
+    uniform = _generator(seed, _MEMBERS, index, begin // 4).random(skipped + end - begin)[skipped:]
+    passes = members[np.argsort(uniform.reshape(-1, size), axis=1, kind="stable")]
+    return passes.reshape(-1)[start - begin : stop - begin]
 
 
 def inception_boxes(

@@ -9,6 +9,8 @@ import pathlib
 import unicodedata
 from typing import NamedTuple
 
+import numpy as np
+
 from big_distill.config import SourceConfig
 from big_distill.data import Source, holdout
 from big_distill.data.folder_files import SUFFIXES, Listing, list_images, read_file, size_of
@@ -75,6 +77,7 @@ def open_folder(source: SourceConfig, split: str) -> Source:
         read=lambda ids: [(read_file(f"{root}/{examples[i][0]}"), examples[i][1]) for i in ids],
         example_name=lambda i: str(root / examples[i][0]),
         empty_classes=tuple(label for i, label in enumerate(folder.classes) if i not in here) if labelled else (),
+        labels=np.array([label for _, label in examples]) if labelled else None,
         remarks=folder.remarks,
     )
 

@@ -17,10 +17,11 @@ import numpy as np
 from big_distill.config import Config, SourceConfig, ViewConfig
 from big_distill.data import Source, splits
 from big_distill.data.decode import Decoded
-from big_distill.data.draws import Stream
-from big_distill.data.reading import Reader, load
+from big_distill.data.draws import Balance, Stream
+from big_distill.data.reading import Reader, all_labels, load
 from big_distill.data.resample import central_view, pack_groups
 from big_distill.data.splits import CachedSplit, HostBatch, ResidentSplit, StreamedSplit, view_shape
+from big_distill.errors import DataError
 from big_distill.state import Resident
 
 Split = CachedSplit | StreamedSplit | ResidentSplit
@@ -62,8 +63,13 @@ class TrainPipeline:
         process_count: int = 1,
         labels_for: str | None = None,
     ):
-        """Decodes nothing yet. `config` must be resolved. `labels_for` names an objective that needs all labels."""
-        self.stream = Stream(config.seed, source.num_examples, config.batch_size, config.view.mixup or 0.0)
+        """Decodes nothing yet. `config` must be resolved. `labels_for` names an objective that needs all labels.
+
+        Raises:
+          DataError: examples are drawn by class, but one has no label.
+        """
+        balance, mixup = _balance(source, config.source), config.view.mixup or 0.0
+        self.stream = Stream(config.seed, source.num_examples, config.batch_size, mixup, balance)
         self._total_steps, self._steps_per_dispatch = config.total_steps, config.steps_per_dispatch
         self._view, self._options = config.view, config.source
         self.source = source
@@ -215,6 +221,19 @@ def _read(split: Split, stream: Stream, step: int, part: tuple[int, int]) -> Hos
     elif regime == "independent":
         branches["teacher_"] = stream.draws(step, "teacher").part(*part)
     return {"step": np.asarray(step, np.int32), "lam": np.asarray(draws.lam), **split.read(draws.ids, branches)}
+
+
+def _balance(source: Source, options: SourceConfig) -> Balance | None:
+    if options.balance == "none":
+        return None
+    labels = all_labels(source, options.num_threads)
+    if (labels < 0).any():
+        name = source.example_name(int(np.argmax(labels < 0)))
+        raise DataError(
+            f"config.source.balance={options.balance!r} draws images by class, but {name} has no label: give all "
+            "training images labels, or set it to 'none'"
+        )
+    return Balance.of(labels, options.balance)
 
 
 def _part(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Decodes the images of a source, and counts the unreadable ones. Decodes a whole split into memory, if it fits."""
+"""Decodes the images of a source, and counts the unreadable ones. Reads whole splits, into memory if they fit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from typing import TypeVar
 
 import numpy as np
 from absl import logging
@@ -22,6 +23,9 @@ from big_distill.errors import DataError
 
 RowPartFn = Callable[[int, int, int], Part]
 """Maps (row of the batch, height, width) to the part that is wanted of the image."""
+
+
+_Result = TypeVar("_Result")
 
 
 def whole(row: int, height: int, width: int) -> Part:
@@ -199,23 +203,16 @@ def _load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, n
     pixels = np.empty((capacity // reader.channels, reader.channels), np.uint8)  # costs nothing until written to
     offsets, heights, widths, labels = np.zeros((4, len(everything)), np.int64)
     used = 0
-    chunks = [everything[i : i + _CHUNK] for i in range(0, len(everything), _CHUNK)]
-    pool = futures.ThreadPoolExecutor(num_threads)
-    try:
-        with tqdm(total=len(everything), desc=f"decoding {source.name}", unit=" images", delay=2, disable=None) as bar:
-            for ids, decoded in zip(chunks, pool.map(lambda ids: list(reader.decoded(ids)), chunks), strict=True):
-                for id_, (image, label) in zip(ids, decoded, strict=True):
-                    labels[id_] = label
-                    if image is None:
-                        continue
-                    heights[id_], widths[id_], offsets[id_] = image.height, image.width, used
-                    used += heights[id_] * widths[id_]
-                    if used > len(pixels):
-                        return None
-                    pixels[offsets[id_] : used] = image.pixels.reshape(-1, reader.channels)
-                bar.update(len(ids))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for ids, decoded in in_chunks(source, lambda ids: list(reader.decoded(ids)), num_threads, "decoding"):
+        for id_, (image, label) in zip(ids, decoded, strict=True):
+            labels[id_] = label
+            if image is None:
+                continue
+            heights[id_], widths[id_], offsets[id_] = image.height, image.width, used
+            used += heights[id_] * widths[id_]
+            if used > len(pixels):
+                return None
+            pixels[offsets[id_] : used] = image.pixels.reshape(-1, reader.channels)
     good = np.flatnonzero(heights)
     if not len(good):
         return None  # `counting_all` raises
@@ -224,3 +221,31 @@ def _load(reader: Reader, cache_bytes: int, num_threads: int) -> tuple[Ragged, n
     boxes = np.stack([corners, corners, heights, widths], axis=1)
     images = Ragged(pixels[:used], offsets[entry], heights, widths, boxes, np.ones_like(entry))
     return images, labels[entry].astype(np.int32)
+
+
+def in_chunks(
+    source: Source, function: Callable[[np.ndarray], _Result], num_threads: int, doing: str
+) -> Iterator[tuple[np.ndarray, _Result]]:
+    """Calls a function with the ids of all examples, a chunk at a time, in threads. It shows what it is `doing`.
+
+    Yields:
+      The ids of a chunk, int64 [n], and what the function returned, in order.
+    """
+    everything = np.arange(source.num_examples)
+    chunks = [everything[i : i + _CHUNK] for i in range(0, len(everything), _CHUNK)]
+    pool = futures.ThreadPoolExecutor(num_threads)
+    try:
+        with tqdm(total=len(everything), desc=f"{doing} {source.name}", unit=" images", delay=2, disable=None) as bar:
+            for ids, result in zip(chunks, pool.map(function, chunks), strict=True):
+                yield ids, result
+                bar.update(len(ids))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def all_labels(source: Source, num_threads: int) -> np.ndarray:
+    """Returns the labels of all examples, int64 [N]. It reads the whole split, undecoded, if they are not known."""
+    if source.labels is not None:
+        return source.labels
+    chunks = in_chunks(source, lambda ids: [label for _, label in source.read(ids)], num_threads, "reading labels of")
+    return np.concatenate([np.array(labels, np.int64) for _, labels in chunks])

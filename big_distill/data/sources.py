@@ -64,17 +64,22 @@ def check_source(
     source: Source, num_examples: int, num_classes: int, labels_for: str | None, allow_empty_classes: bool = False
 ) -> None:
     """Raises DataError unless a split is what the config says. `labels_for` names an objective that needs labels."""
+    check_no_class_is_empty(source, allow_empty_classes)
+    if source.num_examples != num_examples:
+        raise DataError(f"config.source.num_train_examples={num_examples}, but {source.name} has {source.num_examples}")
+    check_classes(source, num_classes)
+    if labels_for is not None and source.num_classes is None:
+        raise DataError(f"config.objective.name={labels_for!r} needs labels, but {source.name} has none")
+
+
+def check_no_class_is_empty(source: Source, allow_empty_classes: bool) -> None:
+    """Raises DataError if a class is known to have no example and that is not allowed."""
     if source.empty_classes and not allow_empty_classes:
         raise DataError(
             f"{source.name} has no image of {len(source.empty_classes)} of its classes: "
             f"{', '.join(source.empty_classes[:9])}{', ...' * (len(source.empty_classes) > 9)}; "
             "--config.source.allow_empty_classes trains without them"
         )
-    if source.num_examples != num_examples:
-        raise DataError(f"config.source.num_train_examples={num_examples}, but {source.name} has {source.num_examples}")
-    check_classes(source, num_classes)
-    if labels_for is not None and source.num_classes is None:
-        raise DataError(f"config.objective.name={labels_for!r} needs labels, but {source.name} has none")
 
 
 def check_classes(source: Source, num_classes: int, class_names: Sequence[str] = ()) -> None:

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from big_distill.data.draws import Draws, Stream, fitted_boxes, inception_boxes
+from big_distill.data.draws import Balance, Draws, Stream, fitted_boxes, inception_boxes
 
 STREAM = Stream(seed=7, num_examples=10, batch_size=4, mixup=1.0)
 ARRAYS = ("ids", "attempts", "offset", "flip")
@@ -51,6 +51,46 @@ def test_every_epoch_holds_each_example_once(batch_size):
     epochs = ids[: len(ids) // 10 * 10].reshape(-1, 10)
     assert (np.sort(epochs, axis=1) == np.arange(10)).all()
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+SIZES = np.array([2, 60, 7, 30, 1])
+LABELS = np.random.default_rng(0).permutation(np.repeat([0, 3, 4, 7, 9], SIZES))  # class numbers may have gaps
+SHARES = {"full": np.full(5, 1 / 5), "sqrt": np.sqrt(SIZES) / np.sqrt(SIZES).sum()}
+
+
+def balanced_stream(balance, seed=0, batch_size=32):
+    return Stream(seed, len(LABELS), batch_size, 0.0, Balance.of(LABELS, balance))
+
+
+@pytest.mark.parametrize("balance", SHARES)
+def test_classes_come_as_often_as_their_shares_say(balance):
+    ids = np.concatenate([balanced_stream(balance).ids(step) for step in range(100)])
+    for epoch in range(1, 32):
+        counts = [(LABELS[ids[: 100 * epoch]] == label).sum() for label in np.unique(LABELS)]
+        assert np.abs(counts - 100 * epoch * SHARES[balance]).max() < 1
+
+
+@pytest.mark.parametrize("balance", SHARES)
+def test_a_class_shows_all_its_images_equally_often_in_an_order_of_chance(balance):
+    ids = np.concatenate([balanced_stream(balance).ids(step) for step in range(50)])
+    for stop in (7, 100, 333, 1600):
+        counts = np.bincount(ids[:stop], minlength=100)
+        assert all(np.ptp(counts[label == LABELS]) <= 1 for label in np.unique(LABELS))
+    of_one = ids[LABELS[ids] == 7].reshape(-1)
+    passes = of_one[: len(of_one) // 30 * 30].reshape(-1, 30)
+    assert len({tuple(order) for order in passes}) == len(passes) > 5
+    classes = LABELS[ids[:1600]].reshape(-1, 100)
+    assert len({tuple(order) for order in classes}) == len(classes)  # classes are not in the same places
+
+
+def test_a_balanced_step_is_a_pure_function_of_seed_and_step():
+    steps = [balanced_stream("sqrt").ids(step) for step in range(40)]
+    for step in (39, 17, 3):  # each from a stream that made no other step
+        np.testing.assert_array_equal(balanced_stream("sqrt").ids(step), steps[step])
+    np.testing.assert_array_equal(balanced_stream("sqrt", batch_size=64).ids(5), np.concatenate(steps[10:12]))
+    assert not np.array_equal(balanced_stream("sqrt", seed=1).ids(3), steps[3])
+    digest = hashlib.sha256(np.concatenate([*steps, balanced_stream("full").ids(10**9)]).tobytes())
+    assert digest.hexdigest()[:16] == "c57c064108541303"  # a change of this changes every balanced run that is resumed
 
 
 def test_the_order_depends_on_the_seed():

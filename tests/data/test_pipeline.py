@@ -425,3 +425,36 @@ def test_check():
         check_source(source, 30, 7, None)
     with pytest.raises(DataError, match=r"^config\.objective\.name='hinton' needs labels, but mixed has none$"):
         check_source(unlabelled, 30, 5, "hinton")
+
+
+def uneven_source(labels_known):
+    """Makes 30 images, whose label says their class: 24 of class 0, 6 of class 1."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), np.uint8)
+    source = array_source("uneven", images, np.repeat([0, 1], [24, 6]), ["many", "few"])
+    return source if labels_known else dataclasses.replace(source, labels=None)
+
+
+@pytest.mark.parametrize("labels_known", [True, False])
+def test_balanced_batches_hold_classes_alike_and_resume_in_all_processes(labels_known):
+    config, source = make_config(total_steps=15, balance="full"), uneven_source(labels_known)
+    whole = batches(config, source)
+    assert np.bincount(np.concatenate([batch["label"] for batch in whole])).tolist() == [60, 60]
+    assert_same(whole[7:], batches(config, source, start_step=7))
+    first, second = (batches(config, source, 0, index, 2) for index in (0, 1))
+    for batch, *parts in zip(whole, first, second, strict=True):
+        np.testing.assert_array_equal(batch["pixels"], np.concatenate([part["pixels"] for part in parts]))
+
+
+def test_balanced_draws_are_the_same_where_the_split_is_on_the_devices():
+    config, source = make_config(total_steps=4, balance="sqrt", resident=True), uneven_source(labels_known=True)
+    sent = batches(make_config(total_steps=4, balance="sqrt"), source)
+    for batch, drawn in zip(sent, batches(config, source), strict=True):
+        np.testing.assert_array_equal(source.labels[drawn["id"]], batch["label"])
+
+
+def test_an_image_without_a_label_is_not_drawn_by_class():
+    images = np.zeros((3, 9, 9, 3), np.uint8)
+    for labels in ([0, -1, 1], None):
+        source = array_source("half", images, labels and np.array(labels), ["a", "b"])
+        with pytest.raises(DataError, match=r"^config.source.balance='full' draws .* half #[01] has no label.*'none'$"):
+            TrainPipeline(make_config(balance="full"), source)
