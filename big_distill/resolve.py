@@ -261,7 +261,7 @@ def _check_sources(config: Config, prefix: str) -> None:
                 one.name == "folder" or value == getattr(SourceConfig(), field),
                 f"{prefix}.{name}.{field}={value!r} is of the source 'folder', but {prefix}.{name}.name={one.name!r}",
             )
-    for name, words in (("resident", "resident"), ("balance", "balanced")):
+    for name, words in (("resident", "resident"), ("balance", "balanced"), ("drop_duplicates", "without some images")):
         value = getattr(eval_source, name)
         require(
             value == getattr(SourceConfig(), name),

@@ -291,6 +291,17 @@ class SourceConfig:
         "label enters the loss (function_matching), this alone evens out classes.",
         choices=("none", "sqrt", "full"),
     )
+    drop_duplicates: bool = maths(
+        False,
+        "Leaves out training images that are also in the validation or test split, exactly or nearly, or in another "
+        "class. num_train_examples and total_epochs still count all images.",
+    )
+    duplicates_seconds: float = cosmetic(
+        60.0,
+        "Before a run, looks for such images and names them in duplicates.csv, if that takes no more seconds; 0: does "
+        "not look. drop_duplicates looks however long it takes.",
+        within="[0, inf)",
+    )
     options: tuple[str, ...] = maths((), "Sets the source's own parameters, such as ('year=2024',).", form=_OPTION)
 
 

@@ -30,6 +30,7 @@ JSON_FILES = (
     *(ARCHITECTURE_FILE, RESUMES_FILE, ENVIRONMENT_FILE),
 )
 WEIGHTS_FILE = "student.npz"
+DUPLICATES_FILE = "duplicates.csv"
 PARAMETERS_FILE = "parameters.txt"
 SENSITIVITY_PLOT = "sensitivity.svg"
 CHECKPOINTS_DIR = "checkpoints"

@@ -24,7 +24,7 @@ from big_distill.terminal import doing, say
 from big_distill.training import identity
 from big_distill.training.preemption import Preemption
 from big_distill.training.session import Clock, Position, Session, hardware
-from big_distill.training.setup import Run, Scores, open_data, set_up, with_teacher
+from big_distill.training.setup import Run, Scores, open_data, set_up, with_teacher, without_duplicates
 
 
 def train_and_evaluate(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
         set_aside_damaged(workdir)
         name = _name(prefix)
         with doing(f"{name}: opens its data"):
-            data = open_data(config)
+            data = without_duplicates(config, workdir, open_data(config))
         run = set_up(config, workdir, data)  # first, so that an error in the student shows before anything is trained
         begun = saved_steps(workdir)
         for inner, directory, field, what in (

@@ -8,18 +8,21 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from big_distill import teacher as teachers
 from big_distill import weights
 from big_distill.config import CompressConfig, Config
-from big_distill.data import Source
+from big_distill.data import Source, duplicates
 from big_distill.data.pipeline import EvalPipeline, TrainPipeline
 from big_distill.data.reading import median_side
-from big_distill.data.sources import check_source, class_names_of
+from big_distill.data.sources import check_no_class_is_empty, check_source, class_names_of
 from big_distill.errors import ConfigError, DataError
-from big_distill.parallel import sharding
+from big_distill.files import atomic
+from big_distill.parallel import processes, sharding
 from big_distill.run_dir.checkpoints import saved_steps
+from big_distill.run_dir.layout import DUPLICATES_FILE
 from big_distill.state import Resident, Teacher, TrainState
 from big_distill.step import objectives
 from big_distill.teacher import check
@@ -173,6 +176,48 @@ def _remarks_on_sizes(config: Config, source: Source) -> list[str]:
             f"student; --config.teacher.config.view.image_size={size} trains it at that size, too"
         )
     return remarks
+
+
+def without_duplicates(config: Config, workdir: pathlib.Path, data: Data) -> Data:
+    """Looks for duplicates before a run begins, and says what it found. Leaves them out of training if asked.
+
+    Raises:
+      DataError: too few training images are left.
+    """
+    options, source = config.source, data.source
+    evaluated = {pipeline.source.fingerprint: name for name, pipeline in data.evaluation.items()}  # each split once
+    splits = {duplicates.TRAIN: source} | {name: data.evaluation[name].source for name in evaluated.values()}
+    dropped = processes.on_first_process(lambda: _duplicates(config, workdir, splits))
+    if not options.drop_duplicates or not dropped:
+        return data
+    left = source.part(np.setdiff1d(np.arange(source.num_examples), dropped))
+    say(f"{source.name}: trains on {left.num_examples:,} of {source.num_examples:,} images, without duplicates")
+    if not left.num_examples:
+        raise DataError(f"config.source.drop_duplicates=True leaves no training image of {source.name}")
+    check_no_class_is_empty(left, options.allow_empty_classes)
+    return dataclasses.replace(data, source=left)
+
+
+def _duplicates(config: Config, workdir: pathlib.Path, splits: dict[str, Source]) -> list[int]:
+    """Lists the training images that are duplicates, if it looks. A run's parts (`teacher/`) share its table."""
+    path, options = workdir / DUPLICATES_FILE, config.source
+    if not options.drop_duplicates and (saved_steps(workdir) or not options.duplicates_seconds):
+        return []
+    for kept in (path, workdir.parent / DUPLICATES_FILE):
+        found = duplicates.from_csv(kept.read_bytes(), splits) if kept.is_file() else None
+        if found is not None:
+            break
+    else:
+        seconds = np.inf if options.drop_duplicates else options.duplicates_seconds
+        found = duplicates.find(splits, options.num_threads, seconds)
+        if found is None:
+            say(f"did not look for duplicates: that takes more than config.source.duplicates_seconds={seconds:g}")
+            return []
+        atomic.write(path, duplicates.to_csv(found, splits))
+        if found:
+            advice = "" if options.drop_duplicates else "; --config.source.drop_duplicates trains without them"
+            say(f"duplicates: {duplicates.described(found, splits)} ({path}){advice}")
+    return sorted({row.number for row in found if row.split == duplicates.TRAIN})
 
 
 def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:
