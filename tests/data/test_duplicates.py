@@ -85,10 +85,13 @@ def test_flat_dull_small_and_broken_images_are_like_no_other(train):
     flat = [encoded(level(value)) for value in (250, 100, 0)]
     dull = [encoded(level(100, spread)) for spread in (3, 4, 5)]
     tiny = [np.uint8(photo(31, 40)), np.uint8(photo(31, 40))]
+    fog = Image.fromarray(np.asarray(photo()) // 60 + 100)  # in the other split with other bytes, but the same pixels
     broken = [b"", train[0][:300], b"no image"]
     splits = {
-        "train": files_source("train", [*flat, *dull, tiny[0], *broken]),
-        "test": files_source("test", [encoded(level(101)), encoded(level(1)), *broken[:2], tiny[0] ^ 1, tiny[0], b""]),
+        "train": files_source("train", [*flat, *dull, tiny[0], *broken, tiny[1], encoded(fog)]),
+        "test": files_source(
+            "test", [encoded(level(101)), encoded(level(1)), *broken[:2], tiny[1] ^ 1, tiny[0], encoded(fog, "BMP")]
+        ),
     }
     assert pairs(duplicates.find(splits, 2)) == {
         ("exact", "train", 6, "test", 5),  # the pixels of an array
