@@ -1,8 +1,8 @@
 """Knows a run by what its data and networks are, wherever they lie: hashes of them, which a resume compares.
 
-A checkpoint's meta holds the hashes by part: `data` (training), `evaluation`, `teacher`, `initial` (the network that
-the run started from), and `config` (the fingerprint that the run began with). Runs of versions before 0.2.0 have no
-`evaluation` and no `initial`: if those lie elsewhere, they are refused.
+A checkpoint's meta holds the hashes by part: `data` (training), `evaluation`, `left_out` (duplicates, if any were),
+`teacher`, `initial` (the network that the run started from), and `config` (the fingerprint that the run began with).
+Runs of versions before 0.2.0 have no `evaluation` and no `initial`: if those lie elsewhere, they are refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Identities = dict[str, Identity | None]
 """Maps a part of a run to what it is; None if the run has no such part."""
 
 _PART_AT = {"source.path": "data", "eval_source.path": "evaluation", "teacher.path": "teacher", "init_from": "initial"}
-_IN_WORDS = {"initial": "initial network", "evaluation": "evaluation set"}
+_IN_WORDS = {"initial": "initial network", "evaluation": "evaluation set", "left_out": "list of duplicates"}
 _NUM_SAMPLES = 64
 
 
@@ -93,10 +93,10 @@ def check(config: Config, workdir: pathlib.Path, now: Identities) -> None:
       RunError: one of them is another, or lies elsewhere and its hash was not saved.
     """
     for part, before in saved(workdir).items():
-        if not _same(before, now[part]):
+        if not _same(before, now.get(part)):
             raise RunError(
                 f"{workdir} was trained with another {_IN_WORDS.get(part, part)} ({_described(before)}; now "
-                f"{_described(now[part])}): choose another --workdir"
+                f"{_described(now.get(part))}): choose another --workdir"
             )
     if saved_steps(workdir):
         _check_known(config, workdir)
@@ -121,6 +121,7 @@ def check_moved(config: Config, workdir: pathlib.Path) -> None:
         train, [open_split(config, on, split, train.bit_depth) for split in (on.validation, on.test) if split]
     )
     now |= {"teacher": of_networks(teachers.read(config, workdir)), "initial": of_initial(config, workdir)}
+    now["left_out"] = saved(workdir).get("left_out")  # it follows from the data
     check(config, workdir, now | {"config": of_config(config, workdir)})
     if config.teacher.config:
         check_moved(config.teacher.config, workdir / layout.TEACHER_DIR)

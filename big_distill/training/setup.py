@@ -195,7 +195,8 @@ def without_duplicates(config: Config, workdir: pathlib.Path, data: Data) -> Dat
     if not left.num_examples:
         raise DataError(f"config.source.drop_duplicates=True leaves no training image of {source.name}")
     check_no_class_is_empty(left, options.allow_empty_classes)
-    return dataclasses.replace(data, source=left)
+    left_out = {"name": f"{len(dropped):,} duplicates of {source.name}", "sha256": left.fingerprint}
+    return dataclasses.replace(data, source=left, identity={**data.identity, "left_out": left_out})
 
 
 def _duplicates(config: Config, workdir: pathlib.Path, splits: dict[str, Source]) -> list[int]:
