@@ -109,12 +109,15 @@ def teacher_of(config: ConfigDict, **source: Any) -> ConfigDict:
 
 
 def with_data_of(teacher: ConfigDict, config: ConfigDict, **source: Any) -> ConfigDict:
-    """Puts a config on the data of another one, even if those are set later. `source` sets fields of its own."""
-    teacher.num_classes = config.get_ref("num_classes")
+    """Puts a config on the data of another one, even if those are set later. Fields that are set here stay here.
+
+    `source` sets fields of its own.
+    """
+    teacher.num_classes = config.get_oneway_ref("num_classes")
     for name in ("channels", "fit"):
-        teacher.view[name] = config.view.get_ref(name)
+        teacher.view[name] = config.view.get_oneway_ref(name)
     for name in teacher.source:
-        teacher.source[name] = source[name] if name in source else config.source.get_ref(name)
+        teacher.source[name] = source[name] if name in source else config.source.get_oneway_ref(name)
     return teacher
 
 

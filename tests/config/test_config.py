@@ -280,6 +280,8 @@ def test_the_teachers_data_are_the_students():
     config.num_classes, config.source.path, config.view.fit = 3, "photos", "pad"
     teacher = config.teacher.config
     assert (teacher.num_classes, teacher.source.path, teacher.view.fit) == (3, "photos", "pad")
+    teacher.source.path, teacher.source.balance = "others", "full"
+    assert (config.source.path, config.source.balance) == ("photos", "none")
 
 
 def test_parse_arg():
