@@ -122,8 +122,8 @@ def test_a_flag_that_other_projects_have_names_the_field(typed, message):
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("config.source.path=x", "this command reads the config of a run, and sets no field of it"),
-        ("config=x", "this command reads the config of a run, and sets no field of it"),
+        ("config.source.train=x", "this command reads a run's config, and replaces only its data"),
+        ("config=x", "this command reads a run's config, and replaces only its data"),
         ("epochs=3", "unknown flag --epochs"),
     ],
 )

@@ -11,7 +11,7 @@ from tiers import cases
 
 import big_distill
 from big_distill import weights
-from big_distill.config import FITS
+from big_distill.config import BIT_DEPTH, FITS
 from big_distill.errors import RunError
 from big_distill.export import packing, predictor
 from big_distill.export.evaluation import evaluate_file
@@ -46,7 +46,7 @@ def test_all_that_reads_a_network_shows_it_the_same_view(fit, panoramas, tmp_pat
     train_and_evaluate(resolve(panoramas, jax.device_count(), "cpu"), run)
     assert weights.load(run).architecture.fit == fit and weights.read_architecture(run).fit == fit
     packing.pack(run, ["container", "stablehlo"], "final", "train[60%:]")
-    data = open_eval(read_config(run), "train[60%:]")
+    data = open_eval(read_config(run), "train[60%:]", BIT_DEPTH)
     examples = data.source.read(np.arange(data.source.num_examples))
     views = np.concatenate([batch["pixels"][batch["mask"]] for batch in data])
     want = scipy.special.softmax(predictor.of_network(weights.load(run)).classify(views), axis=-1)

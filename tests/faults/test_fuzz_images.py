@@ -82,9 +82,8 @@ def test_fuzzed_folders(damaged, allowed, tmp_path_factory, caplog):
     root = tmp_path_factory.mktemp("photos")
     for index, data in enumerate([*damaged, *IMAGES[:8]]):
         (root / f"{index:02d}.jpg").write_bytes(data)
-    options = SourceConfig(
-        name="folder", path=str(root), num_train_examples=8 + len(damaged), num_threads=1, max_bad_fraction=allowed
-    )
+    counts = {"num_train_examples": 8 + len(damaged), "max_bad_fraction": allowed}
+    options = SourceConfig(name="folder", path=str(root), test=None, bit_depth="16", num_threads=1, **counts)
     view = ViewConfig(image_size=4, mixup=0.0)
     config = Config(num_classes=2, batch_size=8 + len(damaged), total_steps=1, view=view, source=options)
     unreadable = {f"{root}/{index:02d}.jpg" for index, data in enumerate(damaged) if is_bad(data)}

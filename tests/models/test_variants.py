@@ -86,7 +86,7 @@ def test_steps_are_even_and_zero_is_one(bits, low, high):
 
 def test_a_layer_that_is_not_there_is_named():
     config = dataclasses.replace(LENET, ranks=("fc9=3",))
-    with pytest.raises(ConfigError, match=r"ranks: 'fc9' is no layer of this network; did you mean 'fc1'\?"):
+    with pytest.raises(ConfigError, match=r"ranks: 'fc9' is no layer of this network; expected one of .*fc1"):
         jax.eval_shape(build(config, 10, "float32").init, jax.random.key(0), IMAGE)
     config = ModelConfig("efficientnet_lite0", ranks=("unit02/depthwise=3x3",))
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

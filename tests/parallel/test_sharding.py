@@ -13,6 +13,7 @@ from processes import saved_steps, state_sha256
 
 from big_distill import teacher as teachers
 from big_distill import weights
+from big_distill.config import BIT_DEPTH
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.errors import Preempted
 from big_distill.parallel import sharding
@@ -150,7 +151,9 @@ def test_it_changes_rounding_alone(distilled):
             )
             seen.append(metrics)
         assert split_axes(state) == split_axes(computation.abstract_state)
-        scores = evaluate(computation.eval_step, state.variables, teacher, open_eval(config, "validation"), mesh)
+        scores = evaluate(
+            computation.eval_step, state.variables, teacher, open_eval(config, "validation", BIT_DEPTH), mesh
+        )
         runs[fsdp] = jax.device_get((seen, state.variables, scores))
     (before, whole, wanted), (after, split, found) = runs[1], runs[4]
     assert len({int(metrics["view_hash"][0]) for metrics in before}) == 6

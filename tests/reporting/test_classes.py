@@ -60,8 +60,16 @@ def test_without_labels_there_are_no_classes(tmp_path):
 
 
 def test_the_table_says_how_sure_an_accuracy_is():
-    scores = {"num_examples": 397, "accuracy": 0.9295, "accuracy_low": 0.9, "accuracy_high": 0.95, "macro_f1": 0.5}
+    scores = {
+        "data": "digits test",
+        "num_examples": 397,
+        "accuracy": 0.9295,
+        "accuracy_low": 0.9,
+        "accuracy_high": 0.95,
+        "macro_f1": 0.5,
+    }
     assert evaluate.table(scores).splitlines() == [
+        "data              digits test",
         "num_examples            397",
         "accuracy              92.95 %  (95 % interval: 90.00 to 95.00 %)",
         "macro_f1              50.00 %",

@@ -60,8 +60,8 @@ def test_an_example_without_a_label_is_in_no_class(finished, asked, monkeypatch,
     """Every second label is -1, or all are."""
     whole = evaluation.open_split
 
-    def opened(config, source, split):
-        source = whole(config, source, split)
+    def opened(config, source, split, bit_depth):
+        source = whole(config, source, split, bit_depth)
 
         def read(ids):
             return [

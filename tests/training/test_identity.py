@@ -69,7 +69,7 @@ def forget(workdir, *names):
         if "sample" in names:
             del kept["data"]["sample"]
         (step / "meta" / "metadata").write_text(json.dumps(meta | {"identity": kept}))
-        checksums.write(step, ("_CHECKPOINT_METADATA", "commit_success.txt"))
+        checksums.write(step)
 
 
 def test_a_fingerprint_has_places_as_they_are_typed(photos):

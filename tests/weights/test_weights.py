@@ -41,8 +41,8 @@ def test_a_card_keeps_the_fit(bit, tmp_path):
     padded = dataclasses.replace(bit, fit="pad")
     for architecture in (bit, padded):
         assert weights.from_json(json.dumps(architecture.to_json()), tmp_path) == architecture
-    with pytest.raises(RunError, match=r"damaged card: fit='pda' is not known; did you mean 'pad'\?"):
-        weights.from_json(json.dumps({**padded.to_json(), "fit": "pda"}), tmp_path)
+    with pytest.raises(RunError, match=r"damaged card: fit='Pad' is not known; did you mean 'pad'\?"):
+        weights.from_json(json.dumps({**padded.to_json(), "fit": "Pad"}), tmp_path)
 
 
 def bare(network):
