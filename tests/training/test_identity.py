@@ -69,6 +69,7 @@ def forget(workdir, *names):
         if "sample" in names:
             del kept["data"]["sample"]
         (step / "meta" / "metadata").write_text(json.dumps(meta | {"identity": kept}))
+        (step / checksums.LIST_FILE).unlink()
         checksums.write(step)
 
 
