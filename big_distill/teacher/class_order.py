@@ -78,7 +78,7 @@ def warning(network: weights.Network, result: Mapping[str, Any], class_names: Se
     if near_chance:
         score += f", which is near chance ({percent(1 / num_classes)})"
     if network.architecture.card.class_names:
-        return f"{who}: {score}; is its card right (image_size, mean, std)?" if near_chance else ""
+        return f"{who}: {score}; is it trained, and is its card right (image_size, mean, std)?" if near_chance else ""
     begin = f"{who} has no class names, and its logits are taken in the order of the data's classes"
     if accuracy is None:
         remedy = f"no labels are here to check that; {_remedy(network, class_names)}"

@@ -126,7 +126,7 @@ def test_a_teacher_near_chance_in_every_order(tmp_path):
     _, said = checked(tmp_path, FOLDERS[5:] + FOLDERS[:5], data_names=())
     assert said.endswith("0.00 % of its answers are right, which is near chance (8.33 %)")
     _, said = checked(tmp_path, FOLDERS[5:] + FOLDERS[:5], card_names=FOLDERS)
-    assert said.endswith("near chance (8.33 %); is its card right (image_size, mean, std)?")
+    assert said.endswith("near chance (8.33 %); is it trained, and is its card right (image_size, mean, std)?")
 
 
 def test_without_labels_the_order_cannot_be_checked(tmp_path):
