@@ -111,7 +111,7 @@ def test_a_wrong_card_is_noticed_before_a_step_is_spent(distilled, trained, tmp_
     distilled.teacher.path = str(trained)
     distilled.teacher.min_accuracy = 0.6
     distilled.teacher[field] = value
-    with pytest.raises(RunError, match=r"below config.teacher.min_accuracy=0.6: is it trained, and is its card right \(input_mean"):
+    with pytest.raises(RunError, match=r"below config.teacher.min_accuracy=0.6: is its card right \(input_mean"):
         train_and_evaluate(resolved(distilled), tmp_path / "run")
     assert not read_metrics(tmp_path / "run")
 
