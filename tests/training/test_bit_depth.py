@@ -11,6 +11,7 @@ from big_distill.training.evaluation import evaluate_run
 from big_distill.training.loop import train_and_evaluate
 
 
+@pytest.mark.full
 def test_a_student_keeps_the_bits_of_its_scans(tiny, tmp_path):
     rng = np.random.default_rng(0)
     scans = tmp_path / "scans"

@@ -86,6 +86,7 @@ def test_a_fingerprint_has_places_as_they_are_typed(photos):
     ]
 
 
+@pytest.mark.full
 def test_a_run_goes_on_where_its_data_and_its_teacher_lie_now(photos, tmp_path, interrupt_after, capsys):
     teacher = at(photos, tmp_path / "photos", seed=1)
     train_and_evaluate(teacher, tmp_path / "teacher")
@@ -129,6 +130,7 @@ def test_a_run_goes_on_where_its_data_and_its_teacher_lie_now(photos, tmp_path, 
         train_and_evaluate(other, run)
 
 
+@pytest.mark.full
 def test_a_run_in_its_default_directory_is_the_one(photos, tmp_path, interrupt_after):
     begin(at(photos, tmp_path / "photos"), tmp_path / "runs" / "mine-0", interrupt_after)
     shutil.copytree(tmp_path / "runs" / "mine-0", tmp_path / "runs" / "mine-1")
