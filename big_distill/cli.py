@@ -26,7 +26,7 @@ from big_distill.errors import DISK_ERRORS, BigDistillError, ConfigError, Interr
 flags.disclaim_key_flags()  # the flags belong to the commands, whose --help lists them
 _OTHER_DATA = {
     "name": "Names other data to evaluate on: folder, idx, a TFDS set.",
-    "path": "Names the directory of other data: of a folder, or of idx files.",
+    "path": "Names the directory of a folder or of idx files. Alone it says where the run's own data lie now.",
     "layout": "Says which sub-folders of that folder are classes.",
     "label": "Names the feature of that TFDS set that is the label.",
 }
@@ -74,11 +74,11 @@ def run_directory() -> pathlib.Path:
 def test_split(workdir: pathlib.Path) -> str:
     """Returns the split that `--split` names, else the one that the run's config calls its test split, else 'test'.
 
-    Other data than the run's are taken whole, because the run does not know their splits.
+    Other data than the run's, which `--config.source.name` names, are taken whole: the run does not know their splits.
     """
     from big_distill.run_dir.layout import read_config
 
-    if flags.FLAGS.split or other_data()["path"] or other_data()["name"]:
+    if flags.FLAGS.split or other_data()["name"]:
         return flags.FLAGS.split or "all"
     return read_config(workdir).evaluated_on.test or "test"
 

@@ -4,8 +4,8 @@
   python -m big_distill.evaluate --workdir=... --split='train[:10%]' --step=best --json
   python -m big_distill.evaluate --workdir=... --config.source.name=folder --config.source.path=OTHER_PHOTOS
 
-Other data have the run's classes, by number; where both have names, these must be equal. They are taken whole, unless
---split names a split.
+`--config.source.name` names other data. They have the run's classes; where both have names, these must be equal. They
+are taken whole, unless --split names a split. `--config.source.path` alone says where the run's own data lie now.
 `--packed=FILE` evaluates a file of `big_distill.pack`, or any other weight file of ours, in place of the run's student.
 `--step` is `final` (the weights of a finished run), `latest` or `best` (on the validation split), or the number of a
 checkpoint that is still there.

@@ -261,11 +261,11 @@ def _check_sources(config: Config, prefix: str) -> None:
                 one.name == "folder" or value == getattr(SourceConfig(), field),
                 f"{prefix}.{name}.{field}={value!r} is of the source 'folder', but {prefix}.{name}.name={one.name!r}",
             )
-    for name, words in (("resident", "resident"), ("balance", "balanced"), ("drop_duplicates", "without some images")):
+    for name in ("resident", "balance", "drop_duplicates", "duplicates_seconds", "allow_empty_classes", "bit_depth"):
         value = getattr(eval_source, name)
         require(
             value == getattr(SourceConfig(), name),
-            f"{prefix}.eval_source.{name}={value!r}: only the training split, {prefix}.source, can be {words}",
+            f"{prefix}.eval_source.{name}={value!r} is not read: set it for the training split, {prefix}.source",
         )
     require(
         bool(eval_source.name) or eval_source == SourceConfig(),

@@ -25,6 +25,21 @@ def say(message: str) -> None:
         sys.stdout.flush()
 
 
+_said: set[str] = set()
+
+
+def say_once(message: str) -> None:
+    """Prints a line unless this process has printed it since `forget_said`: the stages of a run open the same data."""
+    if message not in _said:
+        _said.add(message)
+        say(message)
+
+
+def forget_said() -> None:
+    """Lets `say_once` print every line again."""
+    _said.clear()
+
+
 @contextlib.contextmanager
 def reporting(status: Callable[[], str]) -> Iterator[None]:
     """Says the status of what runs inside, in a line every `PERIOD_SECONDS`, from a thread of its own."""

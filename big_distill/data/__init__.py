@@ -76,7 +76,7 @@ def array_source(
       DataError: the labels are not such integers.
     """
     numbers = np.full(len(images), -1) if labels is None else np.asarray(labels)
-    if numbers.ndim == 2:
+    if numbers.ndim == 2 and numbers.shape[1] > 1:
         raise DataError(f"{name}: labels of shape {numbers.shape}; labels.argmax(1) makes integers of one-hot ones")
     if numbers.shape != (len(images),) or not np.issubdtype(numbers.dtype, np.integer):
         raise DataError(

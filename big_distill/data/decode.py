@@ -26,7 +26,10 @@ _TURNS = {  # EXIF orientation -> what makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TIFF_BITS, _TIFF_MEANING = 258, 262  # BitsPerSample, PhotometricInterpretation (0: MinIsWhite)
 _PNG_DEPTH = 24  # where the header of a PNG has its bits a channel
+_JPEG_SIGNATURE = b"\xff\xd8"
+_JPEG_EXTRAS = (*range(0xE2, 0xEE), 0xEF, 0xFE)  # APP2 to APP13, APP15, comments
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")  # of pixels, and of their orientation
@@ -90,9 +93,12 @@ def largest_value(data: bytes | np.ndarray) -> int | None:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.mode in _SIXTEEN_BIT_MODES:
                 return int(np.asarray(image).max())
-            return 257 * int(np.asarray(image).max()) if _is_deep_colour(image, data) else None
+            colours = [band for band in image.getbands() if band != "A"]
+            deep = _is_deep_colour(image, data)
+            return 257 * max(int(np.asarray(image.getchannel(band)).max()) for band in colours) if deep else None
     except Exception:  # on damaged bytes Pillow's readers raise almost anything
-        return None
+        bare = _bare(data)
+        return largest_value(bare) if len(bare) < len(data) else None
 
 
 def size_of(data: bytes | np.ndarray) -> tuple[int, int] | None:
@@ -147,13 +153,15 @@ def _read(data: bytes, channels: int, part_fn: PartFn, bit_depth: int) -> Decode
                     f"colour of 16 bits a channel, of which config.source.bit_depth={bit_depth} are used, cannot be "
                     "read: convert it to 8 bits"
                 )
+            if image.mode in _SIXTEEN_BIT_MODES and _tag(image, _TIFF_MEANING) == (0,) and image.format == "TIFF":
+                raise BadImage("a TIFF of more than 8 bits whose least value is white: convert it")
             turn = _TURNS.get(_orientation(image))
             upright = image if turn is None else image.transpose(turn)
             return _cut_whole(_to_channels(upright, channels, bit_depth), part_fn)
     except BadImage:
         raise
     except Exception as error:  # on damaged bytes Pillow's readers raise almost anything
-        if data.startswith(_PNG_SIGNATURE) and len(bare := _pixels_of_png(data)) < len(data):
+        if len(bare := _bare(data)) < len(data):
             return _read(bare, channels, part_fn, bit_depth)
         if not data:
             raise BadImage("no bytes") from error
@@ -164,8 +172,25 @@ def _read(data: bytes, channels: int, part_fn: PartFn, bit_depth: int) -> Decode
         raise BadImage(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
 
 
+def _bare(data: bytes) -> bytes:
+    """Leaves out texts, colour profiles and the like: Pillow refuses a whole file if one is large or damaged."""
+    if data.startswith(_PNG_SIGNATURE):
+        return _pixels_of_png(data)
+    return _pixels_of_jpeg(data) if data.startswith(_JPEG_SIGNATURE) else data
+
+
+def _pixels_of_jpeg(data: bytes) -> bytes:
+    """Keeps of the segments before the pixels those of JFIF, Exif and Adobe, and all that are no application's."""
+    kept, start = [_JPEG_SIGNATURE], len(_JPEG_SIGNATURE)
+    while data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] not in (b"", b"\xda"):
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
+        if data[start + 1] not in _JPEG_EXTRAS:
+            kept.append(data[start:end])
+        start = end
+    return b"".join([*kept, data[start:]])
+
+
 def _pixels_of_png(data: bytes) -> bytes:
-    """Leaves out texts and colour profiles: Pillow refuses the whole file if one is large or damaged."""
     kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
     while start < len(data):
         (length,) = struct.unpack(">I", data[start : start + 4].rjust(4, b"\0"))
@@ -185,8 +210,16 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
-    """Returns True for a PNG of 16 bits in several channels, of which Pillow reads the upper 8."""
-    return image.format == "PNG" and image.mode not in _SIXTEEN_BIT_MODES and data[_PNG_DEPTH] == BIT_DEPTH
+    """Returns True for a PNG or TIFF of 16 bits in several channels, of which Pillow reads the upper 8."""
+    if image.mode in _SIXTEEN_BIT_MODES or image.format not in ("PNG", "TIFF"):
+        return False
+    return (data[_PNG_DEPTH] if image.format == "PNG" else max(_tag(image, _TIFF_BITS))) == BIT_DEPTH
+
+
+def _tag(image: Image.Image, number: int) -> tuple[int, ...]:
+    """Returns the numbers of a tag of a TIFF; (0,) if it has none."""
+    value = getattr(image, "tag_v2", {}).get(number, 0)
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _is_plain_jpeg(image: Image.Image, channels: int) -> bool:
@@ -227,9 +260,10 @@ def _from_array(array: np.ndarray, channels: int) -> np.ndarray:
 def _to_channels(image: Image.Image, channels: int, bit_depth: int) -> np.ndarray:
     if image.mode in _SIXTEEN_BIT_MODES:
         white, grey = 2**bit_depth - 1, np.asarray(image).astype(np.int64, copy=False)
-        if bit_depth < BIT_DEPTH and grey.max() > white:
-            raise BadImage(f"a value of {grey.max()}, but config.source.bit_depth={bit_depth} ends at {white}")
-        grey = np.clip(grey, 0, white)
+        if grey.min() < 0 or grey.max() > white:
+            raise BadImage(
+                f"values from {grey.min()} to {grey.max()}, but config.source.bit_depth={bit_depth} has 0 to {white}"
+            )
         image = Image.fromarray(((255 * grey + white // 2) // white).astype(np.uint8))  # white is odd: no ties
     elif image.mode == "F":
         raise BadImage("floating-point pixels have no known range")

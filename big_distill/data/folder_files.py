@@ -72,7 +72,7 @@ def _scan(root: pathlib.Path) -> Listing:
             continue
         seen.stamps[folder] = status.st_mtime_ns
         with os.scandir(f"{root}/{folder}") as entries:
-            found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+            found = [(entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith(".")]
         path = f"{folder}/" if folder else ""
         files = [name for name, is_dir in found if not is_dir]
         images = sorted(name for name in files if name.lower().endswith(SUFFIXES))
@@ -83,35 +83,43 @@ def _scan(root: pathlib.Path) -> Listing:
     return seen
 
 
-def hash_of(path: str) -> bytes:
-    """Hashes what stands for the contents of a file: its size and both its ends, or nothing if it cannot be read.
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def hash_of(path: str) -> bytes | None:
+    """Hashes what stands for the contents of a file: its size and both its ends. None if there is nothing to read.
 
     Raises:
       DataError: it is no file.
     """
-    size = size_of(path)
+    size = num_bytes(path)
     try:
         file = os.open(path, os.O_RDONLY)
     except OSError:
-        return hashlib.sha256().digest()
+        return None
     try:
         first = os.pread(file, _END, 0)
-        return hashlib.sha256(b"%d " % size + first + os.pread(file, _END, max(size - _END, len(first)))).digest()
+        last = os.pread(file, _END, max(size - _END, len(first)))
+        return hashlib.sha256(b"%d " % size + first + last).digest() if first else None
     except OSError:
-        return hashlib.sha256().digest()
+        return None
     finally:
         os.close(file)
 
 
-def size_of(path: str) -> int:
-    """Returns the size of a file, or 0 for a link that leads nowhere, which counts as a damaged image.
+def num_bytes(path: str) -> int:
+    """Returns the size of a file in bytes, or 0 for a link that leads nowhere, which counts as a damaged image.
 
     Raises:
       DataError: it is no file.
     """
     try:
         status = os.stat(path)
-    except FileNotFoundError:
+    except OSError:
         return 0
     if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
         raise DataError(f"{path} is no file, but a directory, pipe or device")

@@ -13,7 +13,7 @@ import numpy as np
 
 from big_distill.config import SourceConfig
 from big_distill.data import Source, holdout
-from big_distill.data.folder_files import SUFFIXES, Listing, list_images, read_file, size_of
+from big_distill.data.folder_files import SUFFIXES, Listing, list_images, num_bytes, read_file
 from big_distill.data.holdout import File
 from big_distill.data.split_names import split_ids
 from big_distill.errors import ConfigError, DataError
@@ -62,7 +62,7 @@ def open_folder(source: SourceConfig, split: str) -> Source:
         files = [(file, index[label]) for members in folder.splits.values() for file, label in members]
         lengths = {name: len(members) for name, members in folder.splits.items()}
         examples = [files[i] for i in split_ids(str(root), split, lengths)]
-        sizes = [size_of(f"{root}/{file}") for file, _ in examples]
+        sizes = [num_bytes(f"{root}/{file}") for file, _ in examples]
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error}") from error
 
@@ -123,6 +123,8 @@ def _arranged(root: pathlib.Path, listing: Listing, source: SourceConfig) -> _Ar
     tops = {folder.split("/")[0] for folder in filled if folder}
     layout = source.layout if source.layout != "auto" else _guess(root, filled, tops, source)
     by_split = layout == "split/class"
+    if by_split and (meant := {top for top in tops if _is_split(top)}):
+        tops = meant | tops & {*holdout.named_splits(source)}  # not the others, such as docs/
     splits: dict[str, list[File]] = {top: [] for top in sorted(tops)} if by_split else {"train": []}
     labelled = {folder.split("/")[0] for folder in filled if "/" in folder} if by_split else {"train"}
     classes, strays = set(), []
@@ -149,7 +151,7 @@ def _guess(root: pathlib.Path, filled: set[str], tops: set[str], source: SourceC
     if not tops:
         return "flat"
     deep = {folder.split("/")[0] for folder in filled if "/" in folder}
-    known = {top for top in tops if top.casefold() in _SPLITS}
+    known = {top for top in tops if _is_split(top)}
     if known & deep or known == tops:
         return "split/class"
     if deep == tops and not any(folder in tops for folder in filled):  # all lies one level deeper
@@ -157,6 +159,10 @@ def _guess(root: pathlib.Path, filled: set[str], tops: set[str], source: SourceC
             return "split/class"
         raise _unclear(root, min(folder for folder in filled if folder))
     return "class"
+
+
+def _is_split(folder: str) -> bool:
+    return folder.casefold() in _SPLITS
 
 
 def _unclear(root: pathlib.Path, folder: str) -> DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import pathlib
 import re
@@ -18,6 +19,7 @@ from big_distill.errors import ConfigError, DataError
 
 File = tuple[str, str]
 """Holds the path of a file, relative to the root, and its class, which is '' without labels."""
+_CHUNK = 256  # files that a thread takes at a time
 _CUT = ("train", "validation", "test")
 
 
@@ -39,10 +41,14 @@ def cut(root: pathlib.Path, files: list[File], source: SourceConfig) -> dict[str
       ConfigError: a file has no group.
     """
     if source.group:
-        keys = [hashlib.sha256(os.fsencode(group)).digest() for group in _groups(root, files, source.group)]
+        keys = list(map(_hash, _groups(root, files, source.group)))
     else:
         with futures.ThreadPoolExecutor(max(source.num_threads, 4)) as pool:  # they wait for the disk
-            hashes = pool.map(lambda file: hash_of(f"{root}/{file[0]}"), files)
+            names = [file for file, _ in files]
+            parts = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+            hashes = itertools.chain.from_iterable(
+                pool.map(lambda part: [hash_of(f"{root}/{name}") or _hash(name) for name in part], parts)
+            )
             keys = list(tqdm(hashes, f"reading {root}", len(files), unit=" files", delay=2, disable=None))
     ends = [source.fractions[0], source.fractions[0] + source.fractions[1]]
     splits: dict[str, list[File]] = {name: [] for name in _CUT}
@@ -50,6 +56,10 @@ def cut(root: pathlib.Path, files: list[File], source: SourceConfig) -> dict[str
         drawn = int.from_bytes(key[:8]) / 2**64
         splits[_CUT[sum(drawn >= end for end in ends)]].append(file)
     return splits
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(os.fsencode(text)).digest()
 
 
 def check_groups(root: pathlib.Path, splits: dict[str, list[File]], source: SourceConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import math
 import pathlib
@@ -19,6 +18,7 @@ MAX_BYTES = 1 << 31
 """Limit of one unpacked file: a small one must not fill the memory."""
 _IMAGES = re.compile(r"(.+)-images[-.]idx[34]-ubyte(\.gz)?")
 _MAX_AXES = 4  # [N, H, W, C]
+_HEADER = 4 * (1 + _MAX_AXES)  # bytes
 _TEST = "t10k"  # MNIST calls its test split so
 
 
@@ -30,24 +30,34 @@ def read_idx(path: pathlib.Path, max_bytes: int = MAX_BYTES) -> np.ndarray:
     Raises:
       DataError: the file cannot be read, or is none of that kind.
     """
+    data = _read(path, max_bytes + 1)
+    if len(data) > max_bytes:
+        raise DataError(f"{path} cannot be read: it unpacks to more than {max_bytes} bytes")
+    count, *shape = _header(data, path)
+    offset = 4 * (2 + len(shape))
+    size, expected = len(data) - offset, count * math.prod(shape)
+    if size != expected or not size:
+        raise DataError(f"{path} announces {count} items of {expected} bytes together, but holds {size} bytes")
+    return np.frombuffer(data, np.uint8, offset=offset).reshape(count, *shape)
+
+
+def _read(path: pathlib.Path, most: int) -> bytes:
+    """Reads the first bytes of a file, unpacked."""
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+            return file.read(most)
     except Exception as error:  # gzip and zlib raise several kinds on damaged files
         raise DataError(f"{path} is truncated or of another format: {error}") from error
-    if len(data) > max_bytes:
-        raise DataError(f"{path} cannot be read: it unpacks to more than {max_bytes} bytes")
+
+
+def _header(data: bytes, path: pathlib.Path) -> list[int]:
+    """Returns the lengths of the axes, the number of items first."""
     axes = data[3] if len(data) > 3 else 0
-    header = struct.Struct(f">{1 + axes}I")
-    if data[:3] != b"\0\0\x08" or not 1 <= axes <= _MAX_AXES or len(data) < header.size:
+    if data[:3] != b"\0\0\x08" or not 1 <= axes <= _MAX_AXES or len(data) < 4 * (1 + axes):
         raise DataError(f"{path} starts with 0x{data[:4].hex()}, expected the IDX magic number 0x0000080N")
-    _, count, *shape = header.unpack_from(data)
-    size, expected = len(data) - header.size, count * math.prod(shape)
-    if size != expected or not size:
-        raise DataError(f"{path} announces {count} items of {expected} bytes together, but holds {size} bytes")
-    return np.frombuffer(data, np.uint8, offset=header.size).reshape(count, *shape)
+    return list(struct.unpack_from(f">{axes}I", data, 4))
 
 
 def open_idx(path: str | None, split: str, num_classes: int) -> Source:
@@ -69,19 +79,33 @@ def open_idx(path: str | None, split: str, num_classes: int) -> Source:
         raise DataError(f"{root} cannot be read: {error}") from error
     if not found:
         raise DataError(f"{root} holds no pairs train-images-idx3-ubyte and train-labels-idx1-ubyte (perhaps with .gz)")
-    read = functools.cache(_pair)
-    names = {match[1].rpartition("-")[2].replace(_TEST, "test"): file for file, match in found.items()}
-    lengths = {name: len(read(file)[0]) for name, file in names.items()}
+    splits: dict[str, pathlib.Path] = {}
+    for file, match in found.items():
+        name = match[1].rpartition("-")[2].replace(_TEST, "test")
+        if name in splits:
+            raise DataError(
+                f"{root}: {splits[name].name} and {file.name} are both the split {name!r}: keep one set there"
+            )
+        splits[name] = file
+    lengths = {name: _header(_read(file, _HEADER), file)[0] for name, file in splits.items()}
     ids = split_ids(str(root), split, lengths)
-    pairs = [read(file) for file in names.values()]
-    images, labels = [images for images, _ in pairs], [labels for _, labels in pairs]
-    if len({image.shape[1:] for image in images}) > 1:
-        raise DataError(f"{root}: the splits have images of other shapes: {[list(x.shape[1:]) for x in images]}")
-    here = np.concatenate(labels)[ids]
-    name, pixels = f"{root} {split}", np.concatenate(images)[ids]
-    if (here < 0).all():
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    places, start = [], 0
+    for name, file in splits.items():
+        here = np.flatnonzero((ids >= start) & (ids < start + lengths[name]))
+        if len(here):
+            for part, values in zip((images, labels), _pair(file), strict=True):
+                part.append(values[ids[here] - start])
+            places.append(here)
+        start += lengths[name]
+    if len({part.shape[1:] for part in images}) > 1:
+        raise DataError(f"{root}: the splits have images of other shapes: {[list(part.shape[1:]) for part in images]}")
+    order = np.argsort(np.concatenate(places))
+    name, pixels, numbers = f"{root} {split}", np.concatenate(images)[order], np.concatenate(labels)[order]
+    if (numbers < 0).all():
         return array_source(name, pixels)
-    return array_source(name, pixels, here, [str(label) for label in range(num_classes)])
+    return array_source(name, pixels, numbers, [str(label) for label in range(num_classes)])
 
 
 def _pair(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:

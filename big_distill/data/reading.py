@@ -152,12 +152,12 @@ def with_bit_depth(source: Source, bit_depth: int | None) -> Source:
     remark = (
         f"{source.name}: values up to {max(found):,} in {len(found)} files of more than 8 bits, read as {depth} bits"
     )
-    unused = max(found) < 2**depth // 4
+    unused = bool(np.median(found) < 2**depth // 4)
     remark += "; most of that range is not used" * unused
     return dataclasses.replace(
         source,
         bit_depth=depth,
-        fingerprint=source.fingerprint if depth == BIT_DEPTH else f"{source.fingerprint}, {depth} bits",
+        fingerprint=source.fingerprint if depth == BIT_DEPTH else f"{depth} bits of {source.fingerprint}",
         remarks=(*source.remarks, *[f"{remark} (config.source.bit_depth)"] * (bit_depth is None or unused)),
     )
 

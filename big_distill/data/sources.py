@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import importlib.util
@@ -87,6 +88,8 @@ def check_classes(source: Source, num_classes: int, class_names: Sequence[str] =
 
     If `class_names`, those of a network, and the split's are both known, they must be equal, too.
     """
+    if twice := [name for name, count in collections.Counter(source.class_names).items() if count > 1]:
+        raise DataError(f"{source.name} has the class name {twice[0]!r} more than once")
     if source.num_classes not in (None, num_classes):
         names = f": {', '.join(source.class_names[:9])}{', ...' * (len(source.class_names) > 9)}"
         raise DataError(
@@ -171,7 +174,11 @@ def _tfds_source(source: SourceConfig, split: str, num_classes: int) -> Source:
     numbers = sorted(k for k, f in features.items() if f.shape == () and np.issubdtype(f.np_dtype, np.integer))
     if not images:
         raise DataError(f"{source.name} has no images: its features are {', '.join(features)}")
-    image = "image" if "image" in images else images[0]  # a segmentation mask is an Image too
+    before = "image" if "image" in images else images[0]  # the choice of versions before 0.2.0
+    seen = info.supervised_keys[0] if info.supervised_keys else None
+    image = seen if seen in images else before  # a segmentation mask is an Image too
+    if np.issubdtype(features[image].np_dtype, np.floating):
+        raise DataError(f"{source.name} holds {image!r} as floating-point numbers, whose range is not known")
     label = _tfds_label(source, info.supervised_keys, named, numbers)
     class_names = tuple(map(str, range(num_classes)))
     if label in named:
@@ -183,7 +190,7 @@ def _tfds_source(source: SourceConfig, split: str, num_classes: int) -> Source:
         stored = info.file_format.value
         raise DataError(f"{builder.data_dir} is stored as {stored}: prepare it again as array_record") from error
     earlier = "label" if "label" in named else next(iter(named), None)  # the choice of versions before 0.2.0
-    chosen = [] if label == earlier else [label]
+    chosen = ([] if label == earlier else [label]) + ([] if image == before else [image])
     contents = sorted((name, list(s.shard_lengths), int(s.num_bytes)) for name, s in info.splits.items())
     checksums = sorted(archives.checksums(builder).items())
 
@@ -222,11 +229,11 @@ def _tfds_label(source: SourceConfig, supervised: Any, named: list[str], numbers
     for label in (own, "label"):
         if label in numbers:
             return label
-    if len(named) > 1:
-        raise DataError(
-            f"{source.name} has several labels, {', '.join(named)}, and does not say which is to be learned: "
-            "config.source.label names one"
+    if len(named) > 1 or (own and named):
+        says = (
+            f"says that {own!r} is to be learned, which is no class" if own else "does not say which is to be learned"
         )
+        raise DataError(f"{source.name} has labels, {', '.join(named)}, and {says}: config.source.label names one")
     return next(iter(named), None)
 
 

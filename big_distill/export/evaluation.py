@@ -21,7 +21,8 @@ from big_distill.run_dir.layout import read_config
 from big_distill.state import Teacher
 from big_distill.step import scoring, steps
 from big_distill.step.views import to_unit
-from big_distill.training.evaluation import NO_FIELDS, mesh_for, open_eval, warn_of_cut, with_data
+from big_distill.terminal import say
+from big_distill.training.evaluation import NO_FIELDS, mesh_for, open_eval, remarks, with_data
 
 
 def evaluate_file(
@@ -44,7 +45,8 @@ def add_up_file(
     config = with_data(read_config(workdir), source)
     mesh, student = mesh_for(config), weights.read_architecture(workdir)
     data = open_eval(config, split, student.bit_depth, student.card.class_names)
-    warn_of_cut(config, data.source)
+    for line in remarks(config, data.source):
+        say(line)
     teacher = teachers.load(config, workdir, mesh, student.card.class_names)
     network = predictor.load(file, student)
     for name in ("num_classes", "channels", "fit", "bit_depth", "card.image_size", "card.class_names"):

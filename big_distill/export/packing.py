@@ -28,7 +28,16 @@ from big_distill.parallel import processes
 from big_distill.run_dir.environment import machine
 from big_distill.run_dir.layout import PACK_FILE, read_config, read_json, write_json
 from big_distill.terminal import say
-from big_distill.training.evaluation import NO_FIELDS, mesh_for, open_eval, open_split, student_of, with_data
+from big_distill.training.evaluation import (
+    NO_FIELDS,
+    mesh_for,
+    open_eval,
+    open_split,
+    remarks,
+    student_of,
+    training_source,
+    with_data,
+)
 
 TOLERANCE = 1e-3
 """Bounds the largest difference between the logits of a file in floats and the network's, in standard deviations."""
@@ -76,7 +85,11 @@ def pack(
     if precision:
         student = rounding.quantize(student, precision, views)
     data = open_eval(config, split, student.architecture.bit_depth, student.architecture.card.class_names)
-    say(f"the files are evaluated on {data.source.name}, {data.source.num_examples:,} examples")
+    for line in (
+        *remarks(config, data.source),
+        f"evaluates on {data.source.name}, {data.source.num_examples:,} examples",
+    ):
+        say(line)
     pixels = next(iter(data))["pixels"]
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
     stem = "-".join(["student", *([step] if step != "final" else []), *([precision] if precision else [])])
@@ -168,7 +181,7 @@ def _put_in_place(workdir: pathlib.Path, trial: pathlib.Path, rows: list[dict[st
 
 def _training_views(config: Config) -> np.ndarray:
     """Makes the first training views, uint8 [N, S, S, C], the same in every process."""
-    data = TrainPipeline(config, open_split(config, config.source, config.source.train))
+    data = TrainPipeline(config, open_split(config, training_source(config), config.source.train))
     batches = [data.batch(step)["pixels"] for step in range(-(-_NUM_VIEWS // config.batch_size))]
     return np.concatenate(batches)[:_NUM_VIEWS]
 

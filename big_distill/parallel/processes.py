@@ -11,7 +11,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from big_distill.config import Config, differences, from_dict, to_dict
-from big_distill.errors import ConfigError, RunError
+from big_distill.errors import ConfigError, DataError, RunError
+
+_RAISED = (RunError, ConfigError, DataError)  # the errors that process 0 shares
 
 
 def from_first_process(value: Any) -> Any:
@@ -29,19 +31,20 @@ def on_first_process(function: Callable[[], Any]) -> Any:
     """Calls a function in process 0, and returns its JSON-ready value in every process.
 
     Raises:
-      RunError: process 0 raised it, or could not read or write a file; every process raises it.
+      RunError, ConfigError, DataError: process 0 raised it; every process raises it.
+      RunError: process 0 could not read or write a file.
     """
     value, refusal = None, None
     if jax.process_index() == 0:
         try:
             value = function()
-        except RunError as error:
-            refusal = str(error)
+        except (RunError, ConfigError, DataError) as error:
+            refusal = [_RAISED.index(type(error)) if type(error) in _RAISED else 0, str(error)]
         except OSError as error:
-            refusal = f"{error.filename}: {error.strerror}"
+            refusal = [0, f"{error.filename}: {error.strerror}"]
     value, refusal = from_first_process([value, refusal])
     if refusal is not None:
-        raise RunError(refusal)
+        raise _RAISED[refusal[0]](refusal[1])
     return value
 
 

@@ -19,6 +19,7 @@ from big_distill import weights
 from big_distill.compress import channels
 from big_distill.errors import ConfigError
 from big_distill.run_dir.layout import SENSITIVITY_FILE, read_config, write_json
+from big_distill.terminal import say
 from big_distill.training import initial
 from big_distill.training.evaluation import (
     NO_FIELDS,
@@ -26,6 +27,7 @@ from big_distill.training.evaluation import (
     jit_eval_step,
     mesh_for,
     open_eval,
+    remarks,
     student_of,
     with_data,
 )
@@ -93,6 +95,8 @@ def scan(
     mesh = mesh_for(config)
     student = student_of(workdir, step, mesh)
     data = open_eval(config, split, student.architecture.bit_depth, student.architecture.card.class_names)
+    for line in remarks(config, data.source):
+        say(line)
     eval_step = jit_eval_step(student.architecture, config, mesh)
     teacher = teachers.load(config, workdir, mesh, student.architecture.card.class_names)
     names, pruned = _pruner(student, structure)

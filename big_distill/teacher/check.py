@@ -82,7 +82,8 @@ def prepare(
     if not networks:
         return None
     for network in networks:
-        weights.say_other_fit(network, config.view.fit)
+        for line in weights.other_input(network, config.view.fit, train_data.source.bit_depth):
+            say(line)
     identity = identity_of(networks)
     crops = functools.partial(_first_crops, config, train_data)
     ranges: Sequence[activation_ranges.Ranges] | None = None

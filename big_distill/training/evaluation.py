@@ -101,16 +101,21 @@ def mesh_for(config: Config) -> Mesh:
 
 
 def open_split(config: Config, source: SourceConfig, split: str, bit_depth: int | None = None) -> Source:
-    """Opens a split of a data set of the run: `config.source` or `config.evaluated_on`.
+    """Opens a split of a data set of the run: `training_source` or `config.evaluated_on`.
 
     `bit_depth` is that of the network that sees the split; None takes the config's.
     """
     size, channels = config.view.image_size, config.view.channels
-    if config.eval_source.name and source == config.source:
-        source = dataclasses.replace(source, validation=None, test=None)  # nothing is held out of it
     if bit_depth is not None:
         source = dataclasses.replace(source, bit_depth=str(bit_depth))
     return open_source(source, split, num_classes=config.num_classes, image_size=size, channels=channels)
+
+
+def training_source(config: Config) -> SourceConfig:
+    """Returns the data that a run is trained on. If it is evaluated on others, nothing is held out of them."""
+    if not config.eval_source.name:
+        return config.source
+    return dataclasses.replace(config.source, validation=None, test=None)
 
 
 def open_eval(config: Config, split: str, bit_depth: int, class_names: Sequence[str] = ()) -> EvalPipeline:
@@ -131,13 +136,15 @@ def open_eval(config: Config, split: str, bit_depth: int, class_names: Sequence[
     return EvalPipeline(source, config.view, config.evaluated_on, batch_size, jax.process_index(), jax.process_count())
 
 
-def warn_of_cut(config: Config, source: Source) -> None:
-    """Says if evaluation cuts more than a fifth off the median image of a split."""
+def remarks(config: Config, source: Source) -> list[str]:
+    """Lists what to say about a split on which a network is evaluated: what its source says, and if much is cut off."""
+    lines = list(source.remarks)
     if config.view.fit == "crop" and (cut := share_cut(source)) > _LARGEST_CUT:
-        say(
+        lines.append(
             f"{source.name}: evaluation sees the centre square, without {100 * cut:.0f} % of the median image "
             "(config.view.fit=crop); squash and pad show all of it"
         )
+    return lines
 
 
 def with_data(config: Config, fields: Mapping[str, str | None]) -> Config:
@@ -145,7 +152,8 @@ def with_data(config: Config, fields: Mapping[str, str | None]) -> Config:
 
     Args:
       config: that of a run.
-      fields: fields of `config.source` that replace those of the data that the run is evaluated on. None leaves one.
+      fields: fields of `config.source`; None leaves one as it is. With a `name` they describe other data: these have
+        no group, label or split of the run's. Without one they say where the run's own data lie now.
 
     Raises:
       ConfigError: a field means nothing for these data.
@@ -153,8 +161,13 @@ def with_data(config: Config, fields: Mapping[str, str | None]) -> Config:
     given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     if not given:
         return config
-    other = dataclasses.replace(config.evaluated_on, **given)
-    where = f"the run is evaluated on its {other.name} {config.evaluated_on.path or ''}".rstrip()
+    own = config.evaluated_on
+    if "name" in given:
+        kept = {f.name: getattr(own, f.name) for f in dataclasses.fields(own) if f.metadata["kind"] == "cosmetic"}
+        other = dataclasses.replace(SourceConfig(**kept), **{"test": None, **given})
+    else:
+        other = dataclasses.replace(own, **given)
+    where = f"the run is evaluated on its {other.name} {own.path or ''}".rstrip()
     if "data_dir" in given and other.name in BUILT_IN:
         raise ConfigError(f"--data_dir={given['data_dir']} is a root of TFDS sets, but {where}")
     if "path" in given and other.name not in BUILT_IN_FILES and ":" not in other.name:
@@ -201,7 +214,8 @@ def add_up_run(
     config = with_data(read_config(workdir), source)
     mesh, architecture = mesh_for(config), weights.read_architecture(workdir)
     data = open_eval(config, split, architecture.bit_depth, architecture.card.class_names)
-    warn_of_cut(config, data.source)
+    for line in remarks(config, data.source):
+        say(line)
     teacher = teachers.load(config, workdir, mesh, architecture.card.class_names)
     student = student_of(workdir, step, mesh)
     eval_step = jit_eval_step(student.architecture, config, mesh, confusion=True)

@@ -21,8 +21,14 @@ from big_distill.errors import BigDistillError, RunError
 from big_distill.parallel.processes import on_first_process
 from big_distill.run_dir import layout
 from big_distill.run_dir.checkpoints import read_meta, saved_steps
+from big_distill.terminal import say
 from big_distill.training import initial
-from big_distill.training.evaluation import open_split
+from big_distill.training.evaluation import open_split, training_source
+
+
+class AnotherError(RunError):
+    """Says that a run directory holds a run on other data or networks."""
+
 
 Identity = dict[str, str]
 """Holds the hashes `sha256` and `sample` that a resume compares, and `name`, which says what was hashed."""
@@ -94,7 +100,7 @@ def check(config: Config, workdir: pathlib.Path, now: Identities) -> None:
     """
     for part, before in saved(workdir).items():
         if not _same(before, now.get(part)):
-            raise RunError(
+            raise AnotherError(
                 f"{workdir} was trained with another {_IN_WORDS.get(part, part)} ({_described(before)}; now "
                 f"{_described(now.get(part))}): choose another --workdir"
             )
@@ -116,10 +122,9 @@ def check_moved(config: Config, workdir: pathlib.Path) -> None:
         return
     _check_known(config, workdir)
     on = config.evaluated_on
-    train = open_split(config, config.source, config.source.train)
-    now = of_data(
-        train, [open_split(config, on, split, train.bit_depth) for split in (on.validation, on.test) if split]
-    )
+    bit_depth = weights.read_architecture(workdir).bit_depth
+    train = open_split(config, training_source(config), config.source.train, bit_depth)
+    now = of_data(train, [open_split(config, on, split, bit_depth) for split in (on.validation, on.test) if split])
     now |= {"teacher": of_networks(teachers.read(config, workdir)), "initial": of_initial(config, workdir)}
     now["left_out"] = saved(workdir).get("left_out")  # it follows from the data
     check(config, workdir, now | {"config": of_config(config, workdir)})
@@ -153,7 +158,10 @@ def _is(config: Config, workdir: pathlib.Path) -> bool:
         if differences(layout.read_config(workdir), config, "maths"):
             return False
         check_moved(config, workdir)
-    except BigDistillError:
+    except AnotherError:
+        return False
+    except BigDistillError as error:
+        say(f"{workdir} is not taken for this run, because it cannot be checked: {error}")
         return False
     return True
 
@@ -164,7 +172,7 @@ def _check_known(config: Config, workdir: pathlib.Path) -> None:
     lost = [field for field, part in _PART_AT.items() if part not in before]
     unknown = [line for line in moved if any(line.startswith(f"config.{field}: ") for field in lost)]
     if unknown:
-        raise RunError(
+        raise AnotherError(
             f"{workdir} holds a run with another config ({'; '.join(unknown)}), and does not say what lay there: "
             "choose another --workdir"
         )

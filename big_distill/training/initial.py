@@ -60,7 +60,6 @@ def reshaped(config: Config, network: weights.Network) -> weights.Network:
         expected = dataclasses.replace(expected, features=model.features, ranks=model.ranks)
     subject = f"{network.source} does not fit this student"
     weights.check_same(model, expected, subject, "config.student")
-    weights.say_other_fit(network, config.view.fit)
     card = dataclasses.replace(network.architecture.card, image_size=config.view.size_for_student)
     network = dataclasses.replace(network, architecture=dataclasses.replace(network.architecture, card=card))
     if _reshapes(config):

@@ -20,7 +20,7 @@ from big_distill.run_dir.checkpoints import Checkpoints, read_meta, saved_steps,
 from big_distill.run_dir.environment import environment
 from big_distill.run_dir.metrics import last_logged, read_metrics
 from big_distill.state import TrainState
-from big_distill.terminal import doing, say
+from big_distill.terminal import doing, forget_said, say
 from big_distill.training import identity
 from big_distill.training.preemption import Preemption
 from big_distill.training.session import Clock, Position, Session, hardware
@@ -48,6 +48,7 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     with Preemption(config.grace_seconds) as preemption:
         try:
             processes.check_same(config)
+            forget_said()
             return _run(config, workdir, preemption)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
@@ -69,7 +70,8 @@ def _run(config: Config, workdir: pathlib.Path, preemption: Preemption, prefix: 
         set_aside_damaged(workdir)
         name = _name(prefix)
         with doing(f"{name}: opens its data"):
-            data = without_duplicates(config, workdir, open_data(config))
+            bit_depth = weights.read_architecture(workdir).bit_depth if saved_steps(workdir) else None
+            data = without_duplicates(config, workdir, open_data(config, bit_depth))
         run = set_up(config, workdir, data)  # first, so that an error in the student shows before anything is trained
         begun = saved_steps(workdir)
         for inner, directory, field, what in (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable
 
@@ -26,10 +25,10 @@ from big_distill.run_dir.layout import DUPLICATES_FILE
 from big_distill.state import Resident, Teacher, TrainState
 from big_distill.step import objectives
 from big_distill.teacher import check
-from big_distill.terminal import say
+from big_distill.terminal import say, say_once
 from big_distill.training import identity, initial
 from big_distill.training.computation import Computation, build
-from big_distill.training.evaluation import evaluate, open_eval, open_split, warn_of_cut
+from big_distill.training.evaluation import evaluate, open_eval, open_split, remarks, training_source
 from big_distill.training.identity import Identities
 
 Scores = dict[str, dict[str, float]]
@@ -122,26 +121,26 @@ class Run:
         }
 
 
-def open_data(config: Config) -> Data:
-    """Opens the splits of a run.
+def open_data(config: Config, bit_depth: int | None = None) -> Data:
+    """Opens the splits of a run. `bit_depth` is that of a run which goes on; None takes the config's.
 
     Raises:
       DataError: the data are not what the config says.
     """
-    source = open_split(config, config.source, config.source.train)
+    source = open_split(config, training_source(config), config.source.train, bit_depth)
     labels_for = config.objective.name if "labels" in objectives.build(config.objective).reads else None
     if config.eval_source.name and labels_for is None:
         # Another set's labels mean nothing here.
         source = dataclasses.replace(source, num_classes=None, class_names=(), empty_classes=())
     for remark in source.remarks:
-        _say_once(remark)
+        say_once(remark)
     allowed = config.source.allow_empty_classes
     check_source(source, config.source.num_train_examples, config.num_classes, labels_for, allowed)
     splits = {"validation": config.evaluated_on.validation, "test": config.evaluated_on.test}
     evaluation = {name: open_eval(config, split, source.bit_depth) for name, split in splits.items() if split}
-    for remark in (remark for opened in evaluation.values() for remark in opened.source.remarks):
-        _say_once(remark)
-    warn_of_cut(config, next((data.source for data in evaluation.values()), source))
+    for opened in (pipeline.source for pipeline in evaluation.values()):
+        for remark in remarks(config, opened):
+            say_once(remark)
     if config.select_by not in ("accuracy", "agreement", "kl") and evaluation["validation"].source.num_classes is None:
         raise ConfigError(
             f"config.select_by={config.select_by!r} needs labels, but {evaluation['validation'].source.name} has none; "
@@ -149,14 +148,9 @@ def open_data(config: Config) -> Data:
         )
     names = next((data.source.class_names for data in evaluation.values()), ())
     for remark in _remarks_on_sizes(config, source):
-        _say_once(remark)
+        say_once(remark)
     hashes = identity.of_data(source, [split.source for split in evaluation.values()])
     return Data(source, evaluation, class_names_of(source, names), labels_for, hashes)
-
-
-@functools.cache  # the stages of a run open the same data
-def _say_once(remark: str) -> None:
-    say(remark)
 
 
 def _remarks_on_sizes(config: Config, source: Source) -> list[str]:
@@ -188,7 +182,7 @@ def without_duplicates(config: Config, workdir: pathlib.Path, data: Data) -> Dat
     evaluated = {pipeline.source.fingerprint: name for name, pipeline in data.evaluation.items()}  # each split once
     splits = {duplicates.TRAIN: source} | {name: data.evaluation[name].source for name in evaluated.values()}
     dropped = processes.on_first_process(lambda: _duplicates(config, workdir, splits))
-    if not options.drop_duplicates or not dropped:
+    if not options.drop_duplicates:
         return data
     left = source.part(np.setdiff1d(np.arange(source.num_examples), dropped))
     say(f"{source.name}: trains on {left.num_examples:,} of {source.num_examples:,} images, without duplicates")
@@ -235,6 +229,8 @@ def set_up(config: Config, workdir: pathlib.Path, data: Data) -> Run:
         network = initial.read(config, workdir)
         began_from = identity.of_networks([network] if network else [])
         if network is not None:
+            for line in weights.other_input(network, config.view.fit, source.bit_depth):
+                say(line)
             network = initial.reshaped(config, network)
         else:
             config = before_reshaping(config)

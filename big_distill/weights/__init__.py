@@ -14,8 +14,8 @@ from big_distill.weights.architecture import (
     merge,
     num_nonzero,
     num_params,
+    other_input,
     rebuilt,
-    say_other_fit,
     sha256,
     with_input_ranges,
 )

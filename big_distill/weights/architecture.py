@@ -18,7 +18,6 @@ from big_distill.config import BIT_DEPTH, FITS, Config, ModelConfig
 from big_distill.errors import RunError
 from big_distill.parallel import sharding
 from big_distill.state import Card, Model, by_path, path_name
-from big_distill.terminal import say
 
 Variables = dict[str, Any]
 """{"params": ..., "batch_stats": ...}; the second key is there only if the network has such statistics."""
@@ -183,13 +182,16 @@ def check_shapes(network: Network) -> None:
             )
 
 
-def say_other_fit(network: Network, fit: str) -> None:
-    """Says if a network was trained on images that became square in another way than those that it gets now."""
-    if network.architecture.fit != fit:
-        say(
-            f"{network.source} was trained with view.fit={network.architecture.fit}, or does not say; this run has "
-            f"config.view.fit={fit}, and shows it other images"
-        )
+def other_input(network: Network, fit: str, bit_depth: int) -> list[str]:
+    """Says if a network was trained on images that were read, or made square, in another way than those it gets now."""
+    before, lines = network.architecture, []
+    for field, value, now in (("view.fit", before.fit, fit), ("source.bit_depth", before.bit_depth, bit_depth)):
+        if value != now:
+            lines.append(
+                f"{network.source} was trained with {field}={value}, or does not say; this run has "
+                f"config.{field}={now}, and shows it other images"
+            )
+    return lines
 
 
 def arrays_of(network: Network) -> Arrays:

@@ -74,16 +74,17 @@ def test_values_of_fewer_bits_than_the_file_has(bits):
         np.testing.assert_array_equal(pixels[..., 0], expected)
     if bits < 16:
         with pytest.raises(
-            BadImage, match=f"a value of {white + 1}, but config.source.bit_depth={bits} ends at {white}"
+            BadImage, match=f"values from 1 to {white + 1}, but config.source.bit_depth={bits} has 0 to {white}"
         ):
             decode(encoded(Image.fromarray(values + 1)), 1, bits)
         assert decode(encoded(Image.fromarray(COLOUR)), 3, bits).tolist() == COLOUR.tolist()  # 8 bits are 8 bits
 
 
-def deep_colour(value):
-    """Makes a PNG of 2 x 1 pixels of three channels of 16 bits, which Pillow cannot write."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(">6H", *[value] * 6)))
+def deep_colour(value, alpha=None):
+    """Makes a PNG of 2 x 1 pixels of three or four channels of 16 bits, which Pillow cannot write."""
+    pixel = [value] * 3 + ([] if alpha is None else [alpha])
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2 if alpha is None else 6, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(f">{2 * len(pixel)}H", *pixel * 2)))
     return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
 
 
@@ -94,6 +95,45 @@ def test_deep_colour_is_read_at_16_bits_and_refused_at_fewer():
     ):
         decode(deep_colour(4095), 3, 12)
     assert largest_value(deep_colour(4095)) == 15 * 257
+
+
+def test_the_largest_value_is_that_of_colours_whatever_stands_beside_them():
+    values = np.array([[7, 4000]], np.uint16)
+    grey = encoded(Image.fromarray(values))
+    assert largest_value(grey) == largest_value(encoded(Image.fromarray(values), "TIFF")) == 4000
+    at = grey.index(b"IDAT") - 4
+    assert (
+        largest_value(grey[:at] + chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"x" * 1_300_000) + grey[at:]) == 4000
+    )
+    assert largest_value(deep_colour(15 << 8, alpha=0xFFFF)) == 15 * 257
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.fromarray(np.array([[-5, 300]], np.int32)), "values from -5 to 300, but .*bit_depth=16 has 0 to 65535"),
+        (Image.fromarray(np.array([[0, 1 << 20]], np.int32)), "values from 0 to 1048576, but"),
+    ],
+)
+def test_values_that_are_no_greys_are_refused(image, message):
+    with pytest.raises(BadImage, match=message):
+        decode(encoded(image, "TIFF"), 1)
+
+
+def test_a_deep_tiff_whose_white_is_zero_is_refused():
+    data = encoded(Image.fromarray(np.array([[0, 60000]], np.uint16)), "TIFF", tiffinfo={262: 0})
+    with pytest.raises(BadImage, match="whose least value is white"):
+        decode(data, 1)
+
+
+def test_a_damaged_segment_beside_the_pixels_of_a_jpeg_costs_nothing():
+    image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    data = encoded(image, "JPEG")
+    photoshop = b"Photoshop 3.0\x008BIM\x04\x04"  # it ends where a name should begin
+    broken = data[:2] + b"\xff\xed" + struct.pack(">H", 2 + len(photoshop)) + photoshop + data[2:]
+    with pytest.raises(Exception, match=r".+"):
+        Image.open(io.BytesIO(broken)).load()
+    np.testing.assert_array_equal(decode(broken, 3), decode(data, 3))
 
 
 def test_a_tiff_that_pillow_does_not_read_is_called_one():

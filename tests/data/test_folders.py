@@ -145,7 +145,8 @@ IGNORED = "ignored 1 images that lie in no class folder, such as {} (see config.
         (KAGGLE, "test", "", [-1, -1], "the split test has no labels"),
         (KAGGLE, "train", "ab", [0, 0, 1, 1], "the split test has no labels"),
         (["train/1.png", "test/2.png"], "train", "", [-1], None),
-        (["Train/a/1.png", "notes/2.png"], "Train", "a", [0], None),
+        (["Train/a/1.png", "notes/2.png"], "Train", "a", [0], IGNORED.format("notes/2.png")),
+        ([*KAGGLE, "docs/figures/3.png"], "train", "ab", [0, 0, 1, 1], IGNORED.format("docs/figures/3.png")),
         (["e\u0301/1.png", "\u00e9/2.png", "z/3.png"], "train", ["z", "\u00e9"], [0, 1, 1], None),
         (["__MACOSX/a/1.png", *CLASSES], "train", "ab", [0, 0, 1, 1], None),
     ],
@@ -232,6 +233,17 @@ def test_a_folder_without_splits_is_cut_by_contents(tmp_path):
     assert all(50 < len(names) < 140 for names in thirds.values())
 
 
+def test_files_of_which_nothing_can_be_read_are_cut_by_their_names(tmp_path):
+    make_files(tmp_path, [f"a/{i}.png" for i in range(40)])
+    for number in range(40, 80):
+        (tmp_path / "a" / f"{number}.png").symlink_to(tmp_path / "gone")
+        (tmp_path / "a" / f"{number}.jpg").touch()
+    (tmp_path / "a" / "loop.png").symlink_to(tmp_path / "a" / "loop.png")
+    splits = cut(tmp_path)
+    assert sum(map(len, splits.values())) == 121 and len(splits["train"]) < 121 - 5
+    assert all(1 <= len(splits[name]) < 40 for name in ("validation", "test"))
+
+
 def test_who_names_no_other_split_trains_on_all(tmp_path):
     make_files(tmp_path, [f"a/{i}.png" for i in range(30)])
     assert folder(tmp_path).num_examples == folder(tmp_path, "train", test="train[90%:]").num_examples == 30
@@ -303,4 +315,4 @@ def test_the_bits_of_a_scan(tmp_path, tops, given, bits, words):
     brightest = sorted(int(image.pixels.max()) for image, _ in reader.decoded(np.arange(len(tops))))
     assert brightest == [int(255 * top / (2**bits - 1) + 0.5) for top in tops]
     before = folder(tmp_path).fingerprint  # as versions before 0.2.0 had it, which read 16 bits
-    assert source.fingerprint == (before if bits == 16 else f"{before}, {bits} bits")
+    assert source.fingerprint == (before if bits == 16 else f"{bits} bits of {before}")

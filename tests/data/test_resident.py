@@ -289,7 +289,11 @@ def test_the_bar_and_the_profile_follow_chunks(tiny, tmp_path, monkeypatch):
             True,
             "reduced_decoding=True with config.source.resident=True: the devices hold whole",
         ),
-        ("eval_source.resident", True, "only the training split, config.source, can be resident"),
+        (
+            "eval_source.resident",
+            True,
+            "config.eval_source.resident=True is not read: set it for the training split, config.source",
+        ),
     ],
 )
 def test_mistakes(tiny, field, value, message):

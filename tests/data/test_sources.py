@@ -91,6 +91,11 @@ def test_fingerprints_of_arrays_follow_their_bytes():
             r"own: labels have shape \(4,\) and dtype float64, expected 4 integers, one for each image",
         ),
         (np.zeros(3, int), "abc", r"labels have shape \(3,\)"),
+        (
+            np.zeros((4, 1), int),
+            "abc",
+            r"labels have shape \(4, 1\) and dtype int64, expected 4 integers, one for each",
+        ),
         (np.zeros(4, int), "", "own: labels need class_names, a name for each class in the order of the labels"),
     ],
 )
@@ -154,6 +159,14 @@ def test_idx_files_of_ones_own(tmp_path):
     assert labels == list(range(26)) and np.array_equal(np.stack(pixels)[..., 0], images[:26])
     assert [label for _, label in test.read(np.arange(5))] == [-1] * 5
     assert open_("idx", "train[20:]", num_classes=26, path=str(tmp_path)).num_examples == 6
+    both = open_("idx", "test+train[:3]", num_classes=26, path=str(tmp_path))
+    assert [label for _, label in both.read(np.arange(8))] == [-1] * 5 + [0, 1, 2]
+    write_idx(tmp_path / "digits-train-images-idx3-ubyte", images[:2])
+    with pytest.raises(
+        DataError, match=r"digits-train-images-idx3-ubyte and letters-train-.* are both the split 'train'"
+    ):
+        open_("idx", num_classes=26, path=str(tmp_path))
+    (tmp_path / "digits-train-images-idx3-ubyte").unlink()
     write_idx(tmp_path / "letters-train-labels-idx1-ubyte.gz", np.arange(26) + 1)  # as EMNIST numbers letters
     with pytest.raises(DataError, match=r"#25 has the label 26, but there are 26 class names: expected 0 to 25"):
         open_("idx", num_classes=26, path=str(tmp_path))
@@ -202,13 +215,20 @@ class Birds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 files[key] = io.BytesIO()
                 Image.new(mode, (4, 4), (number,) * 3 if mode == "RGB" else 0).save(files[key], "PNG")
                 files[key].seek(0)
-            yield number, {**files, "attribute": 2, self.LABEL: number % 2}
+            yield number, {**files, "attribute": 2, self.LABEL: str(number) if self.LABEL == "name" else number % 2}
 
 
 class Swifts(Birds, skip_registration=True):
     """Builds a set whose label is an integer without names."""
 
     CLASSES = np.int64
+
+
+class Terns(Birds, skip_registration=True):
+    """Builds a set that names a text as what is learned, and the mask as its image."""
+
+    SUPERVISED = ("a_mask", "name")
+    LABEL, CLASSES = "name", tfds.features.Text()
 
 
 class Owls(Birds, skip_registration=True):
@@ -247,11 +267,22 @@ def test_a_tfds_set_says_which_label_is_learned(tmp_path):
     assert source.class_names == ("wren", "kite")
     images, labels = read(source)
     assert labels == [int(image[0, 0, 0]) % 2 for image in images]
-    with pytest.raises(DataError, match=r"^gulls has several labels, attribute, species, and does not say which"):
+    with pytest.raises(DataError, match=r"^gulls has labels, attribute, species, and does not say which"):
         open_("gulls", data_dir=str(tmp_path))
     assert open_("gulls", data_dir=str(tmp_path), label="species").class_names == ("wren", "kite")
     with pytest.raises(ConfigError, match=r"config.source.label='specie' is no label; did you mean 'species'\?"):
         open_("gulls", data_dir=str(tmp_path), label="specie")
+
+
+def test_what_a_tfds_set_calls_its_image_is_taken_and_a_label_that_is_no_class_is_refused(tmp_path):
+    Terns(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    with pytest.raises(
+        DataError, match=r"^terns has labels, attribute, and says that 'name' is to be learned, which is"
+    ):
+        open_("terns", data_dir=str(tmp_path))
+    source = open_("terns", data_dir=str(tmp_path), label="attribute")
+    images, labels = read(source)
+    assert set(labels) == {2} and {int(image.max()) for image in images} == {0}  # the mask is black
 
 
 def test_an_integer_without_names_is_a_label_of_the_runs_classes(tmp_path):

@@ -86,7 +86,7 @@ def shared(values, wanted):
 def test_the_same_config_names_the_same_run(name, unpack):
     workdir, config = unpack(name), config_of(name)
     assert fingerprint(config) == fingerprint(read_config(workdir)) == read(workdir, "config.json")["fingerprint"]
-    for kind in ("maths", "numerics"):
+    for kind in ("maths", "place", "numerics"):
         assert differences(read_config(workdir), config, kind) == []
 
 

@@ -17,6 +17,7 @@ from tiers import cases
 
 import big_distill
 from big_distill import weights
+from big_distill.config import SourceConfig
 from big_distill.data import array_source
 from big_distill.data.pipeline import TrainPipeline
 from big_distill.data.sources import open_source
@@ -25,6 +26,7 @@ from big_distill.main import closing_table
 from big_distill.resolve import resolve
 from big_distill.run_dir import layout, metrics
 from big_distill.run_dir.environment import environment
+from big_distill.run_dir.layout import write_config
 from big_distill.state import Model
 from big_distill.training import loop, setup
 from big_distill.training.evaluation import add_up_run, evaluate_run
@@ -84,6 +86,14 @@ def test_distillation_end_to_end(distilled, tmp_path):
     (tmp_path / "photos" / "9").rename(tmp_path / "photos" / "nine")
     with pytest.raises(DataError, match=r"class 9 is 'nine', the network's '9'"):
         evaluate_run(tmp_path, "all", source=other)
+    (tmp_path / "photos" / "nine").rename(tmp_path / "photos" / "9")
+    photos = SourceConfig(name="folder", path=str(tmp_path / "photos"), group=r"(\d)/", test="test[:3]")
+    write_config(tmp_path, dataclasses.replace(config, eval_source=photos))
+    assert add_up_run(tmp_path, "all", source=other)[1]["count"] == 50  # it is not cut, and has no group
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    name, _ = add_up_run(tmp_path, "train", source={"path": str(tmp_path / "moved")})
+    assert name == f"{tmp_path / 'moved'} train"
+    write_config(tmp_path, config)
     with pytest.raises(
         ConfigError, match=r"config.source.path=x, but the run is evaluated on its digits, which has no"
     ):
