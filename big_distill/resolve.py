@@ -255,6 +255,11 @@ def _check_sources(config: Config, prefix: str) -> None:
             f"{prefix}.{name}.fractions={one.fractions}: expected three shares that add up to 1, of training, "
             "validation and test",
         )
+        require(
+            one.path is None or one.name in ("folder", "idx") or ":" in one.name,
+            f"{prefix}.{name}.path={one.path!r}, but {prefix}.{name}.name={one.name!r} has no path; "
+            f"--{prefix}.{name}.name=folder reads a directory",
+        )
         for field in ("layout", "group", "fractions"):
             value = getattr(one, field)
             require(

@@ -31,7 +31,7 @@ class Source:
     example_name: function from an id to a name by which a person finds the example.
     empty_classes: names of the classes without an example in this split, as far as they are known before it is read.
     labels: all labels, int64 [N], if they are known before the examples are read.
-    remarks: lines that a run prints when it opens the split to train on it.
+    remarks: lines that a command prints when it opens the split.
     bit_depth: bits that are used of each value in files of more than 8.
     """
 
@@ -90,6 +90,7 @@ def array_source(
             f"{name} #{wrong[0]} has the label {numbers[wrong[0]]}, but there are {len(class_names)} class names: "
             f"expected 0 to {len(class_names) - 1}, or -1 for an example without a label"
         )
+    present = set(numbers.tolist())
     digest = hashlib.sha256(repr((images.shape, labels is None, tuple(class_names))).encode())
     digest.update(images.tobytes())
     digest.update(numbers.astype(np.int64).tobytes())
@@ -102,4 +103,5 @@ def array_source(
         read=lambda ids: [(images[i], int(numbers[i])) for i in ids],
         example_name=lambda i: f"{name} #{i}",
         labels=None if labels is None else numbers.astype(np.int64),
+        empty_classes=() if labels is None else tuple(n for i, n in enumerate(class_names) if i not in present),
     )

@@ -72,7 +72,10 @@ def _scan(root: pathlib.Path) -> Listing:
             continue
         seen.stamps[folder] = status.st_mtime_ns
         with os.scandir(f"{root}/{folder}") as entries:
-            found = [(entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith(".")]
+            everything = [(entry.name, _is_folder(entry)) for entry in entries]
+        found = [(name, is_dir) for name, is_dir in everything if not name.startswith(".")]
+        if hidden := len(everything) - len(found):
+            seen.ignored["hidden"] += hidden
         path = f"{folder}/" if folder else ""
         files = [name for name, is_dir in found if not is_dir]
         images = sorted(name for name in files if name.lower().endswith(SUFFIXES))

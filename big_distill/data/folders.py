@@ -103,8 +103,13 @@ def _folder(root: pathlib.Path, listing: Listing, source: SourceConfig) -> _Fold
     if list(splits) == ["train"] and is_cut:
         splits = holdout.cut(root, splits["train"], source)
         remarks.append(f"{root} is cut: " + ", ".join(f"{len(files):,} {name}" for name, files in splits.items()))
-    elif source.group:
-        holdout.check_groups(root, splits, source)
+    else:
+        if is_cut and source.fractions != SourceConfig().fractions:
+            raise ConfigError(
+                f"config.source.fractions={source.fractions}, but {root} has splits of its own: {', '.join(splits)}"
+            )
+        if source.group:
+            holdout.check_groups(root, splits, source)
     if arranged.strays:
         remarks.append(
             f"{root}: ignored {len(arranged.strays):,} images that lie in no class folder, such as "

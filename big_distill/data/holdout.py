@@ -41,7 +41,12 @@ def cut(root: pathlib.Path, files: list[File], source: SourceConfig) -> dict[str
       ConfigError: a file has no group.
     """
     if source.group:
-        keys = list(map(_hash, _groups(root, files, source.group)))
+        groups = _groups(root, files, source.group)
+        if len(set(groups)) == 1:
+            raise ConfigError(
+                f"config.source.group={source.group!r} makes one group, {groups[0]!r}, of all files of {root}"
+            )
+        keys = list(map(_hash, groups))
     else:
         with futures.ThreadPoolExecutor(max(source.num_threads, 4)) as pool:  # they wait for the disk
             names = [file for file, _ in files]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -150,7 +151,8 @@ def _random_source(split: str, num_classes: int, shape: tuple[int, int, int]) ->
     ids = split_ids("random", split, lengths)
     images = np.random.Generator(np.random.Philox(0)).integers(0, 256, (sum(lengths.values()), *shape), np.uint8)
     labels = np.arange(len(ids)) % num_classes
-    return array_source(f"random {split}", images[ids], labels, [str(label) for label in range(num_classes)])
+    names = [str(label) for label in range(num_classes)]
+    return dataclasses.replace(array_source(f"random {split}", images[ids], labels, names), empty_classes=())
 
 
 def _hash(text: str) -> str:

@@ -57,7 +57,8 @@ def input_of(architecture: weights.ConfigArchitecture) -> dict[str, Any]:
         "dtype": "uint8",
         "range": [0, 255],
         "order": ["decode", "resize", "centre"],
-        "decode": "upright, as EXIF says; transparency over white; 8 bits a channel",
+        "decode": "upright, as EXIF says; transparency over white; grey of more than 8 bits: 2^bit_depth - 1 is 255",
+        "bit_depth": architecture.bit_depth,
         "fit": architecture.fit,
         "resize": {
             "side": side,

@@ -51,8 +51,9 @@ class Predictor:
         """
         if isinstance(images, np.ndarray) and images.ndim != 4:
             raise DataError(f"the images have shape {images.shape}: expected [B, H, W, C], or a list of images")
-        if isinstance(images, bytes):
-            raise DataError("expected a list of images, got the bytes of one image")
+        if isinstance(images, bytes) or not isinstance(images, Iterable):
+            got = "the bytes of one image" if isinstance(images, bytes) else type(images).__name__
+            raise DataError(f"expected a list of images, got {got}")
         decoded = [self._decode(index, image) for index, image in enumerate(images)]
         if not decoded:
             return np.zeros((0, self.architecture.num_classes), np.float32)

@@ -169,7 +169,10 @@ def with_data(config: Config, fields: Mapping[str, str | None]) -> Config:
         other = dataclasses.replace(own, **given)
     where = f"the run is evaluated on its {other.name} {own.path or ''}".rstrip()
     if "data_dir" in given and other.name in BUILT_IN:
-        raise ConfigError(f"--data_dir={given['data_dir']} is a root of TFDS sets, but {where}")
+        raise ConfigError(
+            f"--data_dir={given['data_dir']} is a root of TFDS sets, but {where}; "
+            "--config.source.path says where that lies"
+        )
     if "path" in given and other.name not in BUILT_IN_FILES and ":" not in other.name:
         raise ConfigError(
             f"--config.source.path={given['path']}, but {where}, which has no path; --config.source.name=folder has one"

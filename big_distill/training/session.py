@@ -16,7 +16,7 @@ from big_distill.run_dir.checkpoints import Checkpoints
 from big_distill.run_dir.metrics import MetricsLog, Progress, Stopwatch, last_logged, profiler
 from big_distill.state import TrainState
 from big_distill.step import optim
-from big_distill.terminal import say
+from big_distill.terminal import say, say_once
 from big_distill.training.evaluation import Stopped
 from big_distill.training.setup import Run, Scores
 
@@ -158,7 +158,7 @@ class Session:
         self._log.write(step, values)
         say(f"{self._name}: step {step:,} of {config.total_steps:,}: {_headline(self.scores, config.select_by)}")
         if config.select_by not in ("accuracy", *self.scores.get("validation", {config.select_by})):
-            say(
+            say_once(
                 f"config.select_by={config.select_by!r}: the validation split has no such score, so no step is the best"
             )
         self._progress.note("")

@@ -210,7 +210,11 @@ def _duplicates(config: Config, workdir: pathlib.Path, splits: dict[str, Source]
             return []
         atomic.write(path, duplicates.to_csv(found, splits))
         if found:
-            advice = "" if options.drop_duplicates else "; --config.source.drop_duplicates trains without them"
+            advice = (
+                ""
+                if options.drop_duplicates
+                else "; a new run with --config.source.drop_duplicates trains without them"
+            )
             say(f"duplicates: {duplicates.described(found, splits)} ({path}){advice}")
     return sorted({row.number for row in found if row.split == duplicates.TRAIN})
 

@@ -265,6 +265,14 @@ def test_round_trip_through_json(tiny):
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
+def test_a_path_needs_a_source_that_has_one(tiny):
+    tiny.source.path = "photos"
+    with pytest.raises(
+        ConfigError, match=r"source.path='photos', but config.source.name='digits' has no path; --config"
+    ):
+        resolve(tiny, 1, "cpu")
+
+
 def test_a_config_that_was_kept_before_a_field_was_there_is_read(tiny):
     config = resolve(tiny, 1, "cpu")
     kept = to_dict(config)

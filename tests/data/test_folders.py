@@ -78,12 +78,13 @@ def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
 def test_all_that_the_decoder_reads_is_read_and_the_rest_is_told(tmp_path):
     make_files(tmp_path, ["cat/a.jpg", "cat/b.webp", "dog/c.gif", "dog/d.TIFF", "emu/e.ppm", "@eaDir/f.png"])
     (tmp_path / "emu" / "g.jfif").write_bytes((tmp_path / "cat" / "a.jpg").read_bytes())
+    (tmp_path / ".emu").mkdir()
     for name in ("cat/notes.txt", "dog/more.txt", "emu/README", "__MACOSX/x.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("no image")
     source = folder(tmp_path)
     assert source.class_names == ("cat", "dog", "emu") and source.num_examples == 6
-    assert source.remarks == (f"{tmp_path}: 6 image files, 3 classes; ignored: 2 .txt, 1 without suffix",)
+    assert source.remarks == (f"{tmp_path}: 6 image files, 3 classes; ignored: 2 .txt, 1 hidden, 1 without suffix",)
     assert all(data for data, _ in source.read(np.arange(6)))
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.heic").write_bytes(b"")
@@ -271,6 +272,15 @@ def test_a_group_is_in_one_split(tmp_path):
     }  # what the groups prevent
     with pytest.raises(ConfigError, match=r"config.source.group='clip' is not found in [ab]/video\d+_\d+.png"):
         cut(tmp_path, group="clip")
+
+
+def test_a_group_of_all_and_fractions_of_given_splits_are_refused(tmp_path):
+    make_files(tmp_path / "one", [f"a/{i}.png" for i in range(9)])
+    with pytest.raises(ConfigError, match=r"config.source.group='x\*' makes one group, '', of all files of"):
+        cut(tmp_path / "one", group="x*")
+    make_files(tmp_path / "two", ["train/a/1.png", "test/a/2.png"])
+    with pytest.raises(ConfigError, match=r"fractions=\(0.5, 0.0, 0.5\), but .* has splits of its own: test, train"):
+        folder(tmp_path / "two", test="test", fractions=(0.5, 0.0, 0.5))
 
 
 def test_a_group_in_two_splits_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 from big_distill.config import SourceConfig
 from big_distill.data import Source, array_source
 from big_distill.data.decode import decode
-from big_distill.data.sources import open_source
+from big_distill.data.sources import check_source, open_source
 from big_distill.data.split_names import split_ids
 from big_distill.errors import ConfigError, DataError
 
@@ -159,6 +159,9 @@ def test_idx_files_of_ones_own(tmp_path):
     assert labels == list(range(26)) and np.array_equal(np.stack(pixels)[..., 0], images[:26])
     assert [label for _, label in test.read(np.arange(5))] == [-1] * 5
     assert open_("idx", "train[20:]", num_classes=26, path=str(tmp_path)).num_examples == 6
+    more = open_("idx", num_classes=27, path=str(tmp_path))
+    with pytest.raises(DataError, match=r"has no image of 1 of its classes: 26; --config.source.allow_empty_classes"):
+        check_source(more, 26, 27, None)
     both = open_("idx", "test+train[:3]", num_classes=26, path=str(tmp_path))
     assert [label for _, label in both.read(np.arange(8))] == [-1] * 5 + [0, 1, 2]
     write_idx(tmp_path / "digits-train-images-idx3-ubyte", images[:2])

@@ -66,9 +66,16 @@ def cv2_by_definition():
         widths = [(above, below), (before, behind), (0, 0)][: image.ndim]
         return np.pad(image, widths, constant_values=value[0])
 
+    def imread(file, kind):
+        image = Image.open(file)
+        deep = image.mode == "I;16"
+        return (
+            np.repeat(np.asarray(image)[..., None], 3, axis=2) if deep else np.asarray(image.convert("RGB"))[..., ::-1]
+        )
+
     return types.SimpleNamespace(
-        IMREAD_COLOR=0, COLOR_BGR2GRAY="L", COLOR_BGR2RGB="RGB", INTER_LINEAR=1, BORDER_CONSTANT=0,
-        imread=lambda file, kind: np.asarray(Image.open(file).convert("RGB"))[..., ::-1],
+        IMREAD_COLOR=1, IMREAD_ANYDEPTH=2, COLOR_BGR2GRAY="L", COLOR_BGR2RGB="RGB", INTER_LINEAR=1, BORDER_CONSTANT=0,
+        imread=imread,
         cvtColor=lambda image, mode: np.asarray(Image.fromarray(image[..., ::-1]).convert(mode)),
         resize=resize,
         copyMakeBorder=border,
@@ -88,6 +95,24 @@ def test_a_recipe_in_python_gives_the_views_of_evaluation(library, case, monkeyp
         got = code["pixels"](file, card)
         assert got.dtype == np.uint8 and got.shape == (1, *view.shape)
         assert np.abs(got[0].astype(int) - view).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("library", ["Pillow", "OpenCV by its definition"])
+def test_a_recipe_reads_a_scan_by_the_bits_that_the_network_knows(library, channels, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "cv2", cv2_by_definition())
+    architecture = weights.ConfigArchitecture(
+        ModelConfig("mlp", features=(4,)), 2, channels, 8, Card(8), 8, bit_depth=12
+    )
+    (tmp_path / "student.onnx").write_bytes(b"a file")
+    formats.write_card(tmp_path / "student.onnx", architecture)
+    scan = tmp_path / "scan.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 4096, (20, 30), np.uint16)).save(scan)
+    images = Ragged.pack([decode(scan.read_bytes(), channels, 12)])
+    code = {}
+    exec(recipe("python", f"# {library.split()[0]}."), code)
+    got = code["pixels"](scan, tmp_path / "student.onnx.json")
+    assert np.abs(got.astype(int) - central_view(images, np.arange(1), 8, 8, "crop")).max() <= 1
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")

@@ -50,7 +50,10 @@ def test_duplicates_are_counted_and_named_and_the_run_is_as_before(leaking, tmp_
     run = tmp_path / "run"
     source = opened(leaking, run)
     table = run / "duplicates.csv"
-    assert f"duplicates: train and test share 2 (1 near copies) ({table}); --config" in capsys.readouterr().out
+    assert (
+        f"duplicates: train and test share 2 (1 near copies) ({table}); a new run with --config"
+        in capsys.readouterr().out
+    )
     _, *rows = table.read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["examined", "examined", "exact", "near"]
     assert "train/ant/0.png,ant,test" in rows[2] and "test/bee/0.jpg,bee" in rows[3]
