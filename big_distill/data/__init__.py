@@ -33,6 +33,7 @@ class Source:
     labels: all labels, int64 [N], if they are known before the examples are read.
     remarks: lines that a command prints when it opens the split.
     bit_depth: bits that are used of each value in files of more than 8.
+    sizes: heights and widths of a sample of the images; () if no sample was looked at.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Source:
     labels: np.ndarray | None = None
     remarks: tuple[str, ...] = ()
     bit_depth: int = BIT_DEPTH
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def part(self, ids: np.ndarray) -> Source:
         """Makes a source of some of the examples, int64 [n], in this order."""

@@ -138,13 +138,15 @@ class Reader:
 
 
 def with_bit_depth(source: Source, bit_depth: int | None) -> Source:
-    """Returns the source with the bits that are used in files of more than 8. It looks at a sample of the files.
+    """Returns the source with the bits that are used in files of more than 8, and with the sizes of a sample of files.
 
     Args:
       source: any source. Arrays have 8 bits.
       bit_depth: number of bits; None takes the least of 8, 12 and 16 that hold what the sample has, and says so.
     """
-    found = [value for image in _sampled(source) if (value := largest_value(image)) is not None]
+    sampled = [(size_of(image), largest_value(image)) for image in _sampled(source)]
+    source = dataclasses.replace(source, sizes=tuple(size for size, _ in sampled if size))
+    found = [value for _, value in sampled if value is not None]
     if not found:
         return source if bit_depth is None else dataclasses.replace(source, bit_depth=bit_depth)
     least = next(bits for bits in (8, 12, BIT_DEPTH, 32) if max(found) < 2**bits)
@@ -164,14 +166,12 @@ def with_bit_depth(source: Source, bit_depth: int | None) -> Source:
 
 def share_cut(source: Source) -> float:
     """Estimates the share of the median image that its central square leaves out, in [0, 1). Decodes nothing."""
-    sizes = map(size_of, _sampled(source))
-    return float(np.median([1 - min(size) / max(size) for size in sizes if size] or [0]))
+    return float(np.median([1 - min(size) / max(size) for size in source.sizes] or [0]))
 
 
 def median_side(source: Source) -> float | None:
     """Estimates the median of the shorter sides of the images, in pixels; None if none can be read."""
-    sides = [min(size) for size in map(size_of, _sampled(source)) if size]
-    return float(np.median(sides)) if sides else None
+    return float(np.median(list(map(min, source.sizes)))) if source.sizes else None
 
 
 def _sampled(source: Source) -> Iterator[bytes | np.ndarray]:
