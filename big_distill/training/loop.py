@@ -22,9 +22,10 @@ from big_distill.run_dir.metrics import last_logged, read_metrics
 from big_distill.state import TrainState
 from big_distill.terminal import doing, forget_said, say
 from big_distill.training import identity
+from big_distill.training.data import open_data, without_duplicates
 from big_distill.training.preemption import Preemption
 from big_distill.training.session import Clock, Position, Session, hardware
-from big_distill.training.setup import Run, Scores, open_data, set_up, with_teacher, without_duplicates
+from big_distill.training.setup import Run, Scores, set_up, with_teacher
 
 
 def train_and_evaluate(config: Config, workdir: pathlib.Path) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from big_distill.resolve import resolve
 from big_distill.run_dir import metrics
 from big_distill.state import Resident
 from big_distill.step import cropping
+from big_distill.training.data import open_data
 from big_distill.training.loop import train_and_evaluate
-from big_distill.training.setup import open_data, set_up
+from big_distill.training.setup import set_up
 
 REGIMES = ("consistent", "function_matching", "fixed", "independent")
 

@@ -17,9 +17,9 @@ from big_distill.export import packing, predictor
 from big_distill.export.evaluation import evaluate_file
 from big_distill.resolve import resolve
 from big_distill.run_dir.layout import read_config
+from big_distill.training.data import open_data
 from big_distill.training.evaluation import open_eval
 from big_distill.training.loop import train_and_evaluate
-from big_distill.training.setup import open_data
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from big_distill.planning.estimate import Blueprint, check_batches, plan, stages
 from big_distill.planning.plan import growth
 from big_distill.resolve import resolve
 from big_distill.state import Card, path_name
-from big_distill.training.setup import open_data, set_up
+from big_distill.training.data import open_data
+from big_distill.training.setup import set_up
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 CPUS = chips.open_slice("cpu:8")

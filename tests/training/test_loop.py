@@ -28,7 +28,7 @@ from big_distill.run_dir import layout, metrics
 from big_distill.run_dir.environment import environment
 from big_distill.run_dir.layout import write_config
 from big_distill.state import Model
-from big_distill.training import loop, setup
+from big_distill.training import data, loop
 from big_distill.training.evaluation import add_up_run, evaluate_run
 from big_distill.training.loop import train_and_evaluate
 
@@ -446,10 +446,10 @@ def test_an_own_network_has_a_logit_a_class(tiny, tmp_path):
 
 def test_sizes_that_do_not_fit_are_said(distilled, capsys):
     distilled.teacher.config.view.image_size = 8
-    setup.open_data(resolve(distilled, 1, "cpu"))
+    data.open_data(resolve(distilled, 1, "cpu"))
     assert capsys.readouterr().out == ""
     distilled.view.image_size = 32
-    setup.open_data(resolve(distilled, 1, "cpu"))
+    data.open_data(resolve(distilled, 1, "cpu"))
     enlarged, teacher = capsys.readouterr().out.splitlines()
     assert re.match(r"config.view.image_size=32 is larger than the images of digits train, whose .* is 8 px", enlarged)
     assert "the teacher is trained at 8 px" in teacher and "--config.teacher.config.view.image_size=32" in teacher

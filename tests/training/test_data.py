@@ -10,8 +10,8 @@ from PIL import Image
 from big_distill import errors
 from big_distill.data import duplicates
 from big_distill.resolve import resolve
+from big_distill.training.data import open_data, without_duplicates
 from big_distill.training.loop import train_and_evaluate
-from big_distill.training.setup import open_data, without_duplicates
 
 
 @pytest.fixture
