@@ -28,9 +28,10 @@ prune_distill_cifar10 lowrank_mnist qat_int8_mnist cifar10_patience cifar10_equa
 def marked(path):
     """Leaves most runs to --all, and to -m slow what another run shows, too.
 
-    The paper's other sets differ from flowers_fm in numbers, and flowers64_teacher is an EfficientNet-Lite on labels.
+    The paper's other sets differ from flowers_fm in numbers, flowers64_teacher is an EfficientNet-Lite on labels, and
+    the README's command for photos is a :smoke of flowers64_fm.
     """
-    if path.stem in ("pets_fm", "food_fm", "sun_fm", "flowers64_teacher"):
+    if path.stem in ("pets_fm", "food_fm", "sun_fm", "imagenet_fm", "flowers64_teacher", "flowers64_fm"):
         return pytest.param(path, marks=pytest.mark.slow)
     return path if path.stem == "digits_fm" else pytest.param(path, marks=pytest.mark.full)
 
