@@ -92,7 +92,7 @@ def array_source(
             f"{name} #{wrong[0]} has the label {numbers[wrong[0]]}, but there are {len(class_names)} class names: "
             f"expected 0 to {len(class_names) - 1}, or -1 for an example without a label"
         )
-    present = set(numbers.tolist())
+    present = set(numbers.tolist()) - {-1}
     digest = hashlib.sha256(repr((images.shape, labels is None, tuple(class_names))).encode())
     digest.update(images.tobytes())
     digest.update(numbers.astype(np.int64).tobytes())
@@ -105,5 +105,5 @@ def array_source(
         read=lambda ids: [(images[i], int(numbers[i])) for i in ids],
         example_name=lambda i: f"{name} #{i}",
         labels=None if labels is None else numbers.astype(np.int64),
-        empty_classes=() if labels is None else tuple(n for i, n in enumerate(class_names) if i not in present),
+        empty_classes=tuple(name for i, name in enumerate(class_names) if i not in present) if present else (),
     )

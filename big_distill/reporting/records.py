@@ -229,9 +229,13 @@ def _mismatches(
     if summary and not (workdir / layout.WEIGHTS_FILE).is_file():
         yield f"{workdir} has no {layout.WEIGHTS_FILE}: its weights are missing; its numbers are shown"
     trained = summary and summary.get("config_fingerprint")
-    if config and trained and trained != (begun := layout.read_fingerprint(workdir)):
-        file = workdir / layout.SUMMARY_FILE
-        yield f"{file} is not of this config: it has fingerprint {trained}, the config {begun}"
+    if config and trained:
+        begun, problem = attempt(workdir / layout.CONFIG_FILE, functools.partial(layout.read_fingerprint, workdir))
+        if problem:
+            yield problem
+        elif trained != begun:
+            file = workdir / layout.SUMMARY_FILE
+            yield f"{file} is not of this config: it has fingerprint {trained}, the config {begun}"
     for row in packed:
         file = workdir / pathlib.PurePath(row["path"]).name
         if file.is_file() and (size := file.stat().st_size) != row["bytes"]:

@@ -53,3 +53,4 @@ def with_names(monkeypatch, names):
         return dataclasses.replace(open_split(*args), class_names=names, num_classes=len(names) or None)
 
     monkeypatch.setattr(evaluation, "open_split", renamed)
+    monkeypatch.setattr(evaluation, "check_classes", lambda *args: None)  # the network keeps the old names

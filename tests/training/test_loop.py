@@ -231,8 +231,8 @@ def test_several_teachers_by_path(tiny, tmp_path):
     tiny.objective.name = "logit_regression"
     summary = train_and_evaluate(resolved(tiny), tmp_path / "student")
     assert summary["teacher"]["num_params"] == 2 * summary["student"]["num_params"]
-    tiny.num_classes, tiny.source.name, tiny.source.num_train_examples = 9, "random", 64
-    with pytest.raises(ConfigError, match=r"has 10 classes, config.num_classes=9"):
+    tiny.num_classes, tiny.source.name, tiny.source.num_train_examples = 11, "random", 64
+    with pytest.raises(ConfigError, match=r"has 10 classes, config.num_classes=11"):
         train_and_evaluate(resolved(tiny), tmp_path / "other")
     tiny.teacher.path = str(tmp_path / "nothing")
     with pytest.raises(RunError, match="nothing does not exist; expected a path, a URL or a name such as"):
