@@ -135,6 +135,7 @@ def test_commands_that_do_not_run_resolve(block, own_code, monkeypatch):
             assert resolve(values.config, 1, "cpu").total_steps > 0
 
 
+@pytest.mark.full
 def test_a_run_on_photos_is_packed_on_its_own_test_split(tiny, place, tmp_path):
     """Its data have no split of the name 'test'."""
     tiny.source.update(

@@ -39,6 +39,7 @@ def panoramas(tiny, tmp_path):
     return tiny
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("fit", cases("pad", full=["crop", "squash"]))
 def test_all_that_reads_a_network_shows_it_the_same_view(fit, panoramas, tmp_path):
     panoramas.view.fit = fit

@@ -86,6 +86,7 @@ def test_a_product_does_not_spoil_the_range_of_its_factors(make, tmp_path, monke
     np.testing.assert_allclose(litert.read(tmp_path / "net")(pixels), want, atol=0.02 * want.max())
 
 
+@pytest.mark.full
 def test_what_the_converter_cannot_write(make, tmp_path, monkeypatch):
     monkeypatch.setattr(
         litert, "pixels_to_logits", lambda network: lambda pixels: jnp.sort(pixels.reshape(1, -1) * 1.0)

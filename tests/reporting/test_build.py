@@ -77,6 +77,7 @@ def test_files_that_do_not_belong_together(run, tmp_path):
     assert any("its weights are missing" in line for line in values["problems"])
 
 
+@pytest.mark.full
 def test_what_the_files_contradict(run, tmp_path):
     """The summary's accuracy is not that of the weights, and a size is not that of the file."""
     undrawn(run)
@@ -135,6 +136,7 @@ def test_a_teacher_inside_an_unfinished_run(run, tmp_path):
     assert "teacher, at its end" in (tmp_path / "figures" / "run1_accuracy.svg").read_text()
 
 
+@pytest.mark.full
 def test_latencies_of_different_machines_are_not_compared(run, tmp_path):
     """Each machine has its front and its figure; an unknown one has none."""
     undrawn(run)

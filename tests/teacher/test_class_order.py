@@ -142,6 +142,7 @@ def test_an_earlier_versions_results_are_read(tmp_path):
     assert class_order.warning(network, old, FOLDERS, "the teacher") == ""
 
 
+@pytest.mark.full
 def test_a_run_says_what_it_assumes_of_a_foreign_file(tiny, tmp_path, capsys):
     model = ModelConfig("cnn", features=(4, 8))
     architecture = weights.ConfigArchitecture(model, 10, 1, 8, Card(8))
@@ -174,6 +175,7 @@ def test_a_run_says_what_it_assumes_of_the_network_that_it_starts_from(tiny, tmp
     assert "theirs.npz: mean=(0.5,), std=(0.5,) assumed, as usual for bit; classes" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_a_teacher_of_more_classes_is_asked_about_the_datas(tiny, tmp_path):
     tiny.objective.name, tiny.num_classes = "function_matching", 3
     tiny.teacher.path = str(test_teacher.save_bit(tmp_path / "bit.npz"))
