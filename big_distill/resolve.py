@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from big_distill.config import (
     OWN_TEACHER,
+    PATH_SOURCES,
     PROFILED_STEPS,
     Config,
     ModelConfig,
@@ -256,7 +257,7 @@ def _check_sources(config: Config, prefix: str) -> None:
             "validation and test",
         )
         require(
-            one.path is None or one.name in ("folder", "idx") or ":" in one.name,
+            one.path is None or one.name in PATH_SOURCES or ":" in one.name,
             f"{prefix}.{name}.path={one.path!r}, but {prefix}.{name}.name={one.name!r} has no path; "
             f"--{prefix}.{name}.name=folder reads a directory",
         )

@@ -12,6 +12,7 @@ from big_distill.config.schema import (
     LAYOUTS,
     OWN_TEACHER,
     PAD_GREY,
+    PATH_SOURCES,
     PROFILED_STEPS,
     CompressConfig,
     Config,

@@ -19,6 +19,8 @@ import functools
 from typing import Any
 
 PROFILED_STEPS = 5
+PATH_SOURCES = ("folder", "idx")
+"""Names the sources of ours that read the directory `path`."""
 LAYOUTS = ("auto", "class", "split/class")
 """Says which sub-folders of a folder are classes."""
 BIT_DEPTHS = (8, 10, 12, 14, 16)

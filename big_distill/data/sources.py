@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from big_distill.config import SourceConfig, user_code
+from big_distill.config import PATH_SOURCES, SourceConfig, user_code
 from big_distill.data import Example, Source, array_source
 from big_distill.data.draws import permutation
 from big_distill.data.folders import open_folder
@@ -23,8 +23,7 @@ from big_distill.data.reading import with_bit_depth
 from big_distill.data.split_names import split_ids
 from big_distill.errors import ConfigError, DataError, close, nearest
 
-BUILT_IN_FILES = ("folder", "idx")
-BUILT_IN = ("digits", "random", *BUILT_IN_FILES)
+BUILT_IN = ("digits", "random", *PATH_SOURCES)
 
 
 def open_source(source: SourceConfig, split: str, *, num_classes: int, image_size: int, channels: int) -> Source:

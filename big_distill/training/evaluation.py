@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 
 from big_distill import compress, weights
 from big_distill import teacher as teachers
-from big_distill.config import Config, SourceConfig
+from big_distill.config import PATH_SOURCES, Config, SourceConfig
 from big_distill.data import Source
 from big_distill.data.pipeline import EvalPipeline
 from big_distill.data.reading import share_cut
-from big_distill.data.sources import BUILT_IN, BUILT_IN_FILES, check_classes, open_source
+from big_distill.data.sources import BUILT_IN, check_classes, open_source
 from big_distill.errors import ConfigError, RunError
 from big_distill.parallel import sharding
 from big_distill.run_dir.checkpoints import Checkpoints
@@ -173,7 +173,7 @@ def with_data(config: Config, fields: Mapping[str, str | None]) -> Config:
             f"--data_dir={given['data_dir']} is a root of TFDS sets, but {where}; "
             "--config.source.path says where that lies"
         )
-    if "path" in given and other.name not in BUILT_IN_FILES and ":" not in other.name:
+    if "path" in given and other.name not in PATH_SOURCES and ":" not in other.name:
         raise ConfigError(
             f"--config.source.path={given['path']}, but {where}, which has no path; --config.source.name=folder has one"
         )
